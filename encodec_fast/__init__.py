@@ -1,0 +1,41 @@
+"""EnCodec for PyTorch, several times faster: the same codes from every backend, batch and stream.
+
+from encodec_fast import EncodecModel          # a transformers.EncodecModel
+model = EncodecModel.from_pretrained("facebook/encodec_24khz")
+codes = model.encode(audio, bandwidth=6.0).audio_codes
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+# public name -> the module that defines it, imported at first use: `import encodec_fast` itself loads nothing
+_HOMES = {
+    "EncodecModel": "encodec_fast.model",
+    "EncodedClip": "encodec_fast.model",
+    "EncodecConfig": "transformers",
+    "EncodecFeatureExtractor": "transformers",
+    "accelerate": "encodec_fast.acceleration",
+    "Acceleration": "encodec_fast.acceleration",
+    "use_backend": "encodec_fast.dispatch",
+    "BackendError": "encodec_fast.dispatch",
+    "explain": "encodec_fast.explanation",
+    "load_model": "encodec_fast.pretrained",
+}
+
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'encodec_fast' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

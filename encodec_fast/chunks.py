@@ -1,0 +1,132 @@
+"""Chunked models (48 kHz): all chunks of all clips as common batches, in place of the reference's loop over chunks.
+
+The walk over a clip - offsets, masks, checks, error messages - stays the installed transformers' own: its `encode` and `decode`
+run on a stand-in for the model that takes down the chunks, which are then run together.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.models.encodec import modeling_encodec as hf
+
+# Bound on the audio, first-layer activations and padding of the chunks that run as one batch: 40 chunks of the 48 kHz model.
+CHUNK_BATCH_BYTES = 512 << 20
+
+
+class EncodeWalk:
+    """Stands in for a model while HF's `encode` walks the chunks."""
+
+    def __init__(self, model: hf.EncodecModel) -> None:
+        self.config = model.config
+        self._model = model
+        self.chunks: list[tuple[Tensor, tuple[Any, ...]]] = []
+
+    def _encode_frame(self, input_values: Tensor, bandwidth: float, *mask: Tensor) -> tuple[Tensor, None]:
+        # mask: transformers before 4.53 applies the padding mask inside
+        self.bandwidth = bandwidth
+        self.chunks.append((input_values, mask))
+        return self.placeholder(input_values), None
+
+    def placeholder(self, input_values: Tensor) -> Tensor:
+        """Stands for the chunk's codes, [B, K, F]."""
+        model = self._model
+        levels = min(model.quantizer.get_num_quantizers_for_bandwidth(self.bandwidth), len(model.quantizer.layers))
+        frames = encoded_length(model.config, input_values.shape[-1])
+        return torch.empty(input_values.shape[0], levels, frames, dtype=torch.int64, device=input_values.device)
+
+
+class DecodeWalk:
+    """Stands in for a chunked model while HF's `decode` walks the chunks."""
+
+    def __init__(self, model: hf.EncodecModel) -> None:
+        self.config = model.config
+        self._model = model
+
+    def _decode_frame(self, codes: Tensor, scale: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        return codes, scale
+
+    def _linear_overlap_add(self, chunks: list[tuple[Tensor, Tensor | None]], stride: int) -> Tensor:
+        return overlap_add(decode_chunks(self._model, chunks), stride)
+
+
+def encoded_length(config: Any, length: int) -> int:
+    """Frames of a chunk of `length` samples: each downsampling rounds up."""
+    for ratio in reversed(config.upsampling_ratios):
+        length = -(-length // ratio)
+    return length
+
+
+def encode_chunks(
+    model: hf.EncodecModel, chunks: Sequence[tuple[Tensor, tuple[Any, ...]]], bandwidth: float
+) -> list[tuple[Tensor, Tensor | None]]:
+    """(codes [B, K, F], scale) of every chunk [B, C, T]; chunks of one shape run together."""
+    results: list[Any] = [None] * len(chunks)
+    for members in _equal_shapes([audio for audio, _ in chunks], first_layer_bytes(model.config)):
+        batch = chunks[members[0]][0].shape[0]
+        audio = torch.cat([chunks[index][0] for index in members])
+        mask = [torch.cat(parts) for parts in zip(*(chunks[index][1] for index in members))]
+        codes, scale = model._encode_frame(audio, bandwidth, *mask)
+        scales = [None] * len(members) if scale is None else scale.split(batch)
+        for index, codes_part, scale_part in zip(members, codes.split(batch), scales):
+            results[index] = codes_part, scale_part
+    return results
+
+
+def decode_chunks(model: hf.EncodecModel, chunks: Sequence[tuple[Tensor, Tensor | None]]) -> list[Tensor]:
+    """Audio [B, C, T] of every (codes [B, K, F], scale); chunks of one shape run together."""
+    results: list[Any] = [None] * len(chunks)
+    scaled = {scale is not None for _, scale in chunks}
+    if len(scaled) > 1:
+        return [model._decode_frame(codes, scale) for codes, scale in chunks]
+    bytes_per_frame = first_layer_bytes(model.config) * model.config.hop_length
+    for members in _equal_shapes([codes for codes, _ in chunks], bytes_per_frame):
+        batch = chunks[members[0]][0].shape[0]
+        codes = torch.cat([chunks[index][0] for index in members])
+        scale = torch.cat([chunks[index][1].reshape(-1) for index in members]) if True in scaled else None  # type: ignore[union-attr]
+        for index, audio in zip(members, model._decode_frame(codes, scale).split(batch)):
+            results[index] = audio
+    return results
+
+
+def first_layer_bytes(config: Any) -> int:
+    """Bytes per sample that a clip's first-layer activations take at most, input and output at once."""
+    return 4 * 2 * max(config.num_filters, config.audio_channels)
+
+
+def _equal_shapes(tensors: Sequence[Tensor], bytes_per_step: int) -> list[list[int]]:
+    """Indices grouped by shape, each group within the memory bound."""
+    by_shape: dict[torch.Size, list[int]] = defaultdict(list)
+    for index, tensor in enumerate(tensors):
+        by_shape[tensor.shape].append(index)
+    groups: list[list[int]] = []
+    for shape, members in by_shape.items():
+        size = max(1, CHUNK_BATCH_BYTES // max(1, shape[0] * shape[-1] * bytes_per_step))
+        groups.extend(members[at : at + size] for at in range(0, len(members), size))
+    return groups
+
+
+def overlap_add(frames: list[Tensor], stride: int) -> Tensor:
+    """Chunks [B, C, T_i] faded linearly into each other at multiples of `stride`: [B, C, stride * (n - 1) + T_last].
+
+    Bit-equal to HF's `_linear_overlap_add`, without its host sync: at most two chunks cover a sample, and a + b is b + a.
+    """
+    length = frames[0].shape[-1]
+    if 2 * stride < length or stride > length or any(frame.shape[-1] != length for frame in frames[:-1]):
+        return hf.EncodecModel._linear_overlap_add(frames, stride)
+    first, last = frames[0], frames[-1]
+    time = torch.linspace(0, 1, length + 2, device=first.device, dtype=first.dtype)[1:-1]
+    weight = 0.5 - (time - 0.5).abs()
+    total = stride * (len(frames) - 1) + last.shape[-1]
+    # 0 for the chunks of even index, 1 for the odd ones: chunks of one layer never meet
+    layers = first.new_zeros(2, *first.shape[:-1], total)
+    weights = weight.new_zeros(2, total)
+    for index, frame in enumerate(frames):
+        covered = slice(index * stride, index * stride + frame.shape[-1])
+        layers[index % 2][..., covered] = frame * weight[: frame.shape[-1]]
+        weights[index % 2, covered] = weight[: frame.shape[-1]]
+    return (layers[0] + layers[1]) / (weights[0] + weights[1])

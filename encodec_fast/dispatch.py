@@ -1,0 +1,315 @@
+"""Which backend runs which stage of a call, and why.
+
+    auto       the first backend of the device's preference that can run the stage
+    a name     that backend or an error; `use_backend` in code, ENCODEC_FAST_BACKEND for the process
+    reference  the Hugging Face modules themselves: for calls that only they can serve (hooks, tracing, autocast, foreign modules)
+
+Every step away from the preferred backend is logged once with its reason, on the logger "encodec_fast", and shown by `explain`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from encodec_fast.autograd import with_recomputed_backward
+from encodec_fast.executors.base import Executor, QuantizerProgram, StageProgram
+from encodec_fast.plan import Network, Quantizer, Stage
+from encodec_fast.plan_cache import cache_of
+from encodec_fast.plan_reader import Unplannable, inner_modules, read_network, read_quantizer, weight_norm_hook
+
+logger = logging.getLogger("encodec_fast")
+
+ENVIRONMENT_VARIABLE = "ENCODEC_FAST_BACKEND"
+
+# One line per backend. The order is the order of `encodec-fast info`.
+EXECUTORS = {
+    "torch": ("encodec_fast.executors.torch_executor", "TorchExecutor"),
+}
+PREFERENCE = {"cpu": ("cpu", "torch"), "cuda": ("triton", "torch")}
+REFERENCE = "reference"
+FLOAT_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+_requested: ContextVar[str | None] = ContextVar("encodec_fast_backend", default=None)
+_logged: set[str] = set()
+
+
+class BackendError(RuntimeError):
+    """A backend that was asked for by name can't run the call."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for.  strict: a limit of the named backend is an error, not a reason to fall back."""
+
+    backend: str
+    strict: bool
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Runs the block on one backend: "auto", "torch", "cpu", "triton" or "reference".
+
+    Raises ValueError for another name and BackendError where the backend can't run a call: here a name is a demand.
+    Holds for the current thread or task only.
+    """
+    token = _requested.set(_known(name, "use_backend"))
+    try:
+        yield
+    finally:
+        _requested.reset(token)
+
+
+def requested() -> Request:
+    """The backend in force: `use_backend`, else ENCODEC_FAST_BACKEND, else auto."""
+    name = _requested.get()
+    if name is not None:
+        return Request(name, strict=True)
+    return Request(_known(os.environ.get(ENVIRONMENT_VARIABLE) or "auto", ENVIRONMENT_VARIABLE), strict=False)
+
+
+def _known(name: str, source: str) -> str:
+    names = ("auto", *EXECUTORS, REFERENCE)
+    if name not in names:
+        raise ValueError(f"{source}: {name!r} is not a backend. Choose one of {', '.join(names)}.")
+    return name
+
+
+@cache
+def executor(name: str) -> Executor:
+    """The one instance of a backend; its module is imported here, at first use."""
+    module, attribute = EXECUTORS[name]
+    return getattr(importlib.import_module(module), attribute)()
+
+
+def backend_report() -> list[tuple[str, bool, str]]:
+    """(name, available, why not) of every backend on this machine."""
+    reasons = [(name, executor(name).unavailable()) for name in EXECUTORS]
+    return [(name, reason is None, reason or "") for name, reason in reasons]
+
+
+# Choosing
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The backend of one stage and, where it is not the preferred one, the reason."""
+
+    backend: str
+    reason: str
+
+
+def choose(stage: Stage | Quantizer, dtype: torch.dtype, device: torch.device, request: Request) -> Choice:
+    """The backend that runs the stage.  Raises BackendError where a backend demanded by name can't."""
+    named = request.backend not in ("auto", REFERENCE)
+    order = (request.backend, "torch") if named else PREFERENCE.get(device.type, ("torch",))
+    refused: list[str] = []
+    for name in (name for name in order if name in EXECUTORS):
+        reason = executor(name).unavailable()
+        if reason is not None and named and name == request.backend:
+            raise BackendError(f"backend {name!r} was asked for but is not available: {reason}")
+        reason = reason or executor(name).refusal(stage, dtype, device)
+        if reason is None:
+            return Choice(name, "; ".join(refused))
+        if request.strict and named:
+            raise BackendError(f"backend {name!r} was asked for but can't run this call: {reason}")
+        refused.append(f"{name}: {reason}")
+    raise AssertionError("the torch backend refuses nothing")
+
+
+def reference_reason(module: nn.Module, x: Tensor, request: Request) -> str | None:
+    """Why only the reference modules can serve this call, or None."""
+    if request.backend == REFERENCE:
+        return "asked for by name"
+    return call_reason(x) or hook_reason(module)
+
+
+def call_reason(x: Tensor) -> str | None:
+    """What about this call only the reference modules can serve, whatever the module, or None."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.jit.is_scripting():
+        return "the call is being traced or compiled"
+    if type(x) not in (Tensor, nn.Parameter) or torch._C._functorch.peek_interpreter_stack() is not None:
+        return "the input is a tensor subclass or inside a functional transform"
+    if x.device.type == "meta":
+        return "the tensors are on the meta device"
+    if x.layout is not torch.strided or x.numel() == 0:
+        return "the input is empty or sparse"
+    if torch.is_autocast_enabled(x.device.type):
+        return "autocast is on"
+    return None
+
+
+def hook_reason(module: nn.Module) -> str | None:
+    """Which hook or patched forward inside `module` needs the modules to be called one by one, or None."""
+    if nn.modules.module._has_any_global_hook():
+        return "a global module hook is registered"
+    for child in inner_modules(module):
+        if child._forward_hooks or child._backward_hooks or child._backward_pre_hooks or "forward" in child.__dict__:
+            return f"an inner module ({type(child).__name__}) has a hook or a patched forward"
+        if child._forward_pre_hooks and (len(child._forward_pre_hooks) > 1 or weight_norm_hook(child) is None):
+            return f"an inner module ({type(child).__name__}) has a forward pre-hook"
+    return None
+
+
+def log_once(message: str) -> None:
+    """One warning per distinct message and process."""
+    if message not in _logged:
+        _logged.add(message)
+        logger.warning(message)
+
+
+# Running the encoder and the decoder
+
+
+class PreparedNetwork:
+    """A network cut into runs of stages of one backend each."""
+
+    def __init__(self, network: Network, choices: list[Choice]) -> None:
+        self.network = network
+        self.choices = choices
+        self.programs: list[StageProgram] = []
+        start = 0
+        for end in range(1, len(choices) + 1):
+            if end == len(choices) or choices[end].backend != choices[start].backend:
+                self.programs.append(executor(choices[start].backend).prepare(network.stages[start:end]))
+                start = end
+        for reason in {choice.reason for choice in choices if choice.reason}:
+            log_once(f"running on the {choices[0].backend} backend ({reason})")
+
+    def run(self, x: Tensor) -> Tensor:
+        """Whole clips [B, C, T] -> [B, C_out, T_out]."""
+        for program in self.programs:
+            x = program.run(x)
+        return x
+
+    def open(self, batch: int) -> list[object]:
+        """A state for `batch` clips at time zero."""
+        return [program.open(batch) for program in self.programs]
+
+    def push(self, x: Tensor, state: list[object], final: bool) -> Tensor:
+        """The next piece of time through all stages; `state` moves on in place."""
+        for program, program_state in zip(self.programs, state):
+            x = program.push(x, program_state, final)
+        return x
+
+
+def prepare_network(module: nn.Module, request: Request) -> PreparedNetwork | str:
+    """The prepared encoder or decoder, or why only the reference modules can run it."""
+
+    def make() -> PreparedNetwork | str:
+        try:
+            network = read_network(module)
+        except Unplannable as unplannable:
+            return str(unplannable)
+        return PreparedNetwork(network, [choose(stage, network.dtype, network.device, request) for stage in network.stages])
+
+    return cache_of(module).get(module, request, make)
+
+
+def run_network(module: nn.Module, x: Tensor, reference: Callable[[Tensor], Tensor]) -> Tensor:
+    """The encoder's or decoder's forward: [B, C, T] -> [B, C_out, T_out], with the reference's gradients."""
+    request = requested()
+    reason = reference_reason(module, x, request)
+    if reason is None:
+        prepared = prepare_network(module, request)
+        if isinstance(prepared, PreparedNetwork):
+            network = prepared.network
+            reason = mismatch(x, network.stages[0].in_channels, network.dtype, network.device)
+            if reason is None:
+                return with_recomputed_backward(module, prepared.run, reference, x)
+        else:
+            reason = prepared
+    note_reference(module, reason, request)
+    return reference(x)
+
+
+# Running the quantizer
+
+
+@dataclass(frozen=True)
+class PreparedQuantizer:
+    """The codebooks, laid out for one backend."""
+
+    quantizer: Quantizer
+    choice: Choice
+    program: QuantizerProgram
+
+
+def prepare_quantizer(module: nn.Module, request: Request) -> PreparedQuantizer | str:
+    """The prepared codebooks, or why only the reference modules can run them."""
+
+    def make() -> PreparedQuantizer | str:
+        try:
+            quantizer = read_quantizer(module)
+        except Unplannable as unplannable:
+            return str(unplannable)
+        choice = choose(quantizer, quantizer.codebooks.dtype, quantizer.codebooks.device, request)
+        if choice.reason:
+            log_once(f"running on the {choice.backend} backend ({choice.reason})")
+        return PreparedQuantizer(quantizer, choice, executor(choice.backend).prepare_quantizer(quantizer))
+
+    return cache_of(module).get(module, request, make)
+
+
+def run_search(module: nn.Module, x: Tensor, num_quantizers: int, reference: Callable[[], Tensor]) -> Tensor:
+    """The quantizer's encode: embeddings [B, D, F] -> codes [K, B, F]."""
+    request = requested()
+    reason = reference_reason(module, x, request)
+    if reason is None:
+        prepared = prepare_quantizer(module, request)
+        if isinstance(prepared, PreparedQuantizer):
+            codebooks = prepared.quantizer.codebooks
+            reason = mismatch(x, codebooks.shape[2], codebooks.dtype, codebooks.device)
+            if reason is None:
+                return prepared.program.encode(x.detach(), min(num_quantizers, codebooks.shape[0]))
+        else:
+            reason = prepared
+    note_reference(module, reason, request)
+    return reference()
+
+
+def run_lookup(module: nn.Module, codes: Tensor, reference: Callable[[Tensor], Tensor]) -> Tensor:
+    """The quantizer's decode: codes [K, B, F] -> embeddings [B, D, F]."""
+    request = requested()
+    reason = reference_reason(module, codes, request)
+    if reason is None:
+        prepared = prepare_quantizer(module, request)
+        if isinstance(prepared, PreparedQuantizer):
+            codebooks = prepared.quantizer.codebooks
+            fits = codes.dim() == 3 and codes.shape[0] <= codebooks.shape[0] and codes.dtype in (torch.int64, torch.int32)
+            if fits and codes.device == codebooks.device:
+                return prepared.program.decode(codes)
+            reason = f"codes of shape {list(codes.shape)}, {codes.dtype} on {codes.device}"
+        else:
+            reason = prepared
+    note_reference(module, reason, request)
+    return reference(codes)
+
+
+def note_reference(module: nn.Module, reason: str, request: Request) -> None:
+    """Logs that the reference modules run.  Raises BackendError where a backend was demanded by name."""
+    if request.backend == REFERENCE:
+        return
+    if request.strict and request.backend != "auto":
+        raise BackendError(f"backend {request.backend!r} was asked for but {type(module).__name__} can't use it: {reason}")
+    log_once(f"{type(module).__name__} runs on the reference modules ({reason})")
+
+
+def mismatch(x: Tensor, channels: int, dtype: torch.dtype, device: torch.device) -> str | None:
+    """Why a network of `channels` inputs, this dtype and device can't take x, or None."""
+    if x.dim() != 3 or x.shape[1] != channels:
+        return f"the input has shape {list(x.shape)}, not [B, {channels}, T]"
+    if x.dtype != dtype or dtype not in FLOAT_DTYPES:
+        return f"the input is {x.dtype}, the weights are {dtype}"
+    if x.device != device:
+        return f"the input is on {x.device}, the weights are on {device}"
+    return None

@@ -1,0 +1,112 @@
+"""What would run where: the table of stage, shape, backend and reason behind one call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers.models.encodec import modeling_encodec as hf
+
+from encodec_fast import dispatch
+from encodec_fast.chunks import encoded_length
+from encodec_fast.model import FAST_PARTS
+from encodec_fast.plan import LSTM, Conv, ResidualBlock, Stage, Upsample
+
+
+@dataclass(frozen=True)
+class Row:
+    """One stage.  shape: of its output.  reason: why not the preferred backend, "" where it is."""
+
+    stage: str
+    shape: tuple[int, ...]
+    backend: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Rows in the order of execution; prints as a table."""
+
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        cells = [("stage", "output", "backend", "reason")]
+        cells += [(row.stage, str(list(row.shape)), row.backend, row.reason) for row in self.rows]
+        widths = [max(len(line[column]) for line in cells) for column in range(3)]
+        lines = ["  ".join([*(cell.ljust(width) for cell, width in zip(line, widths)), line[3]]).rstrip() for line in cells]
+        return "\n".join([*lines, *self.notes])
+
+
+def explain(model: hf.EncodecModel, input_values: Tensor) -> Explanation:
+    """The backend of every stage if `model` encoded and decoded `input_values` [B, C, T] now, and why. Runs nothing.
+
+    Raises TypeError where the model is no EnCodec model and ValueError for input of another rank.
+    """
+    if not isinstance(model, hf.EncodecModel):
+        raise TypeError(f"model: expected an EncodecModel, got {type(model).__name__}.")
+    if input_values.dim() != 3:
+        raise ValueError(f"input_values: expected shape [B, C, T], got {list(input_values.shape)}.")
+    batch, channels, length = input_values.shape
+    notes = []
+    if model.config.chunk_length is not None:
+        chunk = min(length, model.config.chunk_length)
+        count = len(range(0, length, model.config.chunk_stride))
+        notes.append(f"{count} chunks of up to {chunk} samples per clip, run as common batches; shapes are those of full chunks")
+        batch, length = batch * max(1, length // model.config.chunk_stride), chunk
+    frames = encoded_length(model.config, length)
+
+    rows = _network_rows("encoder", model.encoder, input_values, (batch, channels, length), frames)
+    rows += _quantizer_rows(model, input_values, (batch, frames))
+    rows += _network_rows("decoder", model.decoder, input_values, (batch, model.config.hidden_size, frames), length)
+    if any(row.backend in ("torch", dispatch.REFERENCE) for row in rows):
+        notes.append("torch and reference: the libraries below may change bits with batch size, pieces and threads")
+    return Explanation(tuple(rows), tuple(notes))
+
+
+def _network_rows(name: str, module: nn.Module, x: Tensor, shape: tuple[int, int, int], out_length: int) -> list[Row]:
+    request = dispatch.requested()
+    reason = _reference_reason(module, x, request)
+    prepared = reason or dispatch.prepare_network(module, request)
+    if isinstance(prepared, dispatch.PreparedNetwork):
+        network = prepared.network
+        example = torch.empty(1, network.stages[0].in_channels, 1, dtype=x.dtype, device=x.device)
+        prepared = dispatch.mismatch(example, network.stages[0].in_channels, network.dtype, network.device) or prepared
+    if not isinstance(prepared, dispatch.PreparedNetwork):
+        return [Row(name, (shape[0], out_length), dispatch.REFERENCE, prepared)]
+    rows = []
+    batch, _, length = shape
+    for stage, choice in zip(prepared.network.stages, prepared.choices):
+        length = stage.output_length(length)
+        rows.append(Row(f"{name}.{describe(stage)}", (batch, stage.out_channels, length), choice.backend, choice.reason))
+    return rows
+
+
+def _quantizer_rows(model: hf.EncodecModel, x: Tensor, shape: tuple[int, int]) -> list[Row]:
+    request = dispatch.requested()
+    prepared = _reference_reason(model.quantizer, x, request) or dispatch.prepare_quantizer(model.quantizer, request)
+    backend, reason = (dispatch.REFERENCE, prepared) if isinstance(prepared, str) else (prepared.choice.backend, prepared.choice.reason)
+    levels, size, dim = len(model.quantizer.layers), model.config.codebook_size, model.config.codebook_dim
+    batch, frames = shape
+    return [
+        Row(f"quantizer.encode  up to {levels} x {size} x {dim}", (levels, batch, frames), backend, reason),
+        Row(f"quantizer.decode  up to {levels} x {size} x {dim}", (batch, dim, frames), backend, reason),
+    ]
+
+
+def _reference_reason(module: nn.Module, x: Tensor, request: dispatch.Request) -> str | None:
+    if type(module) not in FAST_PARTS.values():
+        return f"{type(module).__module__}.{type(module).__name__} is not ours: see encodec_fast.accelerate"
+    return dispatch.reference_reason(module, x, request)
+
+
+def describe(stage: Stage) -> str:
+    """Name, kind and geometry of a stage in one short phrase."""
+    kind = f"{stage.name}  {type(stage).__name__} {stage.in_channels} -> {stage.out_channels}"
+    if isinstance(stage, (Conv, Upsample)):
+        return f"{kind}, kernel {stage.kernel}, stride {stage.stride}"
+    if isinstance(stage, ResidualBlock):
+        return f"{kind}, kernel {stage.conv1.kernel}, dilation {stage.conv1.dilation}"
+    assert isinstance(stage, LSTM)
+    return f"{kind}, {len(stage.layers)} layers"

@@ -1,0 +1,201 @@
+"""The drop-in `EncodecModel`: transformers' own class, with the work inside its encoder, quantizer and decoder done by the plan."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers.models.encodec import modeling_encodec as hf
+from transformers.utils import ModelOutput
+
+from encodec_fast import chunks, dispatch
+from encodec_fast.plan import Plan
+from encodec_fast.plan_reader import read_plan
+
+
+class EncodecEncoder(hf.EncodecEncoder):
+    """SEANet encoder whose forward runs on the plan."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return dispatch.run_network(self, hidden_states, super().forward)
+
+
+class EncodecDecoder(hf.EncodecDecoder):
+    """SEANet decoder whose forward runs on the plan."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return dispatch.run_network(self, hidden_states, super().forward)
+
+
+class EncodecResidualVectorQuantizer(hf.EncodecResidualVectorQuantizer):
+    """Residual vector quantizer whose search and sum run on the plan."""
+
+    def encode(self, embeddings: Tensor, bandwidth: float | None = None) -> Tensor:
+        levels, reference = self.get_num_quantizers_for_bandwidth(bandwidth), super().encode
+        return dispatch.run_search(self, embeddings, levels, lambda: reference(embeddings, bandwidth))
+
+    def decode(self, codes: Tensor) -> Tensor:
+        return dispatch.run_lookup(self, codes, super().decode)
+
+
+FAST_PARTS = {
+    hf.EncodecEncoder: EncodecEncoder,
+    hf.EncodecDecoder: EncodecDecoder,
+    hf.EncodecResidualVectorQuantizer: EncodecResidualVectorQuantizer,
+}
+
+
+@dataclass(frozen=True)
+class EncodedClip:
+    """One clip's codes.
+
+    codes: [n_chunks, K, F], int64; one chunk unless the model is chunked.  scales: [n_chunks], float, or None.
+    last_frame_pad_length: frames of zeros at the end of the last chunk.  num_samples: length of the clip.
+    """
+
+    codes: Tensor
+    scales: Tensor | None
+    last_frame_pad_length: int
+    num_samples: int
+
+    def to(self, device: torch.device | str) -> EncodedClip:
+        """The same clip on another device."""
+        return replace(self, codes=self.codes.to(device), scales=None if self.scales is None else self.scales.to(device))
+
+
+class EncodecModel(hf.EncodecModel):
+    """`transformers.EncodecModel`, several times faster: same constructor, weights, signatures, outputs and errors.
+
+    Beyond it: `encode_batch` and `decode_batch` for clips of any lengths, `plan()` for the model as data.
+    """
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        for part in (self.encoder, self.decoder, self.quantizer):
+            part.__class__ = FAST_PARTS[type(part)]
+
+    def plan(self) -> Plan:
+        """The model as data, read now.  Raises Unplannable where a submodule was replaced by something foreign."""
+        return read_plan(self)
+
+    def _encode_frame(self, input_values: Tensor, *args: Any) -> tuple[Tensor, Tensor | None]:
+        # codes carry no gradient; only the scale of an input that asks for one does
+        with torch.set_grad_enabled(torch.is_grad_enabled() and input_values.requires_grad):
+            return super()._encode_frame(input_values, *args)
+
+    def encode(
+        self,
+        input_values: Tensor,
+        padding_mask: Tensor | None = None,
+        bandwidth: float | None = None,
+        return_dict: bool | None = None,
+    ) -> Any:
+        """HF's `encode`; the chunks of a chunked model run as common batches."""
+        if not self._walks_apply(input_values):
+            return super().encode(input_values, padding_mask, bandwidth, return_dict)
+        walk = chunks.EncodeWalk(self)
+        whole = self.config.chunk_length is None and padding_mask is None and input_values.shape[-1] > 0
+        # HF multiplies by a mask of ones here, which changes nothing and copies the audio twice: it walks one sample instead
+        walked = input_values[..., :1] if whole else input_values
+        output = hf.EncodecModel.encode(walk, walked, padding_mask, bandwidth, return_dict)
+        if whole:
+            walk.chunks = [(input_values, mask) for _, mask in walk.chunks]
+        return _with_codes(output, chunks.encode_chunks(self, walk.chunks, walk.bandwidth))
+
+    @functools.wraps(hf.EncodecModel.decode)
+    def decode(self, *args: Any, **kwargs: Any) -> Any:
+        """HF's `decode`; the chunks of a chunked model run as common batches."""
+        codes = kwargs.get("audio_codes", args[0] if args else None)
+        if self.config.chunk_length is None or not self._walks_apply(codes):
+            return super().decode(*args, **kwargs)
+        return hf.EncodecModel.decode(chunks.DecodeWalk(self), *args, **kwargs)
+
+    def _walks_apply(self, tensor: Any) -> bool:
+        # somebody's own _encode_frame or a traced call must see HF's own loop
+        overridden = "_encode_frame" in self.__dict__ or "_decode_frame" in self.__dict__
+        overridden = overridden or type(self)._encode_frame is not EncodecModel._encode_frame
+        overridden = overridden or type(self)._decode_frame is not hf.EncodecModel._decode_frame
+        return not overridden and dispatch.call_reason(tensor) is None and tensor.dim() >= 3
+
+    @torch.no_grad()
+    def encode_batch(self, waveforms: Sequence[Tensor], bandwidth: float | None = None) -> list[EncodedClip]:
+        """The codes of clips of any lengths, each what `encode` gives for that clip alone.
+
+        waveforms: [C, T] each, or [T] for a mono model; moved to the model's device and dtype.  bandwidth: kbps, None for the lowest.
+        Clips and chunks of one length run together, nothing is padded. Bits are independent of the batch where the backend promises it
+        (`explain` says which does); on the torch backend they may differ as between any two batch sizes.
+        Raises ValueError for a bandwidth the model lacks, an empty clip or a clip of the wrong number of channels.
+        """
+        bandwidth = self.config.target_bandwidths[0] if bandwidth is None else bandwidth
+        if bandwidth not in self.config.target_bandwidths:
+            raise ValueError(f"bandwidth: the model has no {bandwidth} kbps. Choose one of {list(self.config.target_bandwidths)}.")
+        clips = [self._clip(waveform, index) for index, waveform in enumerate(waveforms)]
+        walked = []
+        for clip in clips:
+            for length, start in self._chunks_of(clip.shape[-1]):
+                audio = clip[None, :, start : start + length]
+                walked.append((audio, (torch.ones_like(audio, dtype=torch.bool),) * _MASKS_INSIDE))
+        results = iter(chunks.encode_chunks(self, walked, bandwidth))
+        return [self._join_chunks([next(results) for _ in self._chunks_of(clip.shape[-1])], clip.shape[-1]) for clip in clips]
+
+    @torch.no_grad()
+    def decode_batch(self, clips: Sequence[EncodedClip]) -> list[Tensor]:
+        """The audio [C, num_samples] of each clip, what `decode` gives for that clip alone."""
+        walked: list[tuple[Tensor, Tensor | None]] = []
+        for clip in (clip.to(self.device) for clip in clips):
+            for index, (length, _) in enumerate(self._chunks_of(clip.num_samples)):
+                codes = clip.codes[index, :, : chunks.encoded_length(self.config, length)]
+                walked.append((codes[None], None if clip.scales is None else clip.scales[index, None]))
+        decoded = iter(chunks.decode_chunks(self, walked))
+        waveforms = []
+        for clip in clips:
+            frames = [next(decoded) for _ in self._chunks_of(clip.num_samples)]
+            audio = frames[0] if self.config.chunk_length is None else chunks.overlap_add(frames, self.config.chunk_stride)
+            waveforms.append(audio[0, :, : clip.num_samples])
+        return waveforms
+
+    def _clip(self, waveform: Tensor, index: int) -> Tensor:
+        channels = self.config.audio_channels
+        clip = waveform[None] if waveform.dim() == 1 else waveform
+        if clip.dim() != 2 or clip.shape[0] != channels or clip.shape[1] == 0:
+            raise ValueError(f"waveforms[{index}] has shape {list(waveform.shape)}, not [{channels}, T] with T > 0.")
+        return clip.to(self.device, self.dtype)
+
+    def _chunks_of(self, num_samples: int) -> list[tuple[int, int]]:
+        """(length, start) of the chunks that HF's `encode` cuts a clip into."""
+        chunk_length = self.config.chunk_length
+        if chunk_length is None:
+            return [(num_samples, 0)]
+        return [(min(chunk_length, num_samples - at), at) for at in range(0, num_samples, self.config.chunk_stride)]
+
+    def _join_chunks(self, results: list[tuple[Tensor, Tensor | None]], num_samples: int) -> EncodedClip:
+        frames = [codes.shape[-1] for codes, _ in results]
+        codes = torch.cat([F.pad(codes, (0, frames[0] - codes.shape[-1])) for codes, _ in results])
+        scales = [scale.reshape(-1) for _, scale in results if scale is not None]
+        return EncodedClip(codes, torch.cat(scales) if scales else None, frames[0] - frames[-1], num_samples)
+
+
+# transformers before 4.53 hands the padding mask to _encode_frame
+_MASKS_INSIDE = int("padding_mask" in inspect.signature(hf.EncodecModel._encode_frame).parameters)
+
+
+def _with_codes(output: Any, results: list[tuple[Tensor, Tensor | None]]) -> Any:
+    """HF's output with its placeholder codes and scales replaced; the zeros it padded the last chunk with stay."""
+    as_dict = isinstance(output, ModelOutput)
+    codes, _, *rest = output.to_tuple() if as_dict else output
+    if len(results) == 1:
+        codes = results[0][0][None]
+    else:
+        for index, (chunk_codes, _) in enumerate(results):
+            codes[index, ..., : chunk_codes.shape[-1]] = chunk_codes
+    scales = [scale for _, scale in results]
+    if not as_dict:
+        return (codes, scales, *rest)
+    output["audio_codes"], output["audio_scales"] = codes, scales
+    return output

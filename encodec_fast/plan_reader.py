@@ -1,0 +1,209 @@
+"""Reads the plan from the Hugging Face module tree: weight norm folded, geometry as integers, codebooks stacked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.models.encodec import modeling_encodec as hf
+
+from encodec_fast.plan import (
+    LSTM,
+    Conv,
+    Downsample,
+    GroupNorm,
+    LSTMLayer,
+    Network,
+    Plan,
+    Quantizer,
+    ResidualBlock,
+    Stage,
+    Upsample,
+)
+
+PAD_MODES = ("reflect", "constant", "replicate")
+
+
+class Unplannable(Exception):
+    """The module tree holds something the plan has no words for; the message says what."""
+
+
+def read_network(module: Any) -> Network:
+    """The stages of an `EncodecEncoder` or `EncodecDecoder`.
+
+    Raises Unplannable where the tree holds anything but the modules that transformers builds.
+    """
+    stages: list[Stage] = []
+    elu = False
+    for index, layer in enumerate(module.layers):
+        name = f"layers.{index}"
+        if type(layer) is nn.ELU:
+            _require_plain_elu(layer, name)
+            elu = True
+            continue
+        stages.append(_read_stage(layer, name, elu))
+        elu = False
+    if elu:
+        raise Unplannable(f"{name} is an ELU that no layer follows")
+    return Network(tuple(stages))
+
+
+def read_quantizer(module: Any) -> Quantizer:
+    """The stacked codebooks of an `EncodecResidualVectorQuantizer`."""
+    embeds = []
+    for index, layer in enumerate(module.layers):
+        if type(layer) is not hf.EncodecVectorQuantization or type(layer.codebook) is not hf.EncodecEuclideanCodebook:
+            raise Unplannable(f"quantizer.layers.{index} is a {type(layer).__name__}")
+        if layer.codebook.embed.requires_grad:
+            raise Unplannable(f"the codebook of quantizer.layers.{index} asks for gradients")
+        embeds.append(layer.codebook.embed.detach())
+    if not embeds:
+        raise Unplannable("the quantizer has no layers")
+    return Quantizer(torch.stack(embeds))
+
+
+def read_plan(model: hf.EncodecModel) -> Plan:
+    """The plan of a whole model.  Raises Unplannable as `read_network` does."""
+    return Plan(read_network(model.encoder), read_quantizer(model.quantizer), read_network(model.decoder))
+
+
+def _read_stage(layer: Any, name: str, elu: bool) -> Stage:
+    if type(layer) is hf.EncodecConv1d:
+        return _read_conv(layer, name, elu)
+    if type(layer) is hf.EncodecConvTranspose1d:
+        return _read_upsample(layer, name, elu)
+    if type(layer) is hf.EncodecResnetBlock and not elu:
+        return _read_residual(layer, name)
+    if type(layer) is hf.EncodecLSTM and not elu:
+        return _read_lstm(layer, name)
+    raise Unplannable(f"{name} is a {type(layer).__name__}{' after an ELU' if elu else ''}")
+
+
+def _read_conv(module: Any, name: str, elu: bool) -> Conv:
+    conv = module.conv
+    _require_plain_conv(conv, nn.Conv1d, name)
+    stride, dilation = conv.stride[0], conv.dilation[0]
+    if module.pad_mode not in PAD_MODES:
+        raise Unplannable(f"{name} pads with mode {module.pad_mode!r}")
+    total = (conv.kernel_size[0] - 1) * dilation + 1 - stride
+    if total < 0:
+        raise Unplannable(f"{name} has a stride longer than its kernel")
+    pad_right = 0 if module.causal else total // 2
+    kind = Downsample if elu and stride > 1 else Conv
+    return kind(
+        name=name,
+        weight=_folded_weight(conv, name),
+        bias=None if conv.bias is None else conv.bias.detach(),
+        stride=stride,
+        dilation=dilation,
+        pad_left=total - pad_right,
+        pad_right=pad_right,
+        pad_mode=module.pad_mode,
+        elu=elu,
+        norm=_read_norm(module, name),
+    )
+
+
+def _read_upsample(module: Any, name: str, elu: bool) -> Upsample:
+    conv = module.conv
+    _require_plain_conv(conv, nn.ConvTranspose1d, name)
+    kernel, stride = conv.kernel_size[0], conv.stride[0]
+    total = kernel - stride
+    trim_right = math.ceil(total * module.trim_right_ratio) if module.causal else total // 2
+    if total < 0 or conv.dilation != (1,) or not 0 <= trim_right <= total:
+        raise Unplannable(f"{name} has kernel {kernel}, stride {stride}, dilation {conv.dilation}, trim {trim_right}")
+    return Upsample(
+        name=name,
+        weight=_folded_weight(conv, name),
+        bias=None if conv.bias is None else conv.bias.detach(),
+        stride=stride,
+        trim_left=total - trim_right,
+        trim_right=trim_right,
+        elu=elu,
+        norm=_read_norm(module, name),
+    )
+
+
+def _read_residual(module: Any, name: str) -> ResidualBlock:
+    kinds = [type(layer) for layer in module.block]
+    if kinds != [nn.ELU, hf.EncodecConv1d, nn.ELU, hf.EncodecConv1d]:
+        raise Unplannable(f"{name}.block is {[kind.__name__ for kind in kinds]}")
+    for index in (0, 2):
+        _require_plain_elu(module.block[index], f"{name}.block.{index}")
+    conv1 = _read_conv(module.block[1], f"{name}.block.1", elu=True)
+    conv2 = _read_conv(module.block[3], f"{name}.block.3", elu=True)
+    shortcut = None
+    if type(module.shortcut) is hf.EncodecConv1d:
+        shortcut = _read_conv(module.shortcut, f"{name}.shortcut", elu=False)
+    elif type(module.shortcut) is not nn.Identity:
+        raise Unplannable(f"{name}.shortcut is a {type(module.shortcut).__name__}")
+    if conv1.stride != 1 or any(conv.kernel != 1 or conv.stride != 1 for conv in (conv2, shortcut) if conv is not None):
+        raise Unplannable(f"{name} has a strided convolution, or a wide second or shortcut convolution")
+    return ResidualBlock(name, conv1, conv2, shortcut)
+
+
+def _read_lstm(module: Any, name: str) -> LSTM:
+    lstm = module.lstm
+    if type(lstm) is not nn.LSTM or (lstm.bias, lstm.batch_first, lstm.bidirectional, lstm.proj_size) != (True, False, False, 0):
+        raise Unplannable(f"{name}.lstm is not a plain unidirectional nn.LSTM with bias")
+    if lstm.input_size != lstm.hidden_size or lstm.dropout:
+        raise Unplannable(f"{name}.lstm changes its width or drops out")
+    layers = tuple(LSTMLayer(*(weight.detach() for weight in weights)) for weights in lstm.all_weights)
+    return LSTM(name, layers)
+
+
+def _read_norm(module: Any, name: str) -> GroupNorm | None:
+    if module.norm_type != "time_group_norm":
+        return None
+    norm = module.norm
+    if type(norm) is not nn.GroupNorm or norm.num_groups != 1 or norm.weight is None:
+        raise Unplannable(f"{name}.norm is not an affine GroupNorm over one group")
+    return GroupNorm(norm.weight.detach(), norm.bias.detach(), norm.eps)
+
+
+def _require_plain_conv(conv: Any, kind: type[nn.Module], name: str) -> None:
+    # a parametrized module's class is made on the fly, derived from the real one
+    plain = isinstance(conv, kind) and type(conv).forward is kind.forward
+    if not plain or conv.groups != 1 or conv.padding != (0,) or getattr(conv, "output_padding", (0,)) != (0,):
+        raise Unplannable(f"{name}.conv is not a plain {kind.__name__} without padding or groups")
+
+
+def _require_plain_elu(elu: Any, name: str) -> None:
+    if elu.alpha != 1.0:
+        raise Unplannable(f"{name} is an ELU with alpha {elu.alpha}")
+
+
+def weight_norm_hook(module: nn.Module) -> Any:
+    """The forward pre-hook that `torch.nn.utils.weight_norm` installs (transformers before 4.38), if there is one."""
+    from torch.nn.utils.weight_norm import WeightNorm
+
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, WeightNorm) and hook.name == "weight":
+            return hook
+    return None
+
+
+def _folded_weight(conv: Any, name: str) -> Tensor:
+    hook = weight_norm_hook(conv)
+    with torch.no_grad():
+        if hook is not None:
+            # conv.weight itself is stale until the next forward of the hooked module
+            return hook.compute_weight(conv).detach()
+        parametrized = getattr(conv, "parametrizations", None)
+        if parametrized is not None:
+            kinds = [type(p).__name__ for key in parametrized for p in parametrized[key]]
+            if list(parametrized) != ["weight"] or kinds != ["_WeightNorm"]:
+                raise Unplannable(f"{name}.conv is parametrized by {kinds}")
+        return conv.weight.detach()
+
+
+def inner_modules(module: nn.Module) -> Iterator[nn.Module]:
+    """All modules below `module`, without itself, in a fixed order."""
+    stack = [child for child in module._modules.values() if child is not None]
+    while stack:
+        child = stack.pop()
+        yield child
+        stack.extend(grandchild for grandchild in child._modules.values() if grandchild is not None)

@@ -1,0 +1,227 @@
+"""Evidence that ours is the same codec: ours, HF in float32 and HF in float64 on the same weights and audio.
+
+Codes by contract: a code may differ from HF's only where float64 itself can hardly tell the two entries apart. At a frame's first
+level where they differ, the margin is how far the frame's embedding lies from the plane halfway between the two entries, as a share
+of its own length:
+
+    margin = | |r - a|^2 - |r - b|^2 | / (2 |a - b| |x|)
+    r residual before that level, x embedding, a and b the two entries, all float64
+
+It is the relative change of the embedding that would swap the two codes. Later levels of that frame quantize another residual and
+are not compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.models.encodec import modeling_encodec as hf
+
+# float32 embeddings of both models err by up to 3e-6 of their length against float64 (random weights and speech); two such errors, and room
+# for a clip whose LSTM state amplifies them, stay below this.
+MARGIN_BOUND = 2e-5
+# Root-mean-square error against float64, relative to the signal: ours may exceed HF's own by this much, 4 units of float32 roundoff.
+ERROR_SLACK = 5e-7
+# Ours and HF float32 err independently, so about twice as many frames differ between them as between HF float32 and float64; 4 x
+# plus 10 leaves room for small counts and catches a search that is wrong only near ties.
+FLIPS_PER_REFERENCE_FLIP, FLIPS_SLACK = 4, 10
+
+
+@dataclass(frozen=True)
+class Flip:
+    """The first differing code of one frame.  margin: see the module's first lines."""
+
+    clip: int
+    chunk: int
+    frame: int
+    level: int
+    ours: int
+    reference: int
+    margin: float
+
+
+@dataclass
+class ErrorPair:
+    """Relative root-mean-square error and largest absolute error against float64, of ours and of HF float32."""
+
+    ours: float
+    reference: float
+    ours_max: float
+    reference_max: float
+
+    @property
+    def passed(self) -> bool:
+        return self.ours <= self.reference + ERROR_SLACK
+
+
+@dataclass
+class VerifyReport:
+    """What was compared and what came out; `str()` is a table, `passed` the verdict."""
+
+    bandwidth: float
+    clips: int = 0
+    codes: int = 0
+    flips: list[Flip] = field(default_factory=list)
+    reference_flips: int = 0
+    embeddings: ErrorPair | None = None
+    waveform: ErrorPair | None = None
+    snr_db: float = float("inf")
+
+    @property
+    def passed(self) -> bool:
+        errors = all(pair.passed for pair in (self.embeddings, self.waveform) if pair is not None)
+        few = len(self.flips) <= FLIPS_PER_REFERENCE_FLIP * self.reference_flips + FLIPS_SLACK
+        return self.codes > 0 and errors and few and all(flip.margin <= MARGIN_BOUND for flip in self.flips)
+
+    def __str__(self) -> str:
+        worst = max((flip.margin for flip in self.flips), default=0.0)
+        lines = [
+            f"{'PASS' if self.passed else 'FAIL'}  {self.clips} clips at {self.bandwidth} kbps, {self.codes} codes",
+            f"  frames whose codes differ   ours / HF float32: {len(self.flips)}   HF float32 / HF float64: {self.reference_flips}",
+            f"  largest margin of those     {worst:.1e} (bound {MARGIN_BOUND:.0e})",
+        ]
+        for name, pair in (("embedding", self.embeddings), ("waveform", self.waveform)):
+            if pair is not None:
+                lines.append(
+                    f"  {name + ' error, relative rms':<27} ours {pair.ours:.2e}   HF float32 {pair.reference:.2e}   (against HF float64)"
+                )
+        if self.waveform is not None:
+            lines.append(f"  waveform, largest error     ours {self.waveform.ours_max:.2e}   HF float32 {self.waveform.reference_max:.2e}")
+            lines.append(f"  waveform SNR, ours / HF     {self.snr_db:.1f} dB")
+        for flip in self.flips[:10]:
+            where = f"clip {flip.clip} chunk {flip.chunk} frame {flip.frame} level {flip.level}"
+            lines.append(f"  {where}: ours {flip.ours}, HF {flip.reference}, margin {flip.margin:.1e}")
+        if len(self.flips) > 10:
+            lines.append(f"  and {len(self.flips) - 10} more")
+        return "\n".join(lines)
+
+
+class Errors:
+    """Sums that an ErrorPair is made of."""
+
+    def __init__(self) -> None:
+        self.squares = [0.0, 0.0, 0.0]
+        self.largest = [0.0, 0.0]
+
+    def add(self, ours: Tensor, reference: Tensor, truth: Tensor) -> None:
+        self.squares[2] += truth.pow(2).sum().item()
+        for index, value in enumerate((ours, reference)):
+            error = value.double() - truth
+            self.squares[index] += error.pow(2).sum().item()
+            self.largest[index] = max(self.largest[index], error.abs().max().item())
+
+    def pair(self) -> ErrorPair:
+        scale = self.squares[2] or 1.0
+        ours, reference = ((square / scale) ** 0.5 for square in self.squares[:2])
+        return ErrorPair(ours, reference, *self.largest)
+
+
+class Reference:
+    """A stock transformers model with a model's weights, which also keeps the embeddings of its last encode."""
+
+    def __init__(self, model: hf.EncodecModel, dtype: torch.dtype) -> None:
+        with torch.random.fork_rng(devices=[]):
+            self.model = hf.EncodecModel(model.config)
+        self.model.load_state_dict(model.state_dict())
+        self.model.to(device=model.device, dtype=dtype).eval()
+        self.embeddings: list[Tensor] = []
+        self.model.encoder.register_forward_hook(lambda module, args, output: self.embeddings.append(output))
+
+    def encode(self, audio: Tensor, bandwidth: float) -> tuple[Any, list[Tensor]]:
+        """HF's output and the embeddings [B, D, F] of its chunks."""
+        self.embeddings = []
+        output = self.model.encode(audio.to(self.model.dtype), bandwidth=bandwidth)
+        return output, self.embeddings
+
+
+@torch.no_grad()
+def verify(model: hf.EncodecModel, audio: Tensor | Sequence[Tensor], bandwidth: float | None = None) -> VerifyReport:
+    """Compares our codes, embeddings and decoded audio with stock HF in float32 and in float64, on the same weights.
+
+    model: an `encodec_fast.EncodecModel`, float32.  audio: [B, C, T], run as one batch, or a list of [C, T], run one by one.
+    bandwidth: kbps; None takes the highest, which compares every codebook.
+    Raises TypeError for a model that is not ours, ValueError for one that is not float32.
+    """
+    from encodec_fast.model import EncodecModel
+
+    if not isinstance(model, EncodecModel):
+        raise TypeError(f"model: expected an encodec_fast.EncodecModel, got {type(model).__module__}.{type(model).__name__}.")
+    if model.dtype != torch.float32:
+        raise ValueError(f"model: expected float32 weights, got {model.dtype}; use model.float().")
+    bandwidth = max(model.config.target_bandwidths) if bandwidth is None else bandwidth
+    single, double = Reference(model, torch.float32), Reference(model, torch.float64)
+    report = VerifyReport(bandwidth)
+    embeddings, waveform, between = Errors(), Errors(), Errors()
+    captured: list[Tensor] = []
+    hook = model.encoder.register_forward_hook(lambda module, args, output: captured.append(output))
+    try:
+        for batch in [audio] if isinstance(audio, Tensor) else [clip[None] for clip in audio]:
+            batch = batch.to(model.device)
+            captured.clear()
+            _compare_batch(model, single, double, batch, bandwidth, captured, report, (embeddings, waveform, between))
+    finally:
+        hook.remove()
+    report.embeddings, report.waveform = embeddings.pair(), waveform.pair()
+    noise, signal = between.squares[0], between.squares[2]
+    report.snr_db = float("inf") if noise == 0 else 10 * torch.tensor(signal / noise).log10().item()
+    return report
+
+
+def _compare_batch(
+    model: hf.EncodecModel,
+    single: Reference,
+    double: Reference,
+    audio: Tensor,
+    bandwidth: float,
+    captured: list[Tensor],
+    report: VerifyReport,
+    errors: tuple[Errors, Errors, Errors],
+) -> None:
+    ours = model.encode(audio.float(), bandwidth=bandwidth)
+    reference, reference_embeddings = single.encode(audio, bandwidth)
+    truth, truth_embeddings = double.encode(audio, bandwidth)
+    # ours ran the chunks in batches grouped by length: full chunks first, in order, then the ragged tail
+    own_embeddings = [part for batch in captured for part in batch.split(audio.shape[0])]
+    codebooks = torch.stack([layer.codebook.embed for layer in double.model.quantizer.layers])
+    for index, exact in enumerate(truth_embeddings):
+        frames = exact.shape[-1]
+        ours_codes, reference_codes = (output.audio_codes[index, ..., :frames] for output in (ours, reference))
+        report.codes += ours_codes.numel()
+        report.flips += _flips(ours_codes, reference_codes, exact, codebooks, index, report.clips)
+        report.reference_flips += int((reference_codes != truth.audio_codes[index, ..., :frames]).any(1).sum())
+        errors[0].add(own_embeddings[index], reference_embeddings[index], exact)
+    report.clips += audio.shape[0]
+    extra = {"last_frame_pad_length": reference.last_frame_pad_length} if "last_frame_pad_length" in reference else {}
+    decoded = [
+        side.decode(reference.audio_codes, scales, **extra).audio_values
+        for side, scales in (
+            (model, reference.audio_scales),
+            (single.model, reference.audio_scales),
+            (double.model, [None if scale is None else scale.double() for scale in reference.audio_scales]),
+        )
+    ]
+    errors[1].add(*decoded)
+    errors[2].add(decoded[0], decoded[1], decoded[1].double())
+
+
+def _flips(ours: Tensor, reference: Tensor, exact: Tensor, codebooks: Tensor, chunk: int, first_clip: int) -> list[Flip]:
+    """First differing code of each frame.  ours, reference: [B, K, F].  exact: [B, D, F] float64.  codebooks: [K, N, D] float64."""
+    flips = []
+    differs = ours != reference
+    for clip, frame in differs.any(1).nonzero().tolist():
+        level = int(differs[clip, :, frame].int().argmax())
+        x = exact[clip, :, frame]
+        residual = x.clone()
+        for below in range(level):
+            residual -= codebooks[below, ours[clip, below, frame]]
+        a, b = (codebooks[level, side[clip, level, frame]] for side in (ours, reference))
+        gap = (residual - a).pow(2).sum() - (residual - b).pow(2).sum()
+        # equal entries (duplicate rows) give 0 / 0: no embedding is on one side of them, which is the largest margin there is
+        margin = (gap.abs() / (2 * (a - b).norm() * x.norm())).nan_to_num(nan=float("inf")).item()
+        codes = (int(ours[clip, level, frame]), int(reference[clip, level, frame]))
+        flips.append(Flip(first_clip + clip, chunk, frame, level, *codes, margin))
+    return flips
