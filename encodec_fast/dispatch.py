@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from encodec_fast.autograd import with_recomputed_backward
 from encodec_fast.executors.base import Executor, QuantizerProgram, StageProgram
-from encodec_fast.plan import Network, Quantizer, Stage
+from encodec_fast.plan import Network, Quantizer, Stage, convolutions
 from encodec_fast.plan_cache import cache_of
 from encodec_fast.plan_reader import Unplannable, inner_modules, read_network, read_quantizer, weight_norm_hook
 
@@ -224,12 +224,23 @@ def run_network(module: nn.Module, x: Tensor, reference: Callable[[Tensor], Tens
         if isinstance(prepared, PreparedNetwork):
             network = prepared.network
             reason = mismatch(x, network.stages[0].in_channels, network.dtype, network.device)
+            reason = reason or single_value_reason(network, x)
             if reason is None:
                 return with_recomputed_backward(module, prepared.run, reference, x)
         else:
             reason = prepared
     note_reference(module, reason, request)
     return reference(x)
+
+
+def single_value_reason(network: Network, x: Tensor) -> str | None:
+    """Why torch refuses this input: a group norm would see one value.  None for every other input."""
+    length = x.shape[-1]
+    for stage in network.stages if x.shape[0] == 1 else ():
+        length = stage.output_length(length)
+        if length == 1 and any(conv.norm is not None and conv.out_channels == 1 for conv in convolutions(stage)):
+            return f"{stage.name} would normalise a single value"
+    return None
 
 
 # Running the quantizer

@@ -139,7 +139,7 @@ class _ConvStep:
     def _convolve(self, row: Tensor) -> Tensor:
         conv = self.conv
         y = F.conv1d(row, conv.weight, conv.bias, conv.stride, 0, conv.dilation)
-        return y if conv.norm is None else F.group_norm(y, 1, conv.norm.weight, conv.norm.bias, conv.norm.eps)
+        return y if conv.norm is None else torch.group_norm(y, 1, conv.norm.weight, conv.norm.bias, conv.norm.eps)
 
 
 class _ResidualStep:
@@ -192,7 +192,7 @@ class _UpsampleStep:
         if final and state.tail is None and x.shape[-1]:
             y = F.conv_transpose1d(self._activated(x), up.weight, up.bias, up.stride)
             if up.norm is not None:
-                y = F.group_norm(y, 1, up.norm.weight, up.norm.bias, up.norm.eps)
+                y = torch.group_norm(y, 1, up.norm.weight, up.norm.bias, up.norm.eps)
             return y[..., up.trim_left : y.shape[-1] - up.trim_right]
         y = self._overlapped(x, state)
         complete = y.shape[-1] - self.overlap

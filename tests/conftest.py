@@ -1,0 +1,20 @@
+"""Stops the run where kernels/ would shadow Hugging Face's package of that name; hypothesis profiles."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+from hypothesis import settings
+
+_KERNELS = Path(__file__).resolve().parents[1] / "kernels"
+_spec = importlib.util.find_spec("kernels")
+if _spec is not None and str(_KERNELS) in map(str, _spec.submodule_search_locations or ()):
+    # SystemExit, for pytest wraps every other exception of a conftest in a traceback.
+    sys.exit(
+        "The repository root is on sys.path, so transformers would import ./kernels as Hugging Face's `kernels` "
+        "package: run `pytest`, not `python -m pytest`, and leave the root out of PYTHONPATH."
+    )
+
+# `pytest --hypothesis-profile=thorough --hypothesis-seed=1 tests/test_model_configs.py` is the run whose figures are quoted.
+settings.register_profile("default", max_examples=50, deadline=None)
+settings.register_profile("thorough", max_examples=2000, deadline=None)

@@ -1,0 +1,149 @@
+"""Backends are chosen as asked, refusals raise or are shown, and nothing leaks between threads."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+from fixtures import audio_like, pair, small_config
+
+import encodec_fast
+from encodec_fast import BackendError, dispatch, use_backend
+from encodec_fast.executors.torch_executor import TorchExecutor
+
+
+@pytest.fixture
+def model():
+    return pair(small_config())[1]
+
+
+class Picky(TorchExecutor):
+    """A backend that runs everything but LSTMs."""
+
+    name = "picky"
+
+    def refusal(self, stage, dtype, device):
+        return "no LSTM here" if type(stage).__name__ == "LSTM" else None
+
+
+class Absent(TorchExecutor):
+    """A backend that this machine lacks."""
+
+    name = "absent"
+
+    def unavailable(self):
+        return "no such chip"
+
+
+@pytest.fixture
+def extra_backends(monkeypatch):
+    executors = {**dispatch.EXECUTORS, "picky": (__name__, "Picky"), "absent": (__name__, "Absent")}
+    monkeypatch.setattr(dispatch, "EXECUTORS", executors)
+    monkeypatch.setattr(dispatch, "PREFERENCE", {"cpu": ("absent", "picky", "torch")})
+    dispatch.executor.cache_clear()
+    yield
+    dispatch.executor.cache_clear()
+
+
+def test_an_unknown_backend_is_refused_with_the_choices(monkeypatch, model):
+    with pytest.raises(ValueError, match=r"use_backend: 'gpu' is not a backend. Choose one of auto, torch"), use_backend("gpu"):
+        pass
+    monkeypatch.setenv("ENCODEC_FAST_BACKEND", "gpu")
+    with pytest.raises(ValueError, match="ENCODEC_FAST_BACKEND: 'gpu'"):
+        model.encode(torch.zeros(1, 1, 100))
+
+
+def test_each_stage_runs_on_the_first_backend_that_can(extra_backends, model):
+    audio = audio_like(1, 1, 400, 0)
+    with torch.no_grad():
+        codes = model.encode(audio).audio_codes
+    rows = encodec_fast.explain(model, audio).rows
+    backends = {row.stage.split("  ")[1].split(" ")[0]: (row.backend, row.reason) for row in rows if row.stage.startswith("encoder")}
+    assert backends["Conv"] == ("picky", "absent: no such chip")
+    assert backends["LSTM"] == ("torch", "absent: no such chip; picky: no LSTM here")
+    with use_backend("torch"), torch.no_grad():
+        assert torch.equal(model.encode(audio).audio_codes, codes)
+
+
+def test_a_demanded_backend_that_is_absent_raises(extra_backends, model):
+    with pytest.raises(BackendError, match="'absent' was asked for but is not available: no such chip"), use_backend("absent"):
+        model.encode(torch.zeros(1, 1, 100))
+
+
+def test_a_demanded_backend_that_cannot_run_the_call_raises(extra_backends, model):
+    with pytest.raises(BackendError, match="'picky' was asked for but can't run this call: no LSTM here"), use_backend("picky"):
+        model.encode(torch.zeros(1, 1, 100))
+
+
+def test_the_environment_names_a_preference(extra_backends, model, monkeypatch, caplog):
+    dispatch._logged.clear()
+    monkeypatch.setenv("ENCODEC_FAST_BACKEND", "picky")
+    model.encode(torch.zeros(1, 1, 100))
+    assert "picky: no LSTM here" in caplog.text
+    monkeypatch.setenv("ENCODEC_FAST_BACKEND", "absent")
+    with pytest.raises(BackendError, match="no such chip"):
+        model.encode(torch.zeros(1, 1, 100))
+
+
+def test_a_demanded_backend_does_not_give_way_to_hooks(model):
+    model.encoder.layers[0].register_forward_hook(lambda *_: None)
+    with pytest.raises(BackendError, match="hook"), use_backend("torch"):
+        model.encode(torch.zeros(1, 1, 100))
+
+
+def test_use_backend_holds_for_its_thread_and_block_only(model):
+    seen = {}
+    with use_backend("reference"):
+        thread = threading.Thread(target=lambda: seen.update(other=dispatch.requested().backend))
+        thread.start()
+        thread.join()
+        with use_backend("torch"):
+            seen["inner"] = dispatch.requested().backend
+        seen["outer"] = dispatch.requested().backend
+    seen["after"] = dispatch.requested().backend
+    assert seen == {"other": "auto", "inner": "torch", "outer": "reference", "after": "auto"}
+
+
+def test_threads_share_a_model(model):
+    audio = [audio_like(1, 1, 300 + i, i) for i in range(8)]
+    with torch.no_grad():
+        expected = [model.encode(clip).audio_codes for clip in audio]
+        model.encoder.layers[0].conv.bias.add_(0)
+        results = [None] * len(audio)
+
+        def encode(index):
+            with torch.no_grad():
+                results[index] = model.encode(audio[index]).audio_codes
+
+        threads = [threading.Thread(target=encode, args=(index,)) for index in range(len(audio))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(results, expected))
+
+
+@pytest.mark.parametrize("context", ["autocast", "vmap"])
+def test_calls_that_only_the_reference_can_serve_reach_it(model, context):
+    audio = audio_like(1, 1, 400, 0)
+    with torch.no_grad():
+        if context == "autocast":
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                assert encodec_fast.explain(model, audio).rows[0].reason == "autocast is on"
+                assert model.encoder(audio).shape == (1, 8, 50)
+        else:
+            doubled = torch.func.vmap(lambda codes: model.quantizer.decode(codes))(torch.zeros(3, 2, 1, 5, dtype=torch.int64))
+            assert doubled.shape == (3, 1, 8, 5)
+
+
+def test_explain_names_stage_shape_backend_and_prints_a_table(model):
+    table = str(encodec_fast.explain(model, torch.zeros(2, 1, 800)))
+    lines = table.splitlines()
+    assert lines[0].split() == ["stage", "output", "backend", "reason"]
+    assert "LSTM 16 -> 16, 2 layers" in table
+    assert "[2, 8, 100]" in table
+    with pytest.raises(ValueError, match="input_values"):
+        encodec_fast.explain(model, torch.zeros(800))
+    with pytest.raises(TypeError, match="model"):
+        encodec_fast.explain(torch.nn.Linear(1, 1), torch.zeros(1, 1, 8))

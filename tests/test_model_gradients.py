@@ -1,0 +1,99 @@
+"""Gradients of the fast forward are those of HF, to the bit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from fixtures import audio_like, config_48khz, pair, small_config
+
+
+@pytest.fixture(params=["24 kHz", "48 kHz"])
+def models(request):
+    small_48khz = config_48khz(num_filters=4, hidden_size=8, codebook_size=16, target_bandwidths=[2.4])
+    return pair(small_config() if request.param == "24 kHz" else small_48khz)
+
+
+def projected(output):
+    """A loss whose own gradient is the same for equal and for nearly equal outputs."""
+    return (output * torch.randn(output.shape, generator=torch.Generator().manual_seed(1))).sum()
+
+
+def gradients(model, run):
+    model.zero_grad()
+    leaves, loss = run(model)
+    loss.backward()
+    return [leaf.grad for leaf in leaves] + [parameter.grad for parameter in model.parameters()]
+
+
+def through_encoder(model):
+    audio = audio_like(2, model.config.audio_channels, 400, 0).requires_grad_()
+    return [audio], projected(model.encoder(audio))
+
+
+def through_decode(model):
+    codes = torch.randint(0, 16, (1, 2, 3, 9), generator=torch.Generator().manual_seed(0))
+    scale = torch.full((2, 1), 0.5, requires_grad=True)
+    scales = [scale if model.config.normalize else None]
+    return [scale], projected(model.decode(codes, scales).audio_values)
+
+
+def through_scales(model):
+    audio = audio_like(1, model.config.audio_channels, 700, 0).requires_grad_()
+    scales = model.encode(audio).audio_scales
+    return [audio], sum((scale.sum() for scale in scales if scale is not None), audio.sum())
+
+
+@pytest.mark.parametrize("run", [through_encoder, through_decode, through_scales])
+def test_gradients_equal_those_of_hf(models, run):
+    theirs, ours = (gradients(side, run) for side in models)
+    assert sum(grad is not None for grad in theirs) > 0
+    assert [grad is None for grad in ours] == [grad is None for grad in theirs]
+    if run is through_decode and theirs[0] is not None:
+        # the gradient of a scale is a sum of outputs, which agree to rounding
+        torch.testing.assert_close(ours.pop(0), theirs.pop(0), rtol=1e-4, atol=0)
+    for own, stock in zip(ours, theirs):
+        assert own is None or torch.equal(own, stock)
+
+
+def test_second_derivatives_equal_those_of_hf(models):
+    results = []
+    for side in models:
+        audio = audio_like(1, side.config.audio_channels, 50, 0).requires_grad_()
+        (first,) = torch.autograd.grad(projected(side.encoder(audio)), audio, create_graph=True)
+        results.append(torch.autograd.grad(projected(first), audio)[0])
+    assert torch.equal(*results)
+
+
+def test_frozen_parameters_get_no_gradient(models):
+    _, model = models
+    model.requires_grad_(False)
+    model.encoder.layers[0].conv.bias.requires_grad_(True)
+    gradients(model, through_encoder)
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is not None] == ["encoder.layers.0.conv.bias"]
+
+
+def test_weights_edited_between_forward_and_backward_are_an_error(models):
+    _, model = models
+    loss = through_encoder(model)[1]
+    with torch.no_grad():
+        model.encoder.layers[0].conv.bias.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_a_training_step_moves_the_weights_as_with_hf(models):
+    after = []
+    for side in models:
+        optimizer = torch.optim.SGD(side.parameters(), lr=1e-3)
+        for _ in range(3):
+            optimizer.zero_grad()
+            through_encoder(side)[1].backward()
+            optimizer.step()
+        after.append(side.encoder(audio_like(1, side.config.audio_channels, 400, 3)).detach())
+    torch.testing.assert_close(after[1], after[0], rtol=1e-3, atol=1e-3 * after[0].abs().max().item())
+
+
+def test_codes_without_a_gradient_need_no_graph(models):
+    _, model = models
+    codes = model.encode(audio_like(1, model.config.audio_channels, 400, 0)).audio_codes
+    assert not codes.requires_grad

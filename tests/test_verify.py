@@ -1,0 +1,90 @@
+"""`verify` passes what is the same codec and fails what is not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from fixtures import audio_like, config_48khz, ours_like, pair, reference_model, small_config
+
+from encodec_fast import verify as verification
+from encodec_fast.executors import torch_executor
+from encodec_fast.verify import verify
+
+
+@pytest.fixture(params=["24 kHz", "48 kHz"])
+def model(request):
+    small_48khz = config_48khz(num_filters=4, hidden_size=8, codebook_size=16, target_bandwidths=[2.4, 4.8])
+    return pair(small_config() if request.param == "24 kHz" else small_48khz)[1]
+
+
+def test_our_model_passes_on_a_batch_and_on_a_list(model):
+    channels = model.config.audio_channels
+    report = verify(model, audio_like(2, channels, 800, 0))
+    assert report.passed, str(report)
+    assert (report.clips, report.bandwidth) == (2, max(model.config.target_bandwidths))
+    report = verify(model, [audio_like(1, channels, length, 1)[0] for length in (30, 801)], model.config.target_bandwidths[0])
+    assert report.passed, str(report)
+    assert report.clips == 2
+    assert "PASS" in str(report)
+
+
+def test_a_wrong_code_fails(model, monkeypatch):
+    encode = torch_executor.TorchQuantizerProgram.encode
+    monkeypatch.setattr(torch_executor.TorchQuantizerProgram, "encode", lambda *args: (encode(*args) + 1) % 16)
+    from encodec_fast import use_backend
+
+    with use_backend("torch"):
+        report = verify(model, audio_like(1, model.config.audio_channels, 800, 0))
+    assert not report.passed
+    assert report.flips
+    assert max(flip.margin for flip in report.flips) > verification.MARGIN_BOUND
+    assert "FAIL" in str(report)
+
+
+def test_a_wrong_waveform_fails(model):
+    model.decoder.register_forward_hook(lambda module, args, output: output * 1.0001)
+    report = verify(model, audio_like(1, model.config.audio_channels, 800, 0))
+    assert not report.passed
+    assert not report.waveform.passed
+    assert report.embeddings.passed
+
+
+def test_a_wrong_embedding_fails(model):
+    def perturb(module, args, output):
+        return output * 1.0001
+
+    # before verify's own hook, which thus sees the wrong embeddings
+    model.encoder.register_forward_hook(perturb)
+    assert not verify(model, audio_like(1, model.config.audio_channels, 800, 0)).embeddings.passed
+
+
+def test_a_margin_is_the_relative_move_that_swaps_two_entries():
+    codebooks = torch.tensor([[[1.0, 0.0], [-1.0, 0.0]]], dtype=torch.float64)
+    x = torch.tensor([0.3, 0.4], dtype=torch.float64).view(1, 2, 1)
+    (flip,) = verification._flips(torch.tensor([[[1]]]), torch.tensor([[[0]]]), x, codebooks, chunk=0, first_clip=7)
+    # the plane halfway is x0 = 0, at distance 0.3 from an embedding of length 0.5
+    assert flip.margin == pytest.approx(0.6)
+    assert (flip.clip, flip.level, flip.ours, flip.reference) == (7, 0, 1, 0)
+
+
+def test_only_the_first_differing_level_of_a_frame_counts():
+    codebooks = torch.randn(3, 4, 2, dtype=torch.float64)
+    ours, theirs = torch.tensor([[[0], [1], [2]]]), torch.tensor([[[0], [2], [3]]])
+    flips = verification._flips(ours, theirs, torch.randn(1, 2, 1, dtype=torch.float64), codebooks, 0, 0)
+    assert [flip.level for flip in flips] == [1]
+
+
+def test_other_models_and_dtypes_are_refused():
+    reference = reference_model(small_config())
+    with pytest.raises(TypeError, match="model: expected an encodec_fast.EncodecModel"):
+        verify(reference, torch.zeros(1, 1, 100))
+    with pytest.raises(ValueError, match="model: expected float32"):
+        verify(ours_like(reference).double(), torch.zeros(1, 1, 100))
+
+
+def test_the_global_random_state_is_left_alone(model):
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    verify(model, audio_like(1, model.config.audio_channels, 300, 0))
+    assert torch.equal(torch.rand(1), expected)
