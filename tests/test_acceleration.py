@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
-from fixtures import audio_like, reference_model, small_config
 from torch import nn
 
 import encodec_fast
 from encodec_fast import accelerate
+from fixtures import audio_like, reference_model, small_config
 
 
 class SpeechModel(nn.Module):
@@ -75,7 +75,7 @@ def test_ours_and_foreign_subclasses_are_left_alone():
 
 
 def test_something_else_is_refused_by_name():
-    with pytest.raises(TypeError, match="module: expected a torch.nn.Module, got str"):
+    with pytest.raises(TypeError, match=r"module: expected a torch\.nn\.Module, got str"):
         accelerate("model")
 
 

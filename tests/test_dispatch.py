@@ -6,11 +6,11 @@ import threading
 
 import pytest
 import torch
-from fixtures import audio_like, pair, small_config
 
 import encodec_fast
 from encodec_fast import BackendError, dispatch, use_backend
 from encodec_fast.executors.torch_executor import TorchExecutor
+from fixtures import audio_like, pair, small_config
 
 
 @pytest.fixture

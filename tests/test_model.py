@@ -8,11 +8,11 @@ import inspect
 import pytest
 import torch
 import transformers
-from fixtures import assert_same_codes, audio_like, config_48khz, is_error, ours_like, outcome, pair, small_config
 from torch import nn
 
 import encodec_fast
 from encodec_fast import dispatch, use_backend
+from fixtures import assert_same_codes, audio_like, config_48khz, is_error, ours_like, outcome, pair, small_config
 
 
 @pytest.fixture

@@ -6,6 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from transformers import EncodecConfig
+
+from encodec_fast import verify
 from fixtures import (
     assert_close_to_reference,
     assert_same_codes,
@@ -18,11 +23,6 @@ from fixtures import (
     pair,
     reference_model,
 )
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from transformers import EncodecConfig
-
-from encodec_fast import verify
 
 
 @st.composite

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from fixtures import audio_like, config_48khz, pair, small_config
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fixtures import config_24khz, config_48khz, pair, reference_model, small_config
 
 from encodec_fast.plan import LSTM, Conv, Downsample, ResidualBlock, Upsample, fused_bytes, multiply_adds, not_streamable, step_bytes
 from encodec_fast.plan_cache import PlanCache
 from encodec_fast.plan_reader import read_network, read_plan, read_quantizer
+from fixtures import config_24khz, config_48khz, pair, reference_model, small_config
 
 
 @pytest.fixture(scope="module")

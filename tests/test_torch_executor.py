@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
-from fixtures import audio_like, config_24khz, pair, small_config
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,6 +13,7 @@ from encodec_fast.executors import torch_executor
 from encodec_fast.executors.torch_executor import TorchExecutor
 from encodec_fast.plan import Quantizer
 from encodec_fast.plan_reader import read_plan
+from fixtures import audio_like, config_24khz, pair, small_config
 
 STREAMABLE = [
     small_config(),
@@ -34,7 +36,8 @@ def push_in_pieces(runner, x, cuts):
     state = runner.open(x.shape[0])
     bounds = [0, *sorted(cuts), x.shape[-1]]
     pieces = [
-        runner.push(x[..., a:b], state, final=b == x.shape[-1] and i == len(bounds) - 2) for i, (a, b) in enumerate(zip(bounds, bounds[1:]))
+        runner.push(x[..., a:b], state, final=b == x.shape[-1] and i == len(bounds) - 2)
+        for i, (a, b) in enumerate(itertools.pairwise(bounds))
     ]
     return torch.cat(pieces, -1)
 
@@ -125,7 +128,7 @@ def test_the_sum_of_entries_is_bit_equal_to_hf():
 
 def test_nothing_is_copied_to_the_host(monkeypatch):
     """Stands in for a GPU's host syncs: item, tolist, bool() and int() of a tensor are refused while a call runs."""
-    reference, model = pair(small_config())
+    _, model = pair(small_config())
     audio = audio_like(1, 1, 400, 3)
     with torch.no_grad():
         codes = model.encode(audio).audio_codes
