@@ -19,7 +19,7 @@ class PlanCache:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        self._fingerprint: tuple[Hashable, ...] = ()
+        self._weights: WeightsSnapshot | None = None
         self._values: dict[Hashable, Any] = {}
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
@@ -27,10 +27,9 @@ class PlanCache:
 
     def get(self, module: nn.Module, key: Hashable, make: Callable[[], T]) -> T:
         """The value for `key`, made anew if the module's weights are not the ones it was made from."""
-        fingerprint = weights_fingerprint(module)
         with self._lock:
-            if fingerprint != self._fingerprint:
-                self._fingerprint, self._values = fingerprint, {}
+            if self._weights is None or not self._weights.still_hold(module):
+                self._weights, self._values = WeightsSnapshot(module), {}
             if key not in self._values:
                 self._values[key] = make()
             return self._values[key]
@@ -44,27 +43,57 @@ def cache_of(module: nn.Module) -> PlanCache:
     return cache
 
 
-def weights_fingerprint(module: nn.Module) -> tuple[Hashable, ...]:
-    """A value that differs once a parameter, buffer or submodule was replaced, moved, cast or edited in place."""
-    prints: list[Hashable] = []
-    for child in inner_modules(module):
-        prints.append(id(child))
-        for tensors in (child._parameters, child._buffers):
-            for tensor in tensors.values():
-                if tensor is not None:
-                    prints.append(_tensor_fingerprint(tensor))
-    return tuple(prints)
+class WeightsSnapshot:
+    """Tells whether a parameter, buffer or submodule was replaced, moved, cast or edited in place since it was taken."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._modules = _module_ids(module)
+        self._owners: list[tuple[dict[str, Tensor | None], int]] = []
+        self._tensors: list[_TensorSnapshot] = []
+        for child in inner_modules(module):
+            for owner in (child._parameters, child._buffers):
+                if owner:
+                    self._owners.append((owner, len(owner)))
+                    self._tensors += [_TensorSnapshot(owner, key, tensor) for key, tensor in owner.items() if tensor is not None]
+
+    def still_hold(self, module: nn.Module) -> bool:
+        """Whether `module`, the one the snapshot was taken of, still has those weights."""
+        return (
+            _module_ids(module) == self._modules
+            and all(len(owner) == size for owner, size in self._owners)
+            and all(tensor.still_holds() for tensor in self._tensors)
+        )
 
 
-def _tensor_fingerprint(tensor: Tensor) -> Hashable:
-    pointer = tensor.data_ptr()
-    version = 0 if tensor.is_inference() else tensor._version
-    return id(tensor), pointer, version, tensor.dtype, _samples(tensor, pointer)
+class _TensorSnapshot:
+    __slots__ = ("_id", "_key", "_owner", "_pointer", "_values", "_version", "_words")
+
+    def __init__(self, owner: dict[str, Tensor | None], key: str, tensor: Tensor) -> None:
+        self._owner, self._key, self._id = owner, key, id(tensor)
+        self._pointer = tensor.data_ptr()
+        # inference tensors have no version
+        self._version = None if tensor.is_inference() else tensor._version
+        self._words = _sampled_words(tensor)
+        self._values = [word.value for word in self._words]
+
+    def still_holds(self) -> bool:
+        tensor = self._owner.get(self._key)
+        return (
+            tensor is not None
+            and id(tensor) == self._id
+            and tensor.data_ptr() == self._pointer
+            and (self._version is None or tensor._version == self._version)
+            and [word.value for word in self._words] == self._values
+        )
 
 
-def _samples(tensor: Tensor, pointer: int) -> tuple[int, ...]:
+def _sampled_words(tensor: Tensor) -> list[ctypes.c_int32]:
     # an edit through `.data` leaves the version counter alone: three words of each tensor show it, where reading them costs no sync
-    words = tensor.numel() * tensor.element_size() // 4
-    if pointer == 0 or words == 0 or tensor.device.type != "cpu" or not tensor.is_contiguous():
-        return ()
-    return tuple(ctypes.c_int32.from_address(pointer + 4 * word).value for word in (0, words // 2, words - 1))
+    count = tensor.numel() * tensor.element_size() // 4
+    if count == 0 or tensor.device.type != "cpu" or not tensor.is_contiguous():
+        return []
+    return [ctypes.c_int32.from_address(tensor.data_ptr() + 4 * word) for word in (0, count // 2, count - 1)]
+
+
+def _module_ids(module: nn.Module) -> list[int]:
+    return list(map(id, inner_modules(module)))
