@@ -65,6 +65,9 @@ def encode_chunks(
     model: hf.EncodecModel, chunks: Sequence[tuple[Tensor, tuple[Any, ...]]], bandwidth: float
 ) -> list[tuple[Tensor, Tensor | None]]:
     """(codes [B, K, F], scale) of every chunk [B, C, T]; chunks of one shape run together."""
+    if len(chunks) == 1:
+        # also keeps a compiled call free of its length, which grouping by shape would fix
+        return [model._encode_frame(chunks[0][0], bandwidth, *chunks[0][1])]
     results: list[Any] = [None] * len(chunks)
     for members in _equal_shapes([audio for audio, _ in chunks], first_layer_bytes(model.config)):
         batch = chunks[members[0]][0].shape[0]

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers.models.encodec import modeling_encodec as hf
 from transformers.utils import ModelOutput
 
-from encodec_fast import chunks, dispatch
+from encodec_fast import chunks, compiled, dispatch
 from encodec_fast.plan import Plan
 from encodec_fast.plan_reader import read_plan
 
@@ -23,6 +23,8 @@ class EncodecEncoder(hf.EncodecEncoder):
     """SEANet encoder whose forward runs on the plan."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
+        if compiled.traceable(self, hidden_states):
+            return compiled.run_network(hidden_states, compiled.number_of(self))
         return dispatch.run_network(self, hidden_states, super().forward)
 
 
@@ -30,6 +32,8 @@ class EncodecDecoder(hf.EncodecDecoder):
     """SEANet decoder whose forward runs on the plan."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
+        if compiled.traceable(self, hidden_states):
+            return compiled.run_network(hidden_states, compiled.number_of(self))
         return dispatch.run_network(self, hidden_states, super().forward)
 
 
@@ -37,10 +41,15 @@ class EncodecResidualVectorQuantizer(hf.EncodecResidualVectorQuantizer):
     """Residual vector quantizer whose search and sum run on the plan."""
 
     def encode(self, embeddings: Tensor, bandwidth: float | None = None) -> Tensor:
-        levels, reference = self.get_num_quantizers_for_bandwidth(bandwidth), super().encode
+        levels = min(self.get_num_quantizers_for_bandwidth(bandwidth), len(self.layers))
+        if compiled.traceable(self, embeddings):
+            return compiled.run_search(embeddings, levels, compiled.number_of(self))
+        reference = super().encode
         return dispatch.run_search(self, embeddings, levels, lambda: reference(embeddings, bandwidth))
 
     def decode(self, codes: Tensor) -> Tensor:
+        if compiled.traceable(self, codes):
+            return compiled.run_lookup(codes, compiled.number_of(self))
         return dispatch.run_lookup(self, codes, super().decode)
 
 
@@ -117,11 +126,13 @@ class EncodecModel(hf.EncodecModel):
         return hf.EncodecModel.decode(chunks.DecodeWalk(self), *args, **kwargs)
 
     def _walks_apply(self, tensor: Any) -> bool:
-        # somebody's own _encode_frame or a traced call must see HF's own loop
+        # somebody's own _encode_frame must see HF's own loop, and so must a traced call
         overridden = "_encode_frame" in self.__dict__ or "_decode_frame" in self.__dict__
         overridden = overridden or type(self)._encode_frame is not EncodecModel._encode_frame
         overridden = overridden or type(self)._decode_frame is not hf.EncodecModel._decode_frame
-        return not overridden and dispatch.call_reason(tensor) is None and tensor.dim() >= 3
+        if overridden or not isinstance(tensor, Tensor) or tensor.dim() < 3:
+            return False
+        return torch.compiler.is_compiling() or dispatch.call_reason(tensor) is None
 
     @torch.no_grad()
     def encode_batch(self, waveforms: Sequence[Tensor], bandwidth: float | None = None) -> list[EncodedClip]:

@@ -1,0 +1,87 @@
+"""The plan under `torch.compile`: encoder, decoder, search and sum as opaque ops with shapes that follow the plan.
+
+The graph holds a module's number, not its weights, so plans, weight edits and backends are honoured at run time as in eager mode.
+The ops carry no gradient: where one is asked for, the reference modules are traced instead.
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from encodec_fast import dispatch
+
+_modules: weakref.WeakValueDictionary[int, nn.Module] = weakref.WeakValueDictionary()
+_numbers = itertools.count()
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def number_of(module: nn.Module) -> int:
+    """The module's number in this process."""
+    number = module.__dict__.get("_compiled_number")
+    # a copied module brings its original's number along
+    if number is None or _modules.get(number) is not module:
+        number = module.__dict__["_compiled_number"] = next(_numbers)
+        _modules[number] = module
+    return number
+
+
+def traceable(module: nn.Module, x: Tensor) -> bool:
+    """Whether a call that is being compiled may be one op: no gradient is asked for."""
+    wanted = x.requires_grad or any(parameter.requires_grad for parameter in module.parameters())
+    return torch.compiler.is_compiling() and not (torch.is_grad_enabled() and wanted)
+
+
+@torch.library.custom_op("encodec_fast::run_network", mutates_args=())
+def run_network(x: Tensor, module: int) -> Tensor:
+    """Encoder or decoder number `module` on x [B, C, T], contiguous."""
+    network: Any = _modules[module]
+    with torch.no_grad():
+        return network(x).contiguous()
+
+
+@run_network.register_fake
+def _(x: Tensor, module: int) -> Tensor:
+    layers: Any = _modules[module].layers
+    length = x.shape[-1]
+    for layer in layers:
+        conv = getattr(layer, "conv", None)
+        if isinstance(conv, nn.ConvTranspose1d):
+            length = length * conv.stride[0]
+        elif isinstance(conv, nn.Conv1d):
+            length = -(-length // conv.stride[0])
+    return x.new_empty(x.shape[0], layers[-1].conv.out_channels, length)
+
+
+@torch.library.custom_op("encodec_fast::run_search", mutates_args=())
+def run_search(x: Tensor, num_quantizers: int, module: int) -> Tensor:
+    """Codes [num_quantizers, B, F] of embeddings x [B, D, F] by quantizer number `module`."""
+    quantizer: Any = _modules[module]
+
+    def refused() -> Tensor:
+        raise dispatch.BackendError("the quantizer can't run on the plan inside torch.compile: run this call in eager mode.")
+
+    return dispatch.run_search(quantizer, x, num_quantizers, refused).contiguous()
+
+
+@run_search.register_fake
+def _(x: Tensor, num_quantizers: int, module: int) -> Tensor:
+    return x.new_empty(num_quantizers, x.shape[0], x.shape[2], dtype=torch.int64)
+
+
+@torch.library.custom_op("encodec_fast::run_lookup", mutates_args=())
+def run_lookup(codes: Tensor, module: int) -> Tensor:
+    """Embeddings [B, D, F] of codes [K, B, F] by quantizer number `module`."""
+    quantizer: Any = _modules[module]
+    return quantizer.decode(codes).contiguous()
+
+
+@run_lookup.register_fake
+def _(codes: Tensor, module: int) -> Tensor:
+    quantizer: Any = _modules[module]
+    embed = quantizer.layers[0].codebook.embed
+    return codes.new_empty(codes.shape[1], embed.shape[1], codes.shape[2], dtype=embed.dtype)

@@ -1,0 +1,80 @@
+"""torch.compile(fullgraph=True) takes encode and decode whole, once for changing lengths, with the results of eager mode."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from fixtures import audio_like, config_48khz, pair, small_config
+from torch._dynamo.utils import counters
+
+from encodec_fast import compiled
+
+LENGTHS = (400, 401, 555, 720)
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("part", ["encode", "decode"])
+def test_one_dynamic_graph_serves_every_length(part):
+    _, model = pair(small_config())
+
+    def call(x):
+        if part == "encode":
+            return model.encode(x, bandwidth=4.8).audio_codes
+        return model.decode(x, [None]).audio_values
+
+    whole = torch.compile(call, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        for length in LENGTHS:
+            audio = audio_like(1, 1, length, length)
+            x = audio if part == "encode" else model.encode(audio, bandwidth=4.8).audio_codes
+            assert torch.equal(whole(x), call(x))
+    # one for the first length, one for any other
+    assert counters["stats"]["unique_graphs"] == 2
+
+
+def test_a_chunked_model_compiles_whole():
+    _, model = pair(config_48khz(num_filters=4, hidden_size=8, codebook_size=16, target_bandwidths=[2.4]))
+    audio = audio_like(1, 2, 47_520 + 48_000, 0)
+    whole = torch.compile(lambda x: model.encode(x).audio_codes, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        assert torch.equal(whole(audio), model.encode(audio).audio_codes)
+
+
+def test_weights_edited_after_compilation_are_honoured():
+    _, model = pair(small_config())
+    audio = audio_like(1, 1, 400, 0)
+    whole = torch.compile(lambda x: model.encoder(x), fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        before = whole(audio)
+        model.encoder.layers[0].conv.bias.add_(1.0)
+        assert torch.equal(whole(audio), model.encoder(audio))
+        assert not torch.equal(whole(audio), before)
+
+
+def test_a_copied_model_has_a_number_of_its_own():
+    _, model = pair(small_config())
+    number = compiled.number_of(model.encoder)
+    assert compiled.number_of(model.encoder) == number
+    assert compiled.number_of(copy.deepcopy(model).encoder) != number
+
+
+def test_the_ops_keep_the_rules_of_torch_library():
+    _, model = pair(small_config())
+    audio = audio_like(2, 1, 400, 0)
+    tests = ("test_schema", "test_faketensor")
+    torch.library.opcheck(compiled.run_network, (audio, compiled.number_of(model.encoder)), test_utils=tests)
+    with torch.no_grad():
+        embeddings = model.encoder(audio)
+    torch.library.opcheck(compiled.run_search, (embeddings, 4, compiled.number_of(model.quantizer)), test_utils=tests)
+    codes = torch.randint(0, 16, (4, 2, 50))
+    torch.library.opcheck(compiled.run_lookup, (codes, compiled.number_of(model.quantizer)), test_utils=tests)
+    torch.library.opcheck(compiled.run_network, (embeddings, compiled.number_of(model.decoder)), test_utils=tests)
