@@ -19,7 +19,7 @@ _modules: weakref.WeakValueDictionary[int, nn.Module] = weakref.WeakValueDiction
 _numbers = itertools.count()
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@torch.compiler.assume_constant_result
 def number_of(module: nn.Module) -> int:
     """The module's number in this process."""
     number = module.__dict__.get("_compiled_number")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections.abc import Callable, Hashable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from torch import Tensor, nn
 
@@ -48,10 +48,10 @@ class WeightsSnapshot:
 
     def __init__(self, module: nn.Module) -> None:
         self._modules = _module_ids(module)
-        self._owners: list[tuple[dict[str, Tensor | None], int]] = []
+        self._owners: list[tuple[dict[str, Any], int]] = []
         self._tensors: list[_TensorSnapshot] = []
         for child in inner_modules(module):
-            for owner in (child._parameters, child._buffers):
+            for owner in cast(tuple[dict[str, Any], ...], (child._parameters, child._buffers)):
                 if owner:
                     self._owners.append((owner, len(owner)))
                     self._tensors += [_TensorSnapshot(owner, key, tensor) for key, tensor in owner.items() if tensor is not None]
@@ -68,7 +68,7 @@ class WeightsSnapshot:
 class _TensorSnapshot:
     __slots__ = ("_id", "_key", "_owner", "_pointer", "_values", "_version", "_words")
 
-    def __init__(self, owner: dict[str, Tensor | None], key: str, tensor: Tensor) -> None:
+    def __init__(self, owner: dict[str, Any], key: str, tensor: Tensor) -> None:
         self._owner, self._key, self._id = owner, key, id(tensor)
         self._pointer = tensor.data_ptr()
         # inference tensors have no version

@@ -6,10 +6,10 @@ import copy
 
 import pytest
 import torch
-from fixtures import audio_like, config_48khz, pair, small_config
 from torch._dynamo.utils import counters
 
 from encodec_fast import compiled
+from fixtures import audio_like, config_48khz, pair, small_config
 
 LENGTHS = (400, 401, 555, 720)
 
