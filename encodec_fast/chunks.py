@@ -113,23 +113,27 @@ def _equal_shapes(tensors: Sequence[Tensor], bytes_per_step: int) -> list[list[i
     return groups
 
 
-def overlap_add(frames: list[Tensor], stride: int) -> Tensor:
+def overlap_add(frames: list[Tensor], stride: int, num_samples: int | None = None) -> Tensor:
     """Chunks [B, C, T_i] faded linearly into each other at multiples of `stride`: [B, C, stride * (n - 1) + T_last].
 
+    num_samples: cut to this length; HF can't add a chunk that ends after the last one, which rounding up to whole codec frames brings
+    about for one clip length in 300.
     Bit-equal to HF's `_linear_overlap_add`, without its host sync: at most two chunks cover a sample, and a + b is b + a.
     """
     length = frames[0].shape[-1]
-    if 2 * stride < length or stride > length or any(frame.shape[-1] != length for frame in frames[:-1]):
-        return hf.EncodecModel._linear_overlap_add(frames, stride)
-    first, last = frames[0], frames[-1]
-    time = torch.linspace(0, 1, length + 2, device=first.device, dtype=first.dtype)[1:-1]
+    total = stride * (len(frames) - 1) + frames[-1].shape[-1] if num_samples is None else num_samples
+    ends = [index * stride + frame.shape[-1] for index, frame in enumerate(frames)]
+    regular = stride <= length <= 2 * stride and all(frame.shape[-1] <= length for frame in frames)
+    if not regular or (num_samples is None and max(ends) > total):
+        return hf.EncodecModel._linear_overlap_add(frames, stride)[..., :total]
+    time = torch.linspace(0, 1, length + 2, device=frames[0].device, dtype=frames[0].dtype)[1:-1]
     weight = 0.5 - (time - 0.5).abs()
-    total = stride * (len(frames) - 1) + last.shape[-1]
     # 0 for the chunks of even index, 1 for the odd ones: chunks of one layer never meet
-    layers = first.new_zeros(2, *first.shape[:-1], total)
+    layers = frames[0].new_zeros(2, *frames[0].shape[:-1], total)
     weights = weight.new_zeros(2, total)
     for index, frame in enumerate(frames):
-        covered = slice(index * stride, index * stride + frame.shape[-1])
-        layers[index % 2][..., covered] = frame * weight[: frame.shape[-1]]
-        weights[index % 2, covered] = weight[: frame.shape[-1]]
+        start = min(index * stride, total)
+        end = min(ends[index], total)
+        layers[index % 2][..., start:end] = (frame * weight[: frame.shape[-1]])[..., : end - start]
+        weights[index % 2, start:end] = weight[: end - start]
     return (layers[0] + layers[1]) / (weights[0] + weights[1])

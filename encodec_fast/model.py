@@ -167,8 +167,9 @@ class EncodecModel(hf.EncodecModel):
         waveforms = []
         for clip in clips:
             frames = [next(decoded) for _ in self._chunks_of(clip.num_samples)]
-            audio = frames[0] if self.config.chunk_length is None else chunks.overlap_add(frames, self.config.chunk_stride)
-            waveforms.append(audio[0, :, : clip.num_samples])
+            if self.config.chunk_length is not None:
+                frames = [chunks.overlap_add(frames, self.config.chunk_stride, clip.num_samples)]
+            waveforms.append(frames[0][0, :, : clip.num_samples])
         return waveforms
 
     def _clip(self, waveform: Tensor, index: int) -> Tensor:

@@ -1,0 +1,70 @@
+"""Chunks: common batches within a memory bound, and an overlap-add that is HF's to the bit."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+import transformers
+from hypothesis import given
+from hypothesis import strategies as st
+
+from encodec_fast import chunks
+from fixtures import audio_like, config_48khz, pair
+
+
+@pytest.fixture(scope="module")
+def model():
+    return pair(config_48khz(num_filters=4, hidden_size=8, codebook_size=16, target_bandwidths=[2.4]))[1]
+
+
+@given(st.integers(1, 7), st.integers(1, 12), st.integers(1, 12), st.integers(1, 12), st.sampled_from([torch.float32, torch.float64]))
+def test_overlap_add_is_bit_equal_to_hf(count, length, last, stride, dtype):
+    frames = [audio_like(2, 2, length, seed).to(dtype) for seed in range(count)]
+    frames[-1] = frames[-1][..., : min(last, length)]
+    try:
+        expected = transformers.EncodecModel._linear_overlap_add(frames, stride)
+    except (ValueError, RuntimeError) as error:
+        # gaps between chunks, or a chunk that ends after the last one
+        with pytest.raises(type(error), match=re.escape(str(error)[:40])):
+            chunks.overlap_add(frames, stride)
+        return
+    assert torch.equal(chunks.overlap_add(frames, stride), expected)
+    cut = expected.shape[-1] // 2
+    assert torch.equal(chunks.overlap_add(frames, stride, cut), expected[..., :cut])
+
+
+def test_a_chunk_that_ends_after_the_last_one_decodes_to_the_length_of_the_clip(model):
+    # 47681 samples are 150 frames, 48000 samples; the second chunk of 161 samples ends at 47840, where HF gives up
+    clip = audio_like(1, 2, 47_520 + 161, 0)
+    encoded = model.encode_batch([clip[0]])[0]
+    frames = [audio_like(1, 2, length, seed) for seed, length in enumerate((48_000, 320))]
+    with pytest.raises(RuntimeError, match="must match the size"):
+        chunks.overlap_add(frames, 47_520)
+    assert model.decode_batch([encoded])[0].shape == clip.shape[1:]
+    joined = chunks.overlap_add(frames, 47_520, 47_681)
+    torch.testing.assert_close(joined[..., :47_520], frames[0][..., :47_520])
+    assert joined.shape[-1] == 47_681
+
+
+def test_batches_of_chunks_stay_within_the_bound_and_change_nothing(model, monkeypatch):
+    audio = audio_like(1, 2, 5 * 47_520 + 480, 0)
+    sizes = []
+    handle = model.encoder.register_forward_hook(lambda module, args, output: sizes.append(output.shape[0]))
+    with torch.no_grad():
+        whole = model.encode(audio)
+        monkeypatch.setattr(chunks, "CHUNK_BATCH_BYTES", 2 * 48_000 * chunks.first_layer_bytes(model.config))
+        bounded = model.encode(audio)
+        assert torch.equal(model.decode(*bounded.to_tuple()[:2])[0], model.decode(*whole.to_tuple()[:2])[0])
+    handle.remove()
+    assert sizes == [5, 1, 2, 2, 1, 1]
+    assert torch.equal(bounded.audio_codes, whole.audio_codes)
+
+
+def test_chunks_with_and_without_scales_decode_one_by_one(model):
+    codes = torch.randint(0, 16, (2, 1, 4, 150))
+    scales = [torch.ones(1, 1), None]
+    with torch.no_grad():
+        theirs = transformers.EncodecModel.decode(model, codes, scales).audio_values
+        torch.testing.assert_close(model.decode(codes, scales).audio_values, theirs, rtol=1e-4, atol=1e-5)
