@@ -27,8 +27,9 @@ from transformers.models.encodec import modeling_encodec as hf
 MARGIN_BOUND = 2e-5
 # Ours may err a few times as much as HF's largest error and in the other direction.
 ERRORS_BOUND = 4.0
-# Root-mean-square error against float64, relative to the signal: ours may exceed HF's own by this much, 4 units of float32 roundoff.
-ERROR_SLACK = 5e-7
+# Root-mean-square error against float64, relative to the signal: ours may be HF's own, times a factor for luck (where a clip is
+# ill-conditioned and both err by 1e-5, other orders of summation gave 1.06 times HF's error), plus 4 units of float32 roundoff.
+ERROR_FACTOR, ERROR_SLACK = 1.5, 5e-7
 # Ours and HF float32 err independently, so about twice as many frames differ between them as between HF float32 and float64; 4 x
 # plus 10 leaves room for small counts and catches a search that is wrong only near ties. Only distinct swaps count: in digital silence
 # one near tie stands in every frame.
@@ -60,7 +61,7 @@ class ErrorPair:
 
     @property
     def passed(self) -> bool:
-        return self.ours <= self.reference + ERROR_SLACK
+        return self.ours <= ERROR_FACTOR * self.reference + ERROR_SLACK
 
 
 @dataclass
