@@ -33,6 +33,8 @@ ENVIRONMENT_VARIABLE = "ENCODEC_FAST_BACKEND"
 
 # One line per backend. The order is the order of `encodec-fast info`.
 EXECUTORS = {
+    "cpu": ("encodec_fast.executors.cpu_executor", "CpuExecutor"),
+    "triton": ("encodec_fast.executors.triton_executor", "TritonExecutor"),
     "torch": ("encodec_fast.executors.torch_executor", "TorchExecutor"),
 }
 PREFERENCE = {"cpu": ("cpu", "torch"), "cuda": ("triton", "torch")}
@@ -298,7 +300,11 @@ def run_lookup(module: nn.Module, codes: Tensor, reference: Callable[[Tensor], T
             codebooks = prepared.quantizer.codebooks
             fits = codes.dim() == 3 and codes.shape[0] <= codebooks.shape[0] and codes.dtype in (torch.int64, torch.int32)
             if fits and codes.device == codebooks.device:
-                return prepared.program.decode(codes)
+                try:
+                    return prepared.program.decode(codes)
+                except IndexError:
+                    # a code outside the codebook: the reference says so in its own words
+                    return reference(codes)
             reason = f"codes of shape {list(codes.shape)}, {codes.dtype} on {codes.device}"
         else:
             reason = prepared
