@@ -1,0 +1,57 @@
+"""Installs kernels/ as encodec_fast.kernels; everything that can be said as data stands in pyproject.toml.
+
+A top-level package named `kernels` would shadow Hugging Face's package of that name, which transformers imports
+where it is installed. Hence the mapping, in wheel, sdist and editable install alike.
+"""
+
+import runpy
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+
+ENGINE = Path("kernels") / "cpu"
+
+
+class BuildEngine(build_ext):
+    """Compiles the CPU engine. Without a compiler the package installs without it, and `encodec-fast info` says so."""
+
+    def run(self) -> None:
+        build = runpy.run_path(str(ENGINE / "build.py"))
+        in_place = self.inplace or self.editable_mode
+        try:
+            build["build"](ENGINE if in_place else Path(self.build_lib) / "encodec_fast" / "kernels" / "cpu")
+        except build["BuildError"] as error:
+            self.warn(f"installing without the CPU engine: {error}")
+
+    def get_outputs(self) -> list[str]:
+        built = Path(self.build_lib) / "encodec_fast" / "kernels" / "cpu"
+        return [str(path) for path in built.glob("*.so")]
+
+    def get_output_mapping(self) -> dict[str, str]:
+        return {}
+
+
+class AnyPythonWheel(bdist_wheel):
+    """The engine is bound by ctypes: one wheel serves every Python and torch on a platform."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
+
+
+setup(
+    packages=[
+        *find_packages(include=["encodec_fast", "encodec_fast.*"]),
+        "encodec_fast.kernels",
+        *(f"encodec_fast.kernels.{name}" for name in find_packages("kernels")),
+    ],
+    package_dir={"encodec_fast.kernels": "kernels"},
+    include_package_data=False,  # only what is named here
+    package_data={
+        "encodec_fast": ["py.typed", "assets/*.flac"],
+        "encodec_fast.kernels": ["cpu/*.cpp", "cpu/*.h"],
+    },
+    ext_modules=[Extension("encodec_fast.kernels.cpu.engine", sources=[])],
+    cmdclass={"build_ext": BuildEngine, "bdist_wheel": AnyPythonWheel},
+)

@@ -1,0 +1,142 @@
+"""Wheel, sdist and editable install, each in an environment of its own, and the two commands of the README."""
+
+import json
+import re
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import encodec_fast
+from venvs import ROOT, build_distributions, copy_source, create_venv, pip_install, run
+
+_USE = """
+import importlib.metadata, importlib.util, json
+import torch, transformers
+import encodec_fast, encodec_fast.kernels
+
+config = encodec_fast.EncodecConfig(
+    num_filters=4, hidden_size=8, codebook_size=16, upsampling_ratios=[4, 2], target_bandwidths=[24.0]
+)
+torch.manual_seed(0)
+theirs = transformers.EncodecModel(config).eval()
+for layer in theirs.quantizer.layers:
+    layer.codebook.embed.normal_()
+ours = encodec_fast.EncodecModel(config).eval()
+ours.load_state_dict(theirs.state_dict())
+audio = torch.randn(1, 1, 800)
+with torch.no_grad():
+    codes, expected = ours.encode(audio).audio_codes, theirs.encode(audio).audio_codes
+kernels = importlib.util.find_spec("kernels")
+print(json.dumps({
+    "package": encodec_fast.__file__,
+    "kernels": encodec_fast.kernels.__file__,
+    "top_level_kernels": kernels and list(kernels.submodule_search_locations),
+    "version": importlib.metadata.version("encodec-fast"),
+    "same_codes": torch.equal(codes, expected),
+    "different_codes": len(codes.unique()),
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return copy_source(tmp_path_factory.mktemp("packaging") / "source")
+
+
+@pytest.fixture(scope="module")
+def distributions(source, tmp_path_factory):
+    return build_distributions(source, tmp_path_factory.mktemp("dist"))
+
+
+class Install(NamedTuple):
+    python: Path  # interpreter of an environment that holds nothing else
+    home: Path  # the folder that the package must come from
+    report: dict  # what _USE printed there
+
+
+@pytest.fixture(scope="module", params=["wheel", "sdist", "editable"])
+def install(request, source, distributions, tmp_path_factory) -> Install:
+    sdist, wheel = distributions
+    folder = tmp_path_factory.mktemp(request.param)
+    python = create_venv(folder)
+    what = {"wheel": [wheel], "sdist": [sdist], "editable": ["-e", source]}[request.param]
+    pip_install(python, "--no-index", "--no-deps", "--no-build-isolation", "--ignore-installed", *what)
+    report = json.loads(run([python, "-Ic", _USE], folder))
+    return Install(python, source if request.param == "editable" else folder, report)
+
+
+@pytest.mark.venv
+def test_an_install_runs_from_its_own_files(install):
+    assert Path(install.report["package"]).is_relative_to(install.home)
+    assert Path(install.report["kernels"]).is_relative_to(install.home)
+    assert install.report["version"] == encodec_fast.__version__
+
+
+@pytest.mark.venv
+def test_an_install_gives_the_codes_of_transformers(install):
+    assert install.report["different_codes"] > 1
+    assert install.report["same_codes"]
+
+
+@pytest.mark.venv
+def test_an_install_adds_no_top_level_package_named_kernels(install):
+    folders = install.report["top_level_kernels"] or []
+    assert not [folder for folder in folders if Path(folder).is_relative_to(install.home)]
+
+
+@pytest.mark.venv
+def test_an_install_has_the_command(install, tmp_path):
+    assert "tokenize" in run([install.python.with_name("encodec-fast"), "--help"], tmp_path)
+
+
+@pytest.mark.venv
+def test_the_wheel_holds_every_source_file_and_nothing_else(source, distributions):
+    sources = [*source.glob("encodec_fast/**/*.py"), *source.glob("encodec_fast/assets/*.flac")]
+    sources += [source / "encodec_fast/py.typed"]
+    kernels = [path for path in source.glob("kernels/**/*") if path.suffix in (".py", ".cpp", ".h")]
+    expected = {path.relative_to(source).as_posix() for path in sources}
+    expected |= {f"encodec_fast/{path.relative_to(source).as_posix()}" for path in kernels}
+    with zipfile.ZipFile(distributions[1]) as wheel:
+        assert {name for name in wheel.namelist() if ".dist-info/" not in name} == expected
+
+
+@pytest.mark.venv
+def test_the_sdist_holds_what_its_tests_need(source, distributions):
+    expected = {path.relative_to(source).as_posix() for path in source.glob("tests/**/*.py")}
+    expected |= {".ci/run", "LICENSE", "README.md", "constraints.txt", "pyproject.toml", "setup.py"}
+    with tarfile.open(distributions[0]) as sdist:
+        assert expected <= {name.partition("/")[2] for name in sdist.getnames()}
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "pip install -c constraints.txt . && encodec-fast demo",
+        "pip install -c constraints.txt -e '.[dev]' && pytest",
+    ],
+)
+def test_the_readme_holds_the_command(command):
+    assert command in (ROOT / "README.md").read_text().splitlines()
+
+
+def test_ci_runs_the_test_command_of_the_readme():
+    assert "pip install -c constraints.txt -e '.[dev]' && pytest" in (ROOT / ".ci/run").read_text()
+
+
+def test_every_direct_dependency_is_pinned():
+    text = (ROOT / "pyproject.toml").read_text()
+    lists = re.findall(r"^(?:dependencies|dev) = \[\n(.*?)^\]", text, re.MULTILINE | re.DOTALL)
+    assert len(lists) == 2
+    names = set(re.findall(r'^ +"([\w-]+)', "".join(lists), re.MULTILINE))
+    pinned = set(re.findall(r"^([\w-]+)==", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+    # each CUDA build of torch accepts one version of triton only
+    assert names - pinned == {"triton"}
+
+
+def test_pytest_stops_where_the_root_is_on_the_path():
+    with pytest.raises(AssertionError, match="run `pytest`, not `python -m pytest`"):
+        run([sys.executable, "-m", "pytest", "--collect-only", "-q", "tests/test_imports.py"], ROOT)
