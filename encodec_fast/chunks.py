@@ -6,6 +6,7 @@ run on a stand-in for the model that takes down the chunks, which are then run t
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -54,6 +55,11 @@ class DecodeWalk:
         return overlap_add(decode_chunks(self._model, chunks), stride)
 
 
+def hop_length(config: Any) -> int:
+    """Samples per codec frame; the config says so itself from transformers 4.45 on."""
+    return math.prod(config.upsampling_ratios)
+
+
 def encoded_length(config: Any, length: int) -> int:
     """Frames of a chunk of `length` samples: each downsampling rounds up."""
     for ratio in reversed(config.upsampling_ratios):
@@ -86,7 +92,7 @@ def decode_chunks(model: hf.EncodecModel, chunks: Sequence[tuple[Tensor, Tensor 
     scaled = {scale is not None for _, scale in chunks}
     if len(scaled) > 1:
         return [model._decode_frame(codes, scale) for codes, scale in chunks]
-    bytes_per_frame = first_layer_bytes(model.config) * model.config.hop_length
+    bytes_per_frame = first_layer_bytes(model.config) * hop_length(model.config)
     for members in _equal_shapes([codes for codes, _ in chunks], bytes_per_frame):
         batch = chunks[members[0]][0].shape[0]
         codes = torch.cat([chunks[index][0] for index in members])

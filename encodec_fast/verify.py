@@ -9,7 +9,7 @@ of its own length:
 
 It is the relative change of the embedding that would swap the two codes, and must be below MARGIN_BOUND or, where HF's own float32
 embeddings err by more than usual (a chunk of near silence, blown up by `normalize`), below ERRORS_BOUND times the largest error of
-that chunk. Later levels of that frame quantize another residual and are not compared.
+that chunk; plus what the rounding of one float32 distance amounts to in the same unit. Later levels of that frame quantize another residual and are not compared.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ from transformers.models.encodec import modeling_encodec as hf
 MARGIN_BOUND = 2e-5
 # Ours may err a few times as much as HF's largest error and in the other direction.
 ERRORS_BOUND = 4.0
+# Rounding of a float32 distance |r|^2 - 2 r.e + |e|^2, relative to (|r| + |e|)^2: 8 units. It adds to the margin that two entries much
+# closer to each other than to zero may be swapped at.
+SEARCH_ROUNDOFF = 8 * 2**-23
 # Root-mean-square error against float64, relative to the signal: ours may be HF's own, times a factor for luck (where a clip is
 # ill-conditioned and both err by 1e-5, other orders of summation gave 1.06 times HF's error), plus 4 units of float32 roundoff.
 ERROR_FACTOR, ERROR_SLACK = 1.5, 5e-7
@@ -235,8 +238,10 @@ def _flips(
         a, b = (codebooks[level, side[clip, level, frame]] for side in (ours, reference))
         gap = (residual - a).pow(2).sum() - (residual - b).pow(2).sum()
         # equal entries (duplicate rows) give 0 / 0: no embedding is on one side of them, which is the largest margin there is
-        margin = (gap.abs() / (2 * (a - b).norm() * x.norm())).nan_to_num(nan=float("inf")).item()
+        unit = 2 * (a - b).norm() * x.norm()
+        margin = (gap.abs() / unit).nan_to_num(nan=float("inf")).item()
         codes = (int(ours[clip, level, frame]), int(reference[clip, level, frame]))
         bound = max(MARGIN_BOUND, ERRORS_BOUND * (largest_errors[clip] / x.norm()).item())
+        bound += (SEARCH_ROUNDOFF * (residual.norm() + torch.maximum(a.norm(), b.norm())) ** 2 / unit).item()
         flips.append(Flip(first_clip + clip, chunk, frame, level, *codes, margin, bound))
     return flips

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import EncodecConfig
 
 import encodec_fast
-from encodec_fast import verify
+from encodec_fast import chunks, verify
 
 KMEANS_STEPS = 2
 # Against a float64 run ours may err this many times as much as HF's own float32 run, plus the slack times the signal's peak: on a few
@@ -47,7 +47,8 @@ def small_config(**changes: Any) -> EncodecConfig:
         "upsampling_ratios": [4, 2],
         "hidden_size": 8,
         "codebook_size": 16,
-        "target_bandwidths": [1.2, 2.4, 4.8],
+        # transformers before 4.45 counts 10 bits per level whatever the codebook: 4 levels there, 10 later
+        "target_bandwidths": [1.2, 2.4, 4.8, 12.0],
     }
     return EncodecConfig(**{**settings, **changes})
 
@@ -74,7 +75,8 @@ def reference_model(config: EncodecConfig, seed: int = 0) -> transformers.Encode
         torch.manual_seed(seed)
         model = transformers.EncodecModel(config).eval()
     # about 4 frames per entry
-    samples = min(4 * config.codebook_size * config.hop_length, 30 * config.sampling_rate) // 4 + config.hop_length
+    hop_length = chunks.hop_length(config)
+    samples = min(4 * config.codebook_size * hop_length, 30 * config.sampling_rate) // 4 + hop_length
     with torch.no_grad():
         embeddings = model.encoder(audio_like(4, config.audio_channels, samples, seed + 1000))
         vectors, used = embeddings.transpose(1, 2).flatten(0, 1), [0]

@@ -163,6 +163,8 @@ class _ResidualStep:
             x = torch.cat([state.skip, x], -1)
         outputs = hidden.shape[-1]
         state.skip = x[..., outputs:].clone() if outputs < x.shape[-1] else None
+        if outputs == 0:
+            return x.new_empty(x.shape[0], self.block.out_channels, 0)
         return self._combine(hidden, x[..., :outputs])
 
     def _combine(self, hidden: Tensor, x: Tensor) -> Tensor:
