@@ -1,0 +1,216 @@
+"""The built-in models `demo` and `demo-48khz`: the real architectures with seeded weights, UNTRAINED.
+
+They need no download, run at the speed of the real models and give codes that are used and spread like real ones, so
+everything but the sound can be tried and tested with them. Their audio is noise: not for listening.
+
+The weights are the same on every machine and for every number of threads: drawn from torch's integer generator, fitted
+in float64 by transformers' own modules, and rounded to float16 where a value was measured, which hides what the last
+bits of float64 sums differ by.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import EncodecConfig
+
+from encodec_fast.audio import read_audio
+from encodec_fast.dispatch import use_backend
+from encodec_fast.model import EncodecModel
+
+SEED = 20220
+# Frames that each codebook is fitted on, 24 s at 75 Hz: they use 580 of 1024 entries of the first codebook, whose frames
+# of silence are alike, and about 800 of each other one; 1200 frames would use under half of the first.
+FIT_FRAMES = 1800
+# An entry moves to the mean of its frames and PRIOR_FRAMES copies of where it was drawn. Plain k-means (0) puts an
+# entry on nearly every one of so few frames: over 32 levels their residual falls to 1e-12 of its energy, that of other
+# audio only to 0.6, and rounding decides the deep levels of other audio.
+PRIOR_FRAMES = 8
+# The share of a residual's energy that 10 bits can take away from 128 white values: 1 - 2^(-2 * 10 / 128).
+ENTRY_ENERGY = 0.1
+KMEANS_STEPS = 2
+OUTPUT_RMS = 0.1
+
+DEMO_MODELS = {
+    "demo": "EnCodec 24 kHz mono, untrained",
+    "demo-48khz": "EnCodec 48 kHz stereo, untrained",
+}
+
+
+def demo_config(name: str) -> EncodecConfig:
+    """Config of facebook/encodec_24khz for `demo`, of facebook/encodec_48khz for `demo-48khz`."""
+    if name == "demo":
+        return EncodecConfig()
+    if name == "demo-48khz":
+        return EncodecConfig(
+            target_bandwidths=[3.0, 6.0, 12.0, 24.0],
+            sampling_rate=48_000,
+            audio_channels=2,
+            normalize=True,
+            chunk_length_s=1.0,
+            overlap=0.01,
+            norm_type="time_group_norm",
+            use_causal_conv=False,
+        )
+    raise ValueError(f"name is {name!r}; the built-in models are {' and '.join(DEMO_MODELS)}.")
+
+
+def demo_model(name: str = "demo") -> EncodecModel:
+    """The built-in model of that name on the CPU in float32, in eval mode. Untrained: its audio is not for listening.
+
+    Takes a few seconds; leaves torch's global random state as it was.
+    """
+    config = demo_config(name)
+    with torch.random.fork_rng(devices=[]):
+        model = EncodecModel(config).eval()
+    generator = torch.Generator().manual_seed(SEED)
+    with torch.no_grad(), use_backend("reference"):
+        seed_weights(model, generator)
+        model.double()
+        audio = fitting_audio(config).double()
+        # two pieces, of different clips, are enough for the layers' means and deviations
+        embeddings = _calibrate(model.encoder, audio[:: len(audio) // 2][:2])
+        fit_codebooks(model, audio, generator)
+        _calibrate(model.decoder, model.quantizer.decode(model.quantizer.encode(embeddings)))
+        if not config.normalize:
+            _rescale(_calibrated_modules(model.decoder)[-1], OUTPUT_RMS)
+    return model.float()
+
+
+def bundled_clips() -> list[Path]:
+    """The audio files inside this package: speech in several voices, and one stereo music clip at 48 kHz."""
+    return sorted((Path(__file__).parent / "assets").glob("*.flac"))
+
+
+def fitting_audio(config: EncodecConfig, frames: int = FIT_FRAMES) -> Tensor:
+    """One-second pieces of the bundled clips, [B, C, T] float32, scaled as the encoder sees them.
+
+    As many pieces, evenly spread over all clips, as give at least `frames` codec frames, or all there are.
+    """
+    rate, channels = config.sampling_rate, config.audio_channels
+    whole = torch.cat([torch.from_numpy(read_audio(path, rate, channels)[0]) for path in bundled_clips()], dim=-1)
+    pieces = torch.stack([piece for piece in whole.split(rate, dim=-1) if piece.shape[-1] == rate])
+    count = min(len(pieces), -(-frames // config.frame_rate))
+    pieces = pieces[torch.arange(count) * len(pieces) // count]
+    if config.normalize:
+        pieces = pieces / (pieces.mean(1, keepdim=True).square().mean(-1, keepdim=True).sqrt() + 1e-8)
+    return pieces
+
+
+def seed_weights(model: nn.Module, generator: torch.Generator) -> None:
+    """Draws every weight of the model's convolutions and LSTMs in place, uniform, with unit gain by fan-in.
+
+    torch.rand and not randn: its values come from integers, randn's from the log and cos of the machine's library.
+    """
+
+    def draw(tensor: Tensor, bound: float) -> None:
+        tensor.copy_((2 * torch.rand(tensor.shape, generator=generator) - 1) * bound)
+
+    for module in model.modules():
+        if isinstance(module, nn.Conv1d | nn.ConvTranspose1d):
+            gain, direction = _weight_norm_parts(module)
+            fan_in = module.in_channels * module.kernel_size[0]
+            if isinstance(module, nn.ConvTranspose1d):
+                fan_in //= module.stride[0]
+            draw(direction, (3 / fan_in) ** 0.5)
+            if gain is not None:
+                gain.copy_(direction.flatten(1).norm(dim=1).view_as(gain))
+            assert module.bias is not None
+            draw(module.bias, 0.1)
+        elif isinstance(module, nn.LSTM):
+            for parameter in module.parameters():
+                draw(parameter, module.hidden_size**-0.5)
+
+
+def _portable(value: Tensor) -> Tensor:
+    """value rounded to float16: machines and thread counts agree on it, though not on a sum's last bits."""
+    return value.half().to(value.dtype)
+
+
+def _calibrate(stack: nn.Module, inputs: Tensor) -> Tensor:
+    """The stack's output, after giving that of each layer zero mean per channel and unit deviation in place.
+
+    That takes a bias per channel and one factor per layer, found on `inputs`.
+    """
+
+    def standardise(module: Any, _: Any, output: Tensor) -> Tensor:
+        mean = output.mean((0, 2))
+        factor = _portable((output - mean[:, None]).square().mean().rsqrt())
+        bias = _portable((module.bias - mean) * factor)
+        standardised = (output - module.bias[:, None]) * factor + bias[:, None]
+        _rescale(module, factor)
+        module.bias.copy_(bias)
+        return standardised
+
+    handles = [module.register_forward_hook(standardise) for module in _calibrated_modules(stack)]
+    output = stack(inputs)
+    for handle in handles:
+        handle.remove()
+    return output
+
+
+def _calibrated_modules(stack: nn.Module) -> list[nn.Module]:
+    """The group norms if there are any, since they undo the scale of the convolution before; else the convolutions."""
+    norms: list[nn.Module] = [module for module in stack.modules() if isinstance(module, nn.GroupNorm)]
+    return norms or [module for module in stack.modules() if isinstance(module, nn.Conv1d | nn.ConvTranspose1d)]
+
+
+def _rescale(module: Any, factor: Tensor | float) -> None:
+    """Multiplies the output of a convolution or group norm by factor, in place."""
+    gain, weight = (None, module.weight) if isinstance(module, nn.GroupNorm) else _weight_norm_parts(module)
+    (weight if gain is None else gain).mul_(factor)
+    module.bias.mul_(factor)
+
+
+def fit_codebooks(model: Any, audio: Tensor, generator: torch.Generator) -> list[int]:
+    """How many entries of each codebook the frames of `audio` use, after fitting the codebooks to them in place.
+
+    audio: [B, C, T], scaled as the encoder sees it, of the model's dtype (float64: the same codebooks on any machine).
+    At each level, entries are drawn from the covariance of the residual and moved by KMEANS_STEPS of k-means that
+    keep PRIOR_FRAMES of weight on the drawn entry.
+    """
+    embeddings = torch.cat([model.encoder(piece) for piece in audio.split(2)])
+    residual = embeddings.transpose(1, 2).reshape(-1, embeddings.shape[1])  # [B*F, D]
+    used = []
+    for layer in model.quantizer.layers:
+        size = layer.codebook.codebook_size
+        entries = _draw_entries(residual, size, generator)
+        for _ in range(KMEANS_STEPS):
+            nearest = _nearest(residual, entries)
+            count = torch.bincount(nearest, minlength=size).to(residual)[:, None]
+            total = torch.zeros_like(entries).index_add_(0, nearest, residual)
+            entries = (total + PRIOR_FRAMES * entries) / (count + PRIOR_FRAMES)
+        entries = _portable(entries)
+        layer.codebook.embed.copy_(entries)
+        nearest = _nearest(residual, entries)
+        residual = residual - entries[nearest]
+        used.append(nearest.unique().numel())
+    return used
+
+
+def _draw_entries(residual: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """[size, D]: random vectors with the frames' mean and ENTRY_ENERGY of their covariance. residual: [frames, D]."""
+    mean = residual.mean(0)
+    covariance = (residual - mean).T @ (residual - mean) / len(residual)
+    # fewer frames than dimensions leave the covariance singular
+    covariance.diagonal().add_(1e-6 * covariance.diagonal().mean() + 1e-12)
+    unit = 3**0.5 * (2 * torch.rand(size, residual.shape[1], generator=generator) - 1).to(residual)
+    return mean + unit @ torch.linalg.cholesky(ENTRY_ENERGY * covariance).T
+
+
+def _nearest(vectors: Tensor, entries: Tensor) -> Tensor:
+    """Index of the nearest entry for each vector, int64 [frames]."""
+    return (entries.square().sum(1) - 2 * vectors @ entries.T).argmin(1)
+
+
+def _weight_norm_parts(conv: Any) -> tuple[Tensor | None, Tensor]:
+    """(g, v) of a weight-normed convolution, under torch's new or old names for them; (None, weight) of a plain one."""
+    if hasattr(conv, "parametrizations"):
+        parts = conv.parametrizations.weight
+        return parts.original0, parts.original1
+    if hasattr(conv, "weight_g"):
+        return conv.weight_g, conv.weight_v
+    return None, conv.weight

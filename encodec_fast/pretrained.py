@@ -1,0 +1,128 @@
+"""Models by name: the built-in ones, a local folder, or a name on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from typing import Any
+
+import torch
+from transformers import EncodecConfig
+
+from encodec_fast.demo import DEMO_MODELS, demo_model
+from encodec_fast.model import EncodecModel
+
+# transformers asks an unreachable hub six times over 23 s (46 s before 5.0); one question of this many seconds decides
+HUB_TIMEOUT_S = 5.0
+# Buffers of the codebooks' training, which encoding and decoding never read
+TRAINING_STATE = (".inited", ".cluster_size", ".embed_avg")
+
+
+class ModelNotFound(ValueError):
+    """No model can be loaded under this name; the message is one sentence that says why and what to do."""
+
+
+def load_model(name_or_path: str, device: str | torch.device = "cpu") -> tuple[EncodecModel, str]:
+    """The model in eval mode on the device, and its id: the name, or the folder's full path.
+
+    name_or_path: `demo` or `demo-48khz` (built in, untrained), a folder made by `save_pretrained`, or a name on the
+    Hugging Face hub, such as facebook/encodec_24khz. device: as torch takes it, or "auto": the GPU if there is one.
+    A model that was downloaded before is taken from the hub's cache without asking the hub.
+    Raises ModelNotFound if there is no such model or the hub can't be reached, ValueError for an unknown device.
+    """
+    target = torch_device(device)
+    if name_or_path in DEMO_MODELS:
+        return demo_model(name_or_path).to(target), name_or_path
+    if os.path.isdir(name_or_path):
+        return _from_folder(name_or_path).to(target), os.path.abspath(name_or_path)
+    return _from_hub(name_or_path).to(target), name_or_path
+
+
+def torch_device(device: str | torch.device) -> torch.device:
+    """The device; "auto" is the current CUDA (or ROCm) GPU where there is one, else the CPU.
+
+    Raises ValueError for a name that torch doesn't know and for a GPU that isn't there.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        target = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device is {device!r}; allowed are auto, cpu, cuda, cuda:N and torch's other names.") from error
+    if target.type == "cuda" and (target.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device is {device!r}, but torch sees {torch.cuda.device_count()} GPUs on this machine.")
+    return target
+
+
+def weights_sha256(model: torch.nn.Module) -> str:
+    """SHA-256 in hex over the name, dtype, shape and bytes of every tensor in the state dict, in order of name.
+
+    Equal for equal weights on any device; a safetensors file's own hash also depends on how it was written.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)};".encode())
+        # bytes, not values: numpy has no bfloat16
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _from_folder(path: str) -> EncodecModel:
+    if not os.path.isfile(os.path.join(path, "config.json")):
+        raise ModelNotFound(f"{path}: this folder holds no config.json; a folder made by save_pretrained is needed.")
+    try:
+        return _from_pretrained(path)
+    except OSError as error:
+        raise ModelNotFound(f"{path}: the model can't be loaded ({_first_line(error)}).") from error
+
+
+def _from_hub(name: str) -> EncodecModel:
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise ModelNotFound(
+            f"{name!r} is neither a folder on this machine, nor a name on the Hugging Face hub, nor a built-in model "
+            f"({', '.join(DEMO_MODELS)})."
+        ) from error
+    try:
+        return _from_pretrained(name, local_files_only=True)
+    except OSError:
+        pass  # not downloaded before: the hub is asked next
+    _reach_hub(name)
+    try:
+        return _from_pretrained(name)
+    except OSError as error:
+        raise ModelNotFound(f"{name}: the model can't be loaded ({_first_line(error)}).") from error
+
+
+def _reach_hub(name: str) -> None:
+    """Raises ModelNotFound where one plain request, sent as the hub's own client sends it, gets no answer."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT_S)
+    # the hub's client has changed its HTTP library twice, and with it what it raises when there is no connection
+    except Exception as error:
+        raise ModelNotFound(
+            f"{name}: not on this machine, and the Hugging Face hub can't be reached ({type(error).__name__}); "
+            "use --model FOLDER for a local model or --model demo for the built-in untrained one."
+        ) from error
+
+
+def _from_pretrained(name_or_path: str, **options: Any) -> EncodecModel:
+    """The model, refused where transformers would only warn: for another architecture, and for missing weights."""
+    config, _ = EncodecConfig.get_config_dict(name_or_path, **options)
+    if config.get("model_type", "encodec") != "encodec":
+        raise ModelNotFound(f"{name_or_path}: this is a {config['model_type']} model; an encodec model is needed.")
+    model, info = EncodecModel.from_pretrained(name_or_path, output_loading_info=True, **options)
+    missing = sorted(key for key in info["missing_keys"] if not key.endswith(TRAINING_STATE))
+    if missing:
+        raise ModelNotFound(f"{name_or_path}: {len(missing)} weights are missing, the first is {missing[0]}.")
+    return model.eval()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -1,0 +1,236 @@
+"""The command line as a person meets it: what it prints, what it writes, its exit codes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import soundfile
+import torch
+
+from encodec_fast import cli, pretrained
+from encodec_fast.formats.parquet import iter_rows, read_failures, read_ids, read_info
+from encodec_fast.pretrained import weights_sha256
+from fixtures import audio_like, config_48khz, pair, small_config
+from venvs import ROOT
+
+SMALL = {"codebook_size": 16, "target_bandwidths": [1.2, 2.4, 4.8]}
+SMALL_48KHZ = {"num_filters": 4, "hidden_size": 8, "codebook_size": 16, "target_bandwidths": [3.0, 6.0]}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return pair(small_config(**SMALL))[1]
+
+
+@pytest.fixture(scope="module")
+def model_folder(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    folder = tmp_path / "corpus"
+    for index, name in enumerate(["a.wav", "b/a.wav", "b/a.flac"]):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(folder / name, audio_like(1, 1, 4000 + 777 * index, index)[0, 0].numpy(), 2400 * (1 + index))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def same_threads():
+    """--threads holds for the process."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def run(capsys, *arguments):
+    """(exit code, standard output, standard error) of the command in this process."""
+    code = cli.main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def tokenize(capsys, corpus, out, model_folder, *more):
+    return run(capsys, "tokenize", corpus, "--out", out, "--model", model_folder, "--bandwidth", "2.4", *more)
+
+
+def test_tokenize_and_decode_give_every_clip_back_at_its_length_and_rate(capsys, corpus, model, model_folder, tmp_path):
+    codes, wavs = tmp_path / "codes", tmp_path / "wavs"
+    code, out, err = tokenize(capsys, corpus, codes, model_folder, "--threads", "1", "--workers", "1")
+    assert (code, err) == (cli.OK, "")
+    assert "3 clips" in out and "x real time" in out and str(codes / "part-00000.parquet") in out
+    assert read_ids(codes) == ["a.wav", "b/a.flac", "b/a.wav"]
+    info = read_info(codes)
+    assert info.model_id == str(model_folder) and info.weights_sha256 == weights_sha256(model)
+    assert info.options["bandwidth"] == 2.4 and info.backend
+
+    code, out, err = run(capsys, "decode", codes, "--out", wavs)
+    assert (code, err) == (cli.OK, "") and "wrote 3 WAV files" in out
+    assert sorted(str(path.relative_to(wavs)) for path in wavs.rglob("*.wav")) == ["a.wav", "b/a.wav", "b/a~2.wav"]
+    for row, name in zip(iter_rows(codes), ["a.wav", "b/a.wav", "b/a~2.wav"]):
+        written = soundfile.info(wavs / name)
+        assert (written.frames, written.samplerate) == (row.num_samples, 2400)
+
+
+def test_a_broken_clip_is_named_with_its_reason_and_costs_only_itself(capsys, corpus, model_folder, tmp_path):
+    (corpus / "broken.wav").write_bytes(b"RIFF and nothing")
+    (corpus / "empty.flac").write_bytes(b"")
+    code, out, err = tokenize(capsys, corpus, tmp_path / "codes", model_folder)
+    assert code == cli.CLIPS_FAILED and "3 clips" in out
+    assert err.splitlines()[0] == "2 of the clips failed:"
+    assert "  empty.flac: the file is empty (0 bytes)." in err.splitlines()
+    assert [failure.id for failure in read_failures(tmp_path / "codes")] == ["broken.wav", "empty.flac"]
+    assert len(read_ids(tmp_path / "codes")) == 3
+
+
+def test_a_codes_folder_is_replaced_only_when_asked(capsys, corpus, model_folder, tmp_path):
+    codes, wavs = tmp_path / "codes", tmp_path / "wavs"
+    assert tokenize(capsys, corpus, codes, model_folder)[0] == cli.OK
+    code, _, err = tokenize(capsys, corpus, codes, model_folder)
+    assert code == cli.WRONG_ARGUMENT and "holds codes already" in err
+    assert tokenize(capsys, corpus / "b", codes, model_folder, "--overwrite")[0] == cli.OK
+    assert len(read_ids(codes)) == 2
+    assert run(capsys, "decode", codes, "--out", wavs)[0] == cli.OK
+    code, _, err = run(capsys, "decode", codes, "--out", wavs)
+    assert code == cli.WRONG_ARGUMENT and "exists already" in err
+    assert run(capsys, "decode", codes, "--out", wavs, "--overwrite")[0] == cli.OK
+
+
+def test_decode_refuses_other_weights_and_names_both(capsys, corpus, model_folder, tmp_path):
+    tokenize(capsys, corpus, tmp_path / "codes", model_folder)
+    other = pair(small_config(**SMALL), seed=7)[1]
+    other.save_pretrained(tmp_path / "other")
+    code, _, err = run(capsys, "decode", tmp_path / "codes", "--out", tmp_path / "wavs", "--model", tmp_path / "other")
+    assert code == cli.WRONG_ARGUMENT and err.count("\n") == 1
+    assert read_info(tmp_path / "codes").weights_sha256[:16] in err and weights_sha256(other)[:16] in err
+    assert not (tmp_path / "wavs").exists()
+
+
+WRONG = {
+    "unknown command": (["tokenise"], "No such command"),
+    "no source": (["tokenize"], "Missing argument"),
+    "no --out": (["tokenize", "CORPUS"], "Missing option '--out'"),
+    "unknown option": (["tokenize", "CORPUS", "--out", "OUT", "--modle", "x"], "No such option"),
+    "missing source": (["tokenize", "nowhere", "--out", "OUT", "--model", "MODEL"], "nowhere: no such file or folder."),
+    "pattern without match": (["tokenize", "no*where", "--out", "OUT", "--model", "MODEL"], "matches no audio file"),
+    "threads below 0": (["tokenize", "CORPUS", "--out", "OUT", "--threads", "-1"], "--threads"),
+    "threads in words": (["tokenize", "CORPUS", "--out", "OUT", "--threads", "two"], "--threads"),
+    "no workers": (["tokenize", "CORPUS", "--out", "OUT", "--workers", "0"], "--workers"),
+    "batch of nothing": (["tokenize", "CORPUS", "--out", "OUT", "--batch-seconds", "0"], "--batch-seconds is 0"),
+    "bandwidth": (["tokenize", "CORPUS", "--out", "OUT", "--model", "MODEL", "--bandwidth", "7"], "are 1.2, 2.4, 4.8 kbps"),
+    "device": (["tokenize", "CORPUS", "--out", "OUT", "--model", "MODEL", "--device", "gpu"], "device is 'gpu'"),
+    "backend": (["tokenize", "CORPUS", "--out", "OUT", "--model", "MODEL", "--backend", "metal"], "'metal' is not a backend"),
+    "model": (["tokenize", "CORPUS", "--out", "OUT", "--model", "a/b/c"], "'a/b/c' is neither a folder"),
+    "out is a file": (["tokenize", "CORPUS", "--out", "CORPUS/a.wav", "--model", "MODEL", "-b", "1.2"], "a.wav: File exists"),
+    "decode of no codes": (["decode", "CORPUS", "--out", "OUT"], "no part-*.parquet in this folder"),
+    "subtype": (["decode", "CORPUS", "--out", "OUT", "--subtype", "MP3"], "allowed are PCM_16, PCM_24, FLOAT"),
+    "verify nothing": (["verify", "nowhere"], "nowhere: no such file or folder."),
+    "verify bandwidth": (["verify", "CORPUS", "--model", "MODEL", "--bandwidth", "5"], "are 1.2, 2.4, 4.8 kbps"),
+}
+
+
+@pytest.mark.parametrize("arguments, message", WRONG.values(), ids=WRONG)
+def test_a_wrong_argument_is_one_line_and_exit_code_2(capsys, corpus, model_folder, tmp_path, arguments, message):
+    places = {"CORPUS": str(corpus), "CORPUS/a.wav": str(corpus / "a.wav"), "OUT": str(tmp_path / "out"), "MODEL": str(model_folder)}
+    code, _, err = run(capsys, *(places.get(argument, argument) for argument in arguments))
+    assert code == cli.WRONG_ARGUMENT
+    assert err.count("\n") == 1 and err.startswith("encodec-fast") and message in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unreachable_hub_names_the_demo(capsys, corpus, tmp_path, monkeypatch):
+    def unreachable(name):
+        raise pretrained.ModelNotFound(f"{name}: the Hugging Face hub can't be reached; use --model demo")
+
+    monkeypatch.setattr(pretrained, "_from_hub", unreachable)
+    code, _, err = run(capsys, "tokenize", corpus, "--out", tmp_path / "codes")
+    assert code == cli.WRONG_ARGUMENT and err.count("\n") == 1 and "--model demo" in err
+
+
+def test_verify_compares_with_hugging_face_and_fails_on_a_clip_it_can_not_read(capsys, corpus, model_folder):
+    code, out, err = run(capsys, "verify", corpus, "--model", model_folder)
+    assert (code, err) == (cli.OK, "") and out.startswith("PASS") and "3 clips at 4.8 kbps" in out
+    (corpus / "c.wav").write_bytes(b"")
+    code, out, err = run(capsys, "verify", corpus, "--model", model_folder, "--bandwidth", "1.2")
+    assert code == cli.CLIPS_FAILED and "3 clips at 1.2 kbps" in out and "c.wav: the file is empty" in err
+
+
+def test_verify_fails_where_the_codes_are_not_hugging_face_s(capsys, corpus, model, model_folder, monkeypatch):
+    search = type(model.quantizer).encode
+    monkeypatch.setattr(type(model.quantizer), "encode", lambda self, *call: search(self, *call).flip(0))
+    code, out, _ = run(capsys, "verify", corpus, "--model", model_folder)
+    assert code == cli.CLIPS_FAILED and out.startswith("FAIL")
+
+
+def test_info_names_versions_and_every_backend_with_yes_or_the_reason(capsys):
+    code, out, err = run(capsys, "info")
+    assert (code, err) == (cli.OK, "")
+    lines = dict(line.split("  ", 1) for line in out.splitlines())
+    assert lines["torch"].strip() == torch.__version__
+    assert lines["backend torch"].strip() == "yes"
+    assert all(value.strip() == "yes" or value.strip().startswith("no: ") for name, value in lines.items() if name.startswith("backend"))
+
+
+def test_demo_tokenizes_decodes_verifies_and_prints_one_table(capsys, tmp_path, monkeypatch):
+    # two small models in the place of the real ones: the same way through the command in a tenth of the time
+    speech = small_config(sampling_rate=24_000, upsampling_ratios=[8, 5, 4, 2], target_bandwidths=[6.0])
+    models = {"demo": pair(speech)[1], "demo-48khz": pair(config_48khz(**SMALL_48KHZ))[1]}
+    monkeypatch.setattr(pretrained, "demo_model", models.get)
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, err = run(capsys, "demo", "--out", tmp_path / "out", "--threads", "1")
+    assert (code, err) == (cli.OK, ""), out
+    assert out.count("┏") == 1 and "not for listening" in out
+    assert max(len(line) for line in out.splitlines() if line.startswith(("│", "┃", "┏"))) <= 80
+    for path in (line.removeprefix("wrote ") for line in out.splitlines() if line.startswith("wrote ")):
+        assert os.path.isfile(path)
+    assert len(list((tmp_path / "out").rglob("*.wav"))) == 8
+    # a second run replaces what the first one wrote
+    assert run(capsys, "demo", "--out", tmp_path / "out", "--threads", "1")[0] == cli.OK
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "encodec_fast.cli", *map(str, arguments)]
+
+
+@pytest.mark.parametrize("columns", ["80", "120"])
+@pytest.mark.parametrize("name", [(), ("tokenize",), ("decode",), ("verify",), ("info",), ("demo",)], ids=lambda name: name or "top")
+def test_help_fits_the_terminal_and_shows_an_example(capsys, monkeypatch, columns, name):
+    monkeypatch.setenv("COLUMNS", columns)
+    code, out, err = run(capsys, *name, "--help")
+    assert (code, err) == (cli.OK, "")
+    assert max(map(len, out.splitlines())) <= int(columns)
+    assert " encodec-fast demo" in out or f"\n encodec-fast {' '.join(name)}" in out
+
+
+def test_help_loads_nothing_heavy():
+    script = (
+        "import sys; from encodec_fast import cli; cli.main(['tokenize', '--help']);"
+        "print(sorted({'torch', 'transformers', 'pyarrow', 'soundfile', 'numpy'} & set(sys.modules)))"
+    )
+    output = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, check=True, text=True, cwd=ROOT / "tests")
+    assert output.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
+def test_ctrl_c_ends_the_run_with_130_and_keeps_whole_shards(corpus, model_folder, tmp_path):
+    for index in range(400):
+        os.link(corpus / "a.wav", corpus / f"more-{index}.wav")
+    codes = tmp_path / "codes"
+    options = ["--out", codes, "--model", model_folder, "--bandwidth", "2.4"]
+    options += ["--batch-seconds", "0.5", "--rows-per-shard", "2", "--threads", "1"]
+    process = subprocess.Popen(command("tokenize", corpus, *options), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    deadline = time.monotonic() + 120
+    while not list(codes.glob("part-*.parquet")) and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()[1]
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == cli.INTERRUPTED, err
+    assert "interrupted" in err and "Traceback" not in err
+    rows = len(read_ids(codes))
+    assert 0 < rows < 403 and not list(codes.glob("*.tmp"))

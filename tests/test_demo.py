@@ -1,0 +1,114 @@
+"""The built-in models: real architectures, used codebooks, the same weights everywhere; and the bundled clips."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from transformers import EncodecConfig
+
+from encodec_fast import EncodecModel, use_backend
+from encodec_fast.audio import AUDIO_SUFFIXES
+from encodec_fast.demo import DEMO_MODELS, bundled_clips, demo_config, demo_model, fit_codebooks, fitting_audio, seed_weights
+from encodec_fast.pretrained import weights_sha256
+from fixtures import config_24khz, config_48khz, small_config
+from venvs import ROOT
+
+
+@pytest.fixture(scope="module", params=DEMO_MODELS)
+def model(request):
+    return demo_model(request.param)
+
+
+def test_the_architectures_are_those_of_the_published_models():
+    assert demo_config("demo").to_dict() == config_24khz().to_dict()
+    assert demo_config("demo-48khz").to_dict() == config_48khz().to_dict()
+    with pytest.raises(ValueError, match="demo and demo-48khz"):
+        demo_config("demo-16khz")
+
+
+def test_more_than_half_of_each_codebook_is_used_on_the_fitting_audio(model):
+    audio = fitting_audio(model.config)
+    with torch.no_grad(), use_backend("reference"):
+        codes = model.quantizer.encode(torch.cat([model.encoder(piece) for piece in audio.split(4)]))
+    used = [level.unique().numel() for level in codes]
+    assert len(used) == len(model.quantizer.layers)
+    assert min(used) > model.config.codebook_size / 2, used
+
+
+def test_embeddings_span_their_space_and_activations_keep_their_size(model):
+    audio = fitting_audio(model.config)[::6]
+    with torch.no_grad(), use_backend("reference"):
+        sizes = []
+        hooks = [layer.register_forward_hook(lambda *call: sizes.append(call[2].std().item())) for layer in model.encoder.layers]
+        embeddings = model.encoder(audio).transpose(1, 2).flatten(0, 1)
+        for hook in hooks:
+            hook.remove()
+    values = torch.linalg.svdvals(embeddings - embeddings.mean(0))
+    assert values[-1] > 0.02 * values[0] and values[63] > 0.1 * values[0]
+    assert all(0.5 < size < 2.5 for size in sizes), sizes
+
+
+def test_the_decoded_audio_neither_clips_nor_vanishes(model):
+    clip = fitting_audio(model.config)[0] * 0.1
+    (encoded,) = model.encode_batch([clip], 6.0)
+    (audio,) = model.decode_batch([encoded])
+    assert audio.shape == clip.shape
+    assert 0.01 < audio.std() < 0.3 and audio.abs().max() < 1.0
+
+
+def small_demo(threads: int) -> tuple[str, torch.Tensor]:
+    """Hash of a small model made the demo's way with that many threads, and the next global random number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        config = EncodecConfig(num_filters=8, hidden_size=32, codebook_size=64, target_bandwidths=[3.0])
+        torch.manual_seed(5)
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), use_backend("reference"):
+            model = EncodecModel(config).eval()
+            generator = torch.Generator().manual_seed(1)
+            seed_weights(model, generator)
+            fit_codebooks(model.double(), fitting_audio(config, 300).double(), generator)
+        return weights_sha256(model.float()), torch.rand(1)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_the_weights_do_not_depend_on_the_number_of_threads():
+    assert small_demo(1)[0] == small_demo(2)[0]
+
+
+def test_a_demo_model_is_the_same_each_time_and_leaves_the_random_state_alone(monkeypatch):
+    # the whole way, on an architecture that takes a second less than the real ones
+    tiny = small_config(num_filters=4, sampling_rate=24_000, upsampling_ratios=[8, 5, 4, 2], target_bandwidths=[3.0])
+    monkeypatch.setattr("encodec_fast.demo.demo_config", lambda name: tiny)
+    torch.manual_seed(5)
+    first = demo_model("demo")
+    drawn = torch.rand(1)
+    torch.manual_seed(5)
+    assert torch.equal(torch.rand(1), drawn)
+    assert weights_sha256(demo_model("demo")) == weights_sha256(first)
+    assert not first.training and first.dtype == torch.float32
+
+
+def test_the_bundled_clips_are_real_audio_under_a_megabyte():
+    clips = bundled_clips()
+    infos = {path.stem: soundfile.info(path) for path in clips}
+    assert sum(path.stat().st_size for path in clips) < 1_000_000
+    assert infos["music_stereo"].samplerate == 48_000 and infos["music_stereo"].channels == 2
+    speech = [info for name, info in infos.items() if name.startswith("speech")]
+    assert {info.samplerate for info in speech} == {22_050, 24_000} and len(speech) >= 5
+    assert any(info.frames % 320 for info in speech) and min(info.duration for info in speech) < 1.0
+    for path in clips:
+        assert path.suffix in AUDIO_SUFFIXES
+        assert 0.02 < soundfile.read(path)[0].std() < 0.3
+
+
+def test_the_music_clip_is_what_the_script_makes():
+    script = "import runpy, sys; m = runpy.run_path(sys.argv[1])['music'](); sys.stdout.buffer.write(m.tobytes())"
+    made = subprocess.run([sys.executable, "-c", script, str(ROOT / "bench" / "make_assets.py")], stdout=subprocess.PIPE, check=True).stdout
+    bundled = soundfile.read(next(path for path in bundled_clips() if path.stem == "music_stereo"))[0]
+    # one step of 16 bits: another machine's sine may round the other way
+    assert np.abs(np.frombuffer(made).reshape(-1, 2) - bundled).max() <= 1.01 / 32768
