@@ -7,9 +7,10 @@ of its own length:
     margin = | |r - a|^2 - |r - b|^2 | / (2 |a - b| |x|)
     r residual before that level, x embedding, a and b the two entries, all float64
 
-It is the relative change of the embedding that would swap the two codes, and must be below MARGIN_BOUND or, where HF's own float32
+It is the relative change of the embedding that would swap the two codes. It must be below MARGIN_BOUND or, where HF's own float32
 embeddings err by more than usual (a chunk of near silence, blown up by `normalize`), below ERRORS_BOUND times the largest error of
-that chunk; plus what the rounding of one float32 distance amounts to in the same unit. Later levels of that frame quantize another residual and are not compared.
+that chunk; plus what the rounding of one float32 distance amounts to in the same unit. Later levels of that frame quantize another
+residual and are not compared.
 """
 
 from __future__ import annotations
