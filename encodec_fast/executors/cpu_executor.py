@@ -1,0 +1,218 @@
+"""The `cpu` backend: the native engine of kernels/cpu, float32 on this machine's CPU.
+
+Bits depend on a clip's own samples and the weights alone: not on the batch, the pieces, the thread count or the instruction set.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from collections.abc import Iterable, Sequence
+from ctypes import c_int64, c_void_p
+
+import torch
+from torch import Tensor
+
+from encodec_fast.executors.base import Executor, QuantizerProgram, StageProgram
+from encodec_fast.kernels.cpu import library as native
+from encodec_fast.plan import LSTM, Conv, Quantizer, ResidualBlock, Stage, Upsample
+
+
+class NativeClips:
+    """Clips [C, T_b] as the engine takes them, whatever their strides."""
+
+    def __init__(self, clips: Sequence[Tensor]) -> None:
+        # held: the record has bare addresses
+        self.clips = [clip if clip.shape[1] <= 1 or clip.stride(1) == 1 else clip.contiguous() for clip in clips]
+        self.lengths = _ints(clip.shape[1] for clip in self.clips)
+        self.record = native.ClipsRecord(_addresses(self.clips), self.lengths, _ints(clip.stride(0) for clip in self.clips))
+
+
+class NativeState:
+    """Clips on their way through a program."""
+
+    def __init__(self, program: CpuStageProgram, batch: int) -> None:
+        self.program = program  # the engine's state points into it
+        self.batch = batch
+        self.handle = native.check_handle(program.library, program.library.encodec_open(program.handle, batch))
+        weakref.finalize(self, program.library.encodec_close, self.handle)
+
+
+class CpuStageProgram(StageProgram):
+    """Consecutive stages, packed for one instruction set."""
+
+    exact = True
+
+    def __init__(self, library: ctypes.CDLL, stages: tuple[Stage, ...]) -> None:
+        self.library = library
+        self.out_channels = stages[-1].out_channels
+        self.handle = native.check_handle(library, library.encodec_program_new(native.requested_tier()))
+        weakref.finalize(self, library.encodec_program_free, self.handle)
+        for stage in stages:
+            native.check(library, _append(library, self.handle, stage))
+
+    def open(self, batch: int) -> NativeState:
+        """A fresh state for `batch` clips that start at time zero."""
+        return NativeState(self, batch)
+
+    def push(self, x: Tensor, state: NativeState, final: bool) -> Tensor:
+        """The output that the next piece of time completes, as the base class says.
+
+        Raises EngineError after the clips' end, and for a piece of a clip where a stage needs the whole of it.
+        """
+        _require_float32(x, state.batch)
+        clips = NativeClips(x.unbind(0))
+        length = self._ready(clips, state, final)[0] if state.batch else 0
+        y = x.new_empty(state.batch, self.out_channels, length)
+        self._push(clips, state, final, y.unbind(0))
+        return y
+
+    def run_clips(self, clips: Sequence[Tensor]) -> list[Tensor]:
+        """`run` of clips [C_in, T_b] of any lengths, as one batch: bit for bit what each one alone gives, [C_out, T_out_b]."""
+        for clip in clips:
+            _require_float32(clip[None], 1)
+        state, rows = self.open(len(clips)), NativeClips(clips)
+        y = [torch.empty(self.out_channels, length) for length in self._ready(rows, state, True)]
+        self._push(rows, state, True, y)
+        return y
+
+    def _ready(self, x: NativeClips, state: NativeState, final: bool) -> list[int]:
+        lengths = (c_int64 * state.batch)()
+        native.check(self.library, self.library.encodec_ready(state.handle, x.lengths, final, lengths))
+        return list(lengths)
+
+    def _push(self, x: NativeClips, state: NativeState, final: bool, y: Sequence[Tensor]) -> None:
+        out = NativeClips(y)
+        pushed = self.library.encodec_push(state.handle, x.record, final, torch.get_num_threads(), out.record)
+        native.check(self.library, pushed)
+
+
+class CpuQuantizerProgram(QuantizerProgram):
+    """The stacked codebooks, packed for one instruction set."""
+
+    def __init__(self, library: ctypes.CDLL, quantizer: Quantizer) -> None:
+        codebooks = quantizer.codebooks.contiguous()
+        self.library = library
+        self.dim = codebooks.shape[2]
+        made = library.encodec_codebooks_new(native.requested_tier(), codebooks.data_ptr(), *codebooks.shape)
+        self.handle = native.check_handle(library, made)
+        weakref.finalize(self, library.encodec_codebooks_free, self.handle)
+
+    def encode(self, x: Tensor, num_quantizers: int) -> Tensor:
+        """Codes [num_quantizers, B, F], int64, of embeddings x [B, D, F]; on equal distances the lowest index."""
+        _require_float32(x, x.shape[0])
+        batch, _, frames = x.shape
+        codes = torch.empty(num_quantizers, batch, frames, dtype=torch.int64)
+        clips = NativeClips(x.unbind(0))
+        found = self.library.encodec_search(self.handle, clips.record, batch, num_quantizers, torch.get_num_threads(), *_code_rows(codes))
+        native.check(self.library, found)
+        return codes
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Sum of the entries [B, D, F] that codes [K, B, F] name.  Raises IndexError for a code outside the codebook."""
+        codes = codes.to(torch.int64).contiguous()
+        levels, batch, frames = codes.shape
+        y = torch.empty(batch, self.dim, frames)
+        clips = NativeClips(y.unbind(0))
+        summed = self.library.encodec_lookup(self.handle, *_code_rows(codes), batch, levels, torch.get_num_threads(), clips.record)
+        if native.check(self.library, summed) == 1:
+            # the words of torch's embedding: the drop-in class raises what transformers raises
+            raise IndexError("index out of range in self")
+        return y
+
+
+class CpuExecutor(Executor):
+    """The native engine, loaded at the first question about it."""
+
+    name = "cpu"
+
+    def unavailable(self) -> str | None:
+        """Why the engine can't be used and how to change that, or None."""
+        try:
+            library = native.load()
+        except native.LibraryMissing as missing:
+            return str(missing)
+        tier, known = native.requested_tier(), native.tiers(library)
+        if tier is not None and tier.decode() not in known:
+            return f"{native.ISA_VARIABLE}={tier.decode()!r} does not run here: unset it or choose one of {', '.join(known)}"
+        return None
+
+    def refusal(self, stage: Stage | Quantizer, dtype: torch.dtype, device: torch.device) -> str | None:
+        """Why the engine can't run this stage on such tensors, or None."""
+        if device.type != "cpu":
+            return f"runs on the CPU, the tensors are on {device}"
+        if dtype != torch.float32:
+            return f"runs in float32, the model is {dtype}"
+        if isinstance(stage, Upsample) and stage.kernel % stage.stride:
+            return f"{stage.name} has kernel {stage.kernel}, not a multiple of its stride {stage.stride}"
+        return None
+
+    def prepare(self, stages: tuple[Stage, ...]) -> CpuStageProgram:
+        """Packs the weights of consecutive stages."""
+        return CpuStageProgram(native.load(), stages)
+
+    def prepare_quantizer(self, quantizer: Quantizer) -> CpuQuantizerProgram:
+        """Packs the codebooks."""
+        return CpuQuantizerProgram(native.load(), quantizer)
+
+
+def _append(library: ctypes.CDLL, program: int, stage: Stage) -> int:
+    held: list[Tensor] = []  # contiguous copies, until the engine has packed them
+
+    def address(tensor: Tensor | None) -> int | None:
+        if tensor is None:
+            return None
+        held.append(tensor.detach().contiguous())
+        return held[-1].data_ptr()
+
+    def record(conv: Conv | Upsample, **geometry: int) -> native.ConvRecord:
+        return native.ConvRecord(
+            in_channels=conv.in_channels,
+            out_channels=conv.out_channels,
+            kernel=conv.kernel,
+            stride=conv.stride,
+            elu=conv.elu,
+            weight=address(conv.weight),
+            bias=address(conv.bias),
+            norm_weight=address(conv.norm.weight if conv.norm else None),
+            norm_bias=address(conv.norm.bias if conv.norm else None),
+            norm_eps=conv.norm.eps if conv.norm else 0.0,
+            **geometry,
+        )
+
+    def padded(conv: Conv) -> native.ConvRecord:
+        mode = native.PAD_MODES[conv.pad_mode]
+        return record(conv, dilation=conv.dilation, pad_left=conv.pad_left, pad_right=conv.pad_right, pad_mode=mode)
+
+    if isinstance(stage, LSTM):
+        weights = [w for layer in stage.layers for w in (layer.w_ih, layer.w_hh, layer.b_ih, layer.b_hh)]
+        addresses = (c_void_p * len(weights))(*map(address, weights))
+        return library.encodec_add_lstm(program, stage.in_channels, len(stage.layers), addresses)
+    if isinstance(stage, ResidualBlock):
+        shortcut = None if stage.shortcut is None else padded(stage.shortcut)
+        return library.encodec_add_residual(program, padded(stage.conv1), padded(stage.conv2), shortcut)
+    if isinstance(stage, Upsample):
+        trims = {"pad_left": stage.trim_left, "pad_right": stage.trim_right}
+        return library.encodec_add_upsample(program, record(stage, dilation=1, **trims))
+    return library.encodec_add_conv(program, padded(stage))
+
+
+def _ints(values: Iterable[int]) -> ctypes.Array[c_int64]:
+    items = list(values)
+    return (c_int64 * len(items))(*items)
+
+
+def _addresses(tensors: Sequence[Tensor]) -> ctypes.Array[c_void_p]:
+    return (c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))
+
+
+def _code_rows(codes: Tensor) -> tuple[ctypes.Array[c_void_p], ctypes.Array[c_int64]]:
+    """Where each clip's codes begin in codes [K, B, F], and how far apart its levels lie."""
+    _, batch, frames = codes.shape
+    rows = [codes.data_ptr() + codes.element_size() * frames * b for b in range(batch)]
+    return (c_void_p * batch)(*rows), _ints([batch * frames] * batch)
+
+
+def _require_float32(x: Tensor, batch: int) -> None:
+    if x.dtype != torch.float32 or x.device.type != "cpu" or x.dim() != 3 or x.shape[0] != batch:
+        raise ValueError(f"x is {list(x.shape)}, {x.dtype}, on {x.device}; the cpu backend takes [{batch}, C, T], float32, on the CPU")

@@ -1,0 +1,1 @@
+"""The native CPU engine: C++ sources, their build and the library that ctypes loads."""

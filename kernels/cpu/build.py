@@ -1,0 +1,80 @@
+"""Compiles the CPU engine into one shared library that serves any Python and any torch."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+SOURCES = Path(__file__).parent
+LIBRARY = "encodec_cpu.so"
+
+# No -ffast-math, no -march=native, no contraction: every rounding is written in the source, and the same on every machine.
+FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fPIC", "-fvisibility=hidden", "-pthread", "-Wall", "-Wextra", "-Wno-psabi")
+COMMON = ("engine", "program", "chain", "stages", "lstm", "threads", "tiers")
+# The translation units of each machine's instruction sets, each with the flags that switch its set on.
+TIERS: dict[str, dict[str, tuple[str, ...]]] = {
+    "x86_64": {
+        "tier_avx512": ("-mavx512f", "-mfma"),
+        "tier_avx2": ("-mavx2", "-mfma"),
+        "tier_avx512_emulated": ("-mavx2", "-mfma"),
+        "tier_baseline": (),
+    },
+    "aarch64": {"tier_neon": (), "tier_baseline": ()},
+}
+MACHINES = {"AMD64": "x86_64", "arm64": "aarch64"}
+
+
+class BuildError(Exception):
+    """The engine can't be compiled here; the message says why and what would help."""
+
+
+def build(
+    output_dir: str | os.PathLike[str],
+    compiler: str | None = None,
+    machine: str | None = None,
+    extra_flags: tuple[str, ...] = (),
+) -> Path:
+    """Path of the library, compiled into `output_dir`.
+
+    compiler: default the CXX environment variable, else c++, g++ or clang++.  machine: what it compiles for, default this one.
+    Raises BuildError without a C++17 compiler that has GCC's vector extensions, or where it fails.
+    """
+    command = compiler or os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
+    if command is None:
+        raise BuildError("no C++ compiler found: install g++ or clang++, or name one in CXX, and install again")
+    machine = machine or platform.machine()
+    tiers = TIERS.get(MACHINES.get(machine, machine), {"tier_baseline": ()})
+    target = Path(output_dir) / LIBRARY
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        units = {**dict.fromkeys(COMMON, ()), **tiers}
+        objects = [str(Path(scratch) / f"{unit}.o") for unit in units]
+        jobs = [
+            [command, *FLAGS, *flags, *extra_flags, "-c", str(SOURCES / f"{unit}.cpp"), "-o", out]
+            for (unit, flags), out in zip(units.items(), objects)
+        ]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(_run, jobs))
+        # linked beside its place and then renamed: no other process ever loads half a library
+        linked = target.with_suffix(f".{os.getpid()}.tmp")
+        _run([command, "-shared", "-pthread", *extra_flags, *objects, "-o", str(linked)])
+        linked.replace(target)
+    return target
+
+
+def _run(command: list[str]) -> None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except OSError as error:
+        raise BuildError(f"{command[0]} can't be run: {error}") from error
+    if done.returncode:
+        raise BuildError(f"{' '.join(command)} failed:\n{done.stderr.strip()}")
+
+
+if __name__ == "__main__":
+    print(build(SOURCES))

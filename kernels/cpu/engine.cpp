@@ -1,0 +1,257 @@
+#include "engine.h"
+
+#include <cmath>
+#include <exception>
+#include <stdexcept>
+#include <string>
+
+#include "program.h"
+#include "threads.h"
+#include "tiers.h"
+
+using namespace encodec;
+
+struct encodec_state {
+  const encodec_program* program;
+  std::vector<ClipState> clips;
+};
+
+struct encodec_codebooks {
+  explicit encodec_codebooks(const Ops& tier) : ops(tier) {}
+
+  const Ops& ops;
+  int64_t size, dim;
+  std::vector<float> entries, norms;
+  std::vector<Floats> packed;
+  std::vector<Codebook> levels;
+};
+
+namespace {
+
+// Frames of one task of the search and of the lookup.
+constexpr int64_t kFrames = 192;
+
+thread_local std::string last_error;
+
+template <class Function>
+int guarded(const Function& function) {
+  try {
+    function();
+    return 0;
+  } catch (const std::exception& error) {
+    last_error = error.what();
+  }
+  return -1;
+}
+
+template <class Function>
+auto guarded_new(const Function& function) -> decltype(function()) {
+  decltype(function()) made = nullptr;
+  guarded([&] { made = function(); });
+  return made;
+}
+
+void require(bool holds, const char* message) {
+  if (!holds) throw std::invalid_argument(message);
+}
+
+void require_conv(const encodec_conv& conv) {
+  require(conv.in_channels > 0 && conv.out_channels > 0 && conv.kernel > 0 && conv.stride > 0 && conv.dilation > 0,
+          "a convolution's channels, kernel, stride and dilation are positive");
+  require(conv.pad_left >= 0 && conv.pad_right >= 0, "a convolution's padding is not negative");
+  require(conv.pad_mode >= 0 && conv.pad_mode <= 2, "pad_mode is 0 (reflect), 1 (constant) or 2 (replicate)");
+  require(conv.weight != nullptr, "a convolution has weights");
+}
+
+bool pads_to_same(const encodec_conv& conv) {
+  return conv.pad_left + conv.pad_right == (conv.kernel - 1) * conv.dilation + 1 - conv.stride;
+}
+
+// Calls body(clip, first frame, frames) for all frames of all clips.
+template <class Function>
+void each_frames(const int64_t* lengths, int64_t batch, int threads, const Function& body) {
+  std::vector<std::pair<int64_t, int64_t>> tasks;
+  for (int64_t b = 0; b < batch; ++b)
+    for (int64_t first = 0; first < lengths[b]; first += kFrames) tasks.emplace_back(b, first);
+  run_tasks(threads, static_cast<int64_t>(tasks.size()), [&](int64_t task) {
+    const auto [b, first] = tasks[task];
+    body(b, first, std::min(kFrames, lengths[b] - first));
+  });
+}
+
+void add_codebook(encodec_codebooks& books, int64_t level) {
+  const int64_t size = books.size, dim = books.dim;
+  const float* entries = books.entries.data() + level * size * dim;
+  float* norms = books.norms.data() + level * size;
+  bool tame = true;
+  for (int64_t n = 0; n < size; ++n) {
+    double squares = 0;  // the square of a float is exact in double
+    for (int64_t d = 0; d < dim; ++d) {
+      const double e = entries[n * dim + d];
+      tame = tame && std::fabs(e) < 0x1p60;
+      squares += e * e;
+    }
+    norms[n] = static_cast<float>(squares);
+  }
+  std::vector<int64_t> row_offsets(dim), col_offsets(size);
+  for (int64_t d = 0; d < dim; ++d) row_offsets[d] = d;
+  for (int64_t n = 0; n < size; ++n) col_offsets[n] = n * dim;
+  books.packed.emplace_back(books.ops.packed_size(dim, size));
+  books.ops.pack(entries, row_offsets.data(), col_offsets.data(), -2.0f, dim, size, books.packed.back().data());
+  books.levels.push_back({entries, books.packed.back().data(), norms, size, dim, tame});
+}
+
+}  // namespace
+
+int64_t encodec_abi(void) { return ENCODEC_ABI; }
+
+const char* encodec_error(void) { return last_error.c_str(); }
+
+const char* encodec_tier(int64_t n) {
+  const Ops* ops = tier(n);
+  return ops ? ops->name : nullptr;
+}
+
+encodec_program* encodec_program_new(const char* tier) {
+  return guarded_new([&] { return new encodec_program(find_tier(tier)); });
+}
+
+void encodec_program_free(encodec_program* program) { delete program; }
+
+int encodec_add_conv(encodec_program* program, const encodec_conv* conv) {
+  return guarded([&] {
+    require_conv(*conv);
+    require(pads_to_same(*conv), "a convolution is padded by its span less its stride");
+    program->append(make_conv(program->ops, *conv));
+  });
+}
+
+int encodec_add_residual(encodec_program* program, const encodec_conv* conv1, const encodec_conv* conv2,
+                         const encodec_conv* shortcut) {
+  return guarded([&] {
+    require_conv(*conv1);
+    require_conv(*conv2);
+    require(conv1->stride == 1 && pads_to_same(*conv1), "a residual block's first convolution keeps the length");
+    require(conv1->elu && conv2->elu, "a residual block's convolutions take the ELU of their input");
+    require(conv2->kernel == 1 && conv2->stride == 1 && conv2->in_channels == conv1->out_channels,
+            "a residual block's second convolution is 1x1 over the first one's output");
+    require(!conv1->norm_weight == !conv2->norm_weight && (!shortcut || !conv1->norm_weight == !shortcut->norm_weight),
+            "all convolutions of a residual block have a group norm or none has");
+    require(shortcut || conv1->in_channels == conv2->out_channels, "an identity shortcut keeps the channels");
+    if (shortcut) {
+      require_conv(*shortcut);
+      require(shortcut->kernel == 1 && shortcut->stride == 1 && !shortcut->elu &&
+                  shortcut->in_channels == conv1->in_channels && shortcut->out_channels == conv2->out_channels,
+              "a residual block's shortcut is 1x1, without ELU, from its input to its output");
+    }
+    program->append(make_residual(program->ops, *conv1, *conv2, shortcut));
+  });
+}
+
+int encodec_add_upsample(encodec_program* program, const encodec_conv* conv) {
+  return guarded([&] {
+    require_conv(*conv);
+    require(conv->kernel % conv->stride == 0, "a transposed convolution's kernel is a multiple of its stride");
+    require(conv->pad_left + conv->pad_right <= conv->kernel - conv->stride,
+            "a transposed convolution is trimmed by at most its kernel less its stride");
+    program->append(make_upsample(program->ops, *conv));
+  });
+}
+
+int encodec_add_lstm(encodec_program* program, int64_t channels, int64_t layers, const float* const* weights) {
+  return guarded([&] {
+    require(channels > 0 && layers > 0, "an LSTM has channels and layers");
+    program->append(std::make_unique<Lstm>(program->ops, channels, layers, weights));
+  });
+}
+
+encodec_state* encodec_open(const encodec_program* program, int64_t batch) {
+  return guarded_new([&] {
+    require(!program->parts.empty(), "a program has at least one stage");
+    return new encodec_state{program, std::vector<ClipState>(batch, program->open())};
+  });
+}
+
+void encodec_close(encodec_state* state) { delete state; }
+
+int encodec_ready(const encodec_state* state, const int64_t* lengths, int final, int64_t* out_lengths) {
+  return guarded([&] {
+    for (size_t b = 0; b < state->clips.size(); ++b)
+      out_lengths[b] = state->program->ready(state->clips[b], lengths[b], final != 0);
+  });
+}
+
+int encodec_push(encodec_state* state, const encodec_clips* x, int final, int threads, const encodec_clips* y) {
+  return guarded([&] {
+    for (const ClipState& clip : state->clips) {
+      require(!clip.ended, "these clips have ended: open a new state");
+      require(!state->program->whole_clips_only() || (final && clip.length == 0),
+              "a network with group norm needs whole clips: one push with `final`");
+    }
+    state->program->push(state->clips, *x, final != 0, std::max(1, threads), *y);
+  });
+}
+
+encodec_codebooks* encodec_codebooks_new(const char* tier, const float* entries, int64_t levels, int64_t size, int64_t dim) {
+  return guarded_new([&] {
+    require(levels > 0 && size > 0 && dim > 0, "codebooks have levels, entries and a dimension");
+    auto books = std::make_unique<encodec_codebooks>(find_tier(tier));
+    books->size = size;
+    books->dim = dim;
+    books->entries.assign(entries, entries + levels * size * dim);
+    books->norms.assign(levels * size, 0.0f);
+    for (int64_t level = 0; level < levels; ++level) add_codebook(*books, level);
+    return books.release();
+  });
+}
+
+void encodec_codebooks_free(encodec_codebooks* codebooks) { delete codebooks; }
+
+int encodec_search(const encodec_codebooks* codebooks, const encodec_clips* x, int64_t batch, int64_t levels, int threads,
+                   int64_t* const* codes, const int64_t* code_strides) {
+  return guarded([&] {
+    require(levels >= 0 && levels <= static_cast<int64_t>(codebooks->levels.size()), "more levels than codebooks");
+    const Ops& ops = codebooks->ops;
+    const int64_t dim = codebooks->dim;
+    each_frames(x->lengths, batch, threads, [&](int64_t b, int64_t first, int64_t frames) {
+      std::vector<float> residual(frames * dim), scratch(ops.search_scratch(frames));
+      copy_rows({x->data[b] + first, 1, x->strides[b]}, {residual.data(), dim, 1}, frames, dim);
+      ops.search(codebooks->levels.data(), levels, residual.data(), frames, codes[b] + first, code_strides[b],
+                 scratch.data());
+    });
+  });
+}
+
+int encodec_lookup(const encodec_codebooks* codebooks, const int64_t* const* codes, const int64_t* code_strides,
+                   int64_t batch, int64_t levels, int threads, const encodec_clips* y) {
+  bool inside = true;
+  const int failed = guarded([&] {
+    require(levels >= 0 && levels <= static_cast<int64_t>(codebooks->levels.size()), "more levels than codebooks");
+    for (int64_t b = 0; b < batch; ++b)
+      for (int64_t k = 0; k < levels; ++k)
+        for (int64_t f = 0; f < y->lengths[b]; ++f) {
+          const int64_t code = codes[b][k * code_strides[b] + f];
+          inside = inside && code >= 0 && code < codebooks->size;
+        }
+    if (!inside) return;
+    const int64_t dim = codebooks->dim;
+    each_frames(y->lengths, batch, threads, [&](int64_t b, int64_t first, int64_t frames) {
+      std::vector<float> sums(frames * dim, 0.0f);
+      for (int64_t k = 0; k < levels; ++k)
+        for (int64_t f = 0; f < frames; ++f) {
+          const float* entry = codebooks->levels[k].entries + codes[b][k * code_strides[b] + first + f] * dim;
+          for (int64_t d = 0; d < dim; ++d) sums[f * dim + d] += entry[d];
+        }
+      copy_rows({sums.data(), dim, 1}, {y->data[b] + first, 1, y->strides[b]}, frames, dim);
+    });
+  });
+  return failed ? failed : inside ? 0 : 1;
+}
+
+int encodec_map(const char* tier, int function, const float* x, float* out, int64_t count) {
+  return guarded([&] {
+    require(function >= 0 && function <= 3, "functions are 0 (exp), 1 (elu), 2 (sigmoid) and 3 (tanh)");
+    const Ops& ops = find_tier(tier);
+    run_tasks(1, 1, [&](int64_t) { ops.map(function, x, out, count); });
+  });
+}

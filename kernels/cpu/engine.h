@@ -1,0 +1,83 @@
+// The C interface of the CPU engine. Bound by library.py, field for field.
+//
+// A program is a run of stages with its weights packed for one instruction-set tier; it never changes once built and serves any
+// number of threads. A state is a batch of clips on their way through a program; one call at a time may use it.
+// Functions that can fail return null or -1, and encodec_error() then says why (per thread).
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define ENCODEC_ABI 1
+
+typedef struct encodec_program encodec_program;
+typedef struct encodec_state encodec_state;
+typedef struct encodec_codebooks encodec_codebooks;
+
+// A convolution, weight [out, in, kernel], or a transposed one, weight [in, out, kernel]. Weights are copied.
+typedef struct encodec_conv {
+  int64_t in_channels, out_channels, kernel, stride, dilation;
+  int64_t pad_left, pad_right;  // of a transposed convolution: the steps trimmed from its ends
+  int64_t pad_mode;             // 0 reflect, 1 constant (zero), 2 replicate
+  int64_t elu;                  // applied to the input
+  const float *weight, *bias;   // bias [out] or null
+  const float *norm_weight, *norm_bias;  // [out] of the group norm over channels and time, or null
+  double norm_eps;
+} encodec_conv;
+
+// Channels-first clips: clip b has lengths[b] steps, channel c of it begins at data[b] + c * strides[b].
+typedef struct encodec_clips {
+  float* const* data;
+  const int64_t *lengths, *strides;
+} encodec_clips;
+
+#pragma GCC visibility push(default)
+
+int64_t encodec_abi(void);
+const char* encodec_error(void);
+
+// Name of the n-th tier that this machine can run, best first, then null.
+const char* encodec_tier(int64_t n);
+
+// tier: one of the above, or null for the best.
+encodec_program* encodec_program_new(const char* tier);
+void encodec_program_free(encodec_program* program);
+int encodec_add_conv(encodec_program* program, const encodec_conv* conv);
+// shortcut(x) + conv2(conv1(x)); shortcut null: the identity.
+int encodec_add_residual(encodec_program* program, const encodec_conv* conv1, const encodec_conv* conv2,
+                         const encodec_conv* shortcut);
+int encodec_add_upsample(encodec_program* program, const encodec_conv* conv);
+// x + lstm(x); weights: w_ih, w_hh [4 * channels, channels], b_ih, b_hh [4 * channels] of each layer in turn.
+int encodec_add_lstm(encodec_program* program, int64_t channels, int64_t layers, const float* const* weights);
+
+encodec_state* encodec_open(const encodec_program* program, int64_t batch);
+void encodec_close(encodec_state* state);
+// Steps that a push of lengths [batch] would give out.
+int encodec_ready(const encodec_state* state, const int64_t* lengths, int final, int64_t* out_lengths);
+// The outputs that the next steps of every clip complete; with `final` the clips end here. Output lengths as encodec_ready says.
+// A clip's bits depend on its own samples alone: not on the batch, the pieces, `threads` or the tier.
+int encodec_push(encodec_state* state, const encodec_clips* x, int final, int threads, const encodec_clips* y);
+
+// entries [levels, size, dim], copied.
+encodec_codebooks* encodec_codebooks_new(const char* tier, const float* entries, int64_t levels, int64_t size, int64_t dim);
+void encodec_codebooks_free(encodec_codebooks* codebooks);
+// Residual search over the first `levels` codebooks. Clip b's code of level k at frame f goes to
+// codes[b][k * code_strides[b] + f]; ties go to the lowest entry.
+int encodec_search(const encodec_codebooks* codebooks, const encodec_clips* x, int64_t batch, int64_t levels, int threads,
+                   int64_t* const* codes, const int64_t* code_strides);
+// The sum of the named entries, first level first. Returns 1, with nothing else done, if a code lies outside its codebook.
+int encodec_lookup(const encodec_codebooks* codebooks, const int64_t* const* codes, const int64_t* code_strides,
+                   int64_t batch, int64_t levels, int threads, const encodec_clips* y);
+
+// For tests: function 0 exp (of x <= 0), 1 elu, 2 sigmoid, 3 tanh over `count` floats.
+int encodec_map(const char* tier, int function, const float* x, float* out, int64_t count);
+
+#pragma GCC visibility pop
+
+#ifdef __cplusplus
+}
+#endif

@@ -1,0 +1,65 @@
+// The arithmetic of one instruction-set tier, as a table of functions. Every tier gives the same bits.
+//
+// Activations are channels-last: [T, C] floats, a row per step of time. Nothing here allocates, throws or keeps state.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace encodec {
+
+// A run of consecutive terms of a row of the left operand: row m begins at data + m * row_stride.
+struct Segment {
+  const float* data;
+  ptrdiff_t row_stride;
+  int64_t length;
+};
+
+// out[m, n] = start + sum_k left[m, k] * weight[k, n] (+ addend[m, n]), k ascending through the segments in order, one
+// chain of fused multiply-adds per element. The chain starts from bias[n], or from out[m, n] where bias is null.
+struct Product {
+  const Segment* segments;
+  int64_t segment_count;
+  const float* weight;  // as Ops::pack laid it out
+  const float* bias;    // [cols]
+  const float* addend;  // or null
+  ptrdiff_t addend_stride;
+  float* out;
+  ptrdiff_t out_stride;
+  int64_t rows, cols, depth;  // depth: the sum of the segment lengths
+};
+
+struct Codebook {
+  const float* entries;  // [N, D]
+  const float* packed;   // -2 * entries^T as Ops::pack laid it out
+  const float* norms;    // [N] squared lengths
+  int64_t size, dim;
+  bool tame;  // no entry is NaN, infinite or beyond 2^60
+};
+
+struct Ops {
+  const char* name;
+  // Floats that the packed form of [depth, cols] takes.
+  int64_t (*packed_size)(int64_t depth, int64_t cols);
+  // Element (k, n) is weight[row_offsets[k] + col_offsets[n]], written times scale.
+  void (*pack)(const float* weight, const int64_t* row_offsets, const int64_t* col_offsets, float scale, int64_t depth,
+               int64_t cols, float* packed);
+  void (*product)(const Product& product);
+  void (*elu)(const float* x, float* out, int64_t count);
+  // out[i] = a[i] + b[i]
+  void (*add)(const float* a, const float* b, float* out, int64_t count);
+  // One step: gates [4 * hidden] in torch's order i, f, g, o; c and h [hidden] move on.
+  void (*lstm_cell)(const float* gates, float* c, float* h, int64_t hidden);
+  // Adds sum(x) and sum(x * x) of each channel over time to sums [2, C].
+  void (*moments)(const float* x, int64_t rows, int64_t channels, double* sums);
+  // out[t, c] = x[t, c] * scale[c] + shift[c]
+  void (*affine)(const float* x, float* out, int64_t rows, int64_t channels, const float* scale, const float* shift);
+  // Codes [K, codes_stride] of rows [rows, D], which end as the residual. scratch: search_scratch(rows) floats.
+  void (*search)(const Codebook* levels, int64_t level_count, float* residual, int64_t rows, int64_t* codes,
+                 ptrdiff_t codes_stride, float* scratch);
+  int64_t (*search_scratch)(int64_t rows);
+  // out[i] = function(x[i]); functions: 0 exp, 1 elu, 2 sigmoid, 3 tanh.
+  void (*map)(int function, const float* x, float* out, int64_t count);
+};
+
+}  // namespace encodec

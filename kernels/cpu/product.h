@@ -1,0 +1,224 @@
+// The matrix product: register tiles of kRows x kVecs vectors over packed panels. Included inside a tier's own namespace.
+//
+// A panel is kVecs vectors of columns (the last one as many as it needs), its weights lying [depth][panel width]. An output
+// element is one chain of fused multiply-adds, so that no choice made here (tile, panel, block of depth) touches its bits.
+
+#if ENCODEC_WIDTH == 16 || defined(__aarch64__)
+// 32 vector registers: 24 accumulators, one vector of weights a step and the broadcasts
+constexpr int kMaxVecs = 4;
+constexpr int kTileRows[kMaxVecs + 1] = {0, 12, 12, 8, 6};
+#else
+// 16 vector registers: 12 accumulators, two vectors of weights and a broadcast
+constexpr int kMaxVecs = 2;
+constexpr int kTileRows[kMaxVecs + 1] = {0, 12, 6};
+#endif
+constexpr int kAccumulators = kMaxVecs * kTileRows[kMaxVecs];
+constexpr int kPanel = kMaxVecs * kWidth;
+// Depth of one pass: a panel's block of weights stays in the first-level cache while all rows go by.
+constexpr int64_t kDepthBlock = 256;
+constexpr int kMaxSegments = 16;
+
+ENCODEC_INLINE int panel_vecs(int64_t cols) {
+  return cols >= kPanel ? kMaxVecs : static_cast<int>((cols + kWidth - 1) / kWidth);
+}
+
+int64_t packed_size(int64_t depth, int64_t cols) { return depth * ((cols + kWidth - 1) / kWidth) * kWidth; }
+
+void pack(const float* weight, const int64_t* row_offsets, const int64_t* col_offsets, float scale, int64_t depth,
+          int64_t cols, float* packed) {
+  for (int64_t first = 0; first < cols; first += kPanel) {
+    int64_t width = panel_vecs(cols - first) * kWidth;
+    int64_t valid = cols - first < width ? cols - first : width;
+    for (int64_t k = 0; k < depth; ++k, packed += width) {
+      const float* source = weight + row_offsets[k];
+      for (int64_t n = 0; n < valid; ++n) packed[n] = source[col_offsets[first + n]] * scale;
+      for (int64_t n = valid; n < width; ++n) packed[n] = 0.0f;
+    }
+  }
+}
+
+// What one register tile reads and writes. Panels lie panel_stride floats apart.
+struct Tile {
+  const Segment* segments;
+  int64_t segment_count;
+  int64_t row;
+  const float* weight;
+  ptrdiff_t panel_stride;
+  const float* bias;
+  const float* addend;
+  ptrdiff_t addend_stride;
+  float* out;
+  ptrdiff_t out_stride;
+};
+
+// kPanels > 1 lets a tile of few rows keep enough chains in flight to hide the latency of a multiply-add.
+template <int kRows, int kVecs, int kPanels>
+void run_tile(const Tile& tile) {
+  constexpr int kCols = kVecs * kPanels;
+  Vec acc[kRows][kCols];
+#pragma GCC unroll 16
+  for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 16
+    for (int v = 0; v < kCols; ++v)
+      acc[m][v] = load(tile.bias ? tile.bias + v * kWidth : tile.out + m * tile.out_stride + v * kWidth);
+
+  const float* weight = tile.weight;
+  for (int64_t s = 0; s < tile.segment_count; ++s) {
+    const Segment& segment = tile.segments[s];
+    const ptrdiff_t stride = segment.row_stride;
+    const float* left = segment.data + tile.row * stride;
+    for (int64_t k = 0; k < segment.length; ++k, ++left, weight += kVecs * kWidth) {
+      Vec column[kRows <= 4 && kPanels > 1 ? 1 : kCols];
+      if constexpr (kPanels == 1) {
+#pragma GCC unroll 16
+        for (int v = 0; v < kCols; ++v) column[v] = load(weight + v * kWidth);
+#pragma GCC unroll 16
+        for (int m = 0; m < kRows; ++m) {
+          Vec x = splat(left[m * stride]);
+#pragma GCC unroll 16
+          for (int v = 0; v < kCols; ++v) acc[m][v] = fma(x, column[v], acc[m][v]);
+        }
+      } else {
+        Vec x[kRows];
+#pragma GCC unroll 16
+        for (int m = 0; m < kRows; ++m) x[m] = splat(left[m * stride]);
+#pragma GCC unroll 16
+        for (int v = 0; v < kCols; ++v) {
+          column[0] = load(weight + (v / kVecs) * tile.panel_stride + (v % kVecs) * kWidth);
+#pragma GCC unroll 16
+          for (int m = 0; m < kRows; ++m) acc[m][v] = fma(x[m], column[0], acc[m][v]);
+        }
+      }
+    }
+  }
+
+#pragma GCC unroll 16
+  for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 16
+    for (int v = 0; v < kCols; ++v) {
+      Vec y = acc[m][v];
+      if (tile.addend) y = y + load(tile.addend + m * tile.addend_stride + v * kWidth);
+      store(tile.out + m * tile.out_stride + v * kWidth, y);
+    }
+}
+
+using TileKernel = void (*)(const Tile&);
+
+// The tile of `rows` rows, rows <= kTileRows[kVecs], over one panel.
+template <int kVecs, int kRows = kTileRows[kVecs]>
+void run_rows(int64_t rows, const Tile& tile) {
+  if (rows == kRows) return run_tile<kRows, kVecs, 1>(tile);
+  if constexpr (kRows > 1) run_rows<kVecs, kRows - 1>(rows, tile);
+}
+
+void run_panel_rows(int vecs, int64_t rows, const Tile& tile) {
+  switch (vecs) {
+    case 1: return run_rows<1>(rows, tile);
+    case 2: return run_rows<2>(rows, tile);
+#if ENCODEC_WIDTH == 16 || defined(__aarch64__)
+    case 3: return run_rows<3>(rows, tile);
+    case 4: return run_rows<4>(rows, tile);
+#endif
+  }
+}
+
+// As run_panel_rows where the panel has fewer columns in memory than in registers.
+void run_ragged_panel(int vecs, int64_t rows, int64_t valid, const Tile& tile) {
+  const int64_t width = vecs * kWidth;
+  float out[kAccumulators * kWidth], addend[kAccumulators * kWidth], bias[kPanel] = {};
+  Tile local = tile;
+  local.out = out;
+  local.out_stride = local.addend_stride = width;
+  if (tile.bias) {
+    for (int64_t n = 0; n < valid; ++n) bias[n] = tile.bias[n];
+    local.bias = bias;
+  }
+  if (tile.addend) local.addend = addend;
+  for (int64_t m = 0; m < rows; ++m)
+    for (int64_t n = 0; n < width; ++n) {
+      out[m * width + n] = n < valid && !tile.bias ? tile.out[m * tile.out_stride + n] : 0.0f;
+      addend[m * width + n] = n < valid && tile.addend ? tile.addend[m * tile.addend_stride + n] : 0.0f;
+    }
+  run_panel_rows(vecs, rows, local);
+  for (int64_t m = 0; m < rows; ++m)
+    for (int64_t n = 0; n < valid; ++n) tile.out[m * tile.out_stride + n] = out[m * width + n];
+}
+
+// One pass over a block of depth that begins at `depth_start`; the tile names its segments.
+struct Pass {
+  const Product* product;
+  Tile tile;
+  int64_t depth_start;
+  bool first, last;
+
+  // Points the tile at rows from `row` and columns from `col` of a panel of `width` columns.
+  ENCODEC_INLINE void move_to(int64_t row, int64_t col, int64_t width) {
+    const Product& p = *product;
+    tile.row = row;
+    tile.weight = p.weight + col * p.depth + depth_start * width;
+    tile.bias = first && p.bias ? p.bias + col : nullptr;
+    tile.addend = last && p.addend ? p.addend + row * p.addend_stride + col : nullptr;
+    tile.out = p.out + row * p.out_stride + col;
+  }
+};
+
+// Up to three rows: as many full panels at once as the registers hold. Returns the columns done.
+int64_t run_few_rows(Pass& pass) {
+  constexpr int kPanelsOfOne = kAccumulators / kMaxVecs;
+  const Product& p = *pass.product;
+  const TileKernel kernels[] = {run_tile<1, kMaxVecs, kPanelsOfOne>, run_tile<2, kMaxVecs, kPanelsOfOne / 2>,
+                                run_tile<3, kMaxVecs, kPanelsOfOne / 3>};
+  const int64_t cols = kPanelsOfOne / p.rows * kPanel;
+  int64_t col = 0;
+  for (; col + cols <= p.cols; col += cols) {
+    pass.move_to(0, col, kPanel);
+    kernels[p.rows - 1](pass.tile);
+  }
+  return col;
+}
+
+void run_pass(Pass& pass) {
+  const Product& p = *pass.product;
+  for (int64_t col = p.rows <= 3 ? run_few_rows(pass) : 0; col < p.cols; col += kPanel) {
+    const int vecs = panel_vecs(p.cols - col);
+    const int64_t width = vecs * kWidth;
+    const int64_t valid = p.cols - col < width ? p.cols - col : width;
+    // rows are shared out evenly: 8 rows are 4 + 4, not 6 + 2
+    const int64_t tiles = (p.rows + kTileRows[vecs] - 1) / kTileRows[vecs];
+    for (int64_t t = 0; t < tiles; ++t) {
+      const int64_t row = t * p.rows / tiles, end = (t + 1) * p.rows / tiles;
+      pass.move_to(row, col, width);
+      if (valid == width)
+        run_panel_rows(vecs, end - row, pass.tile);
+      else
+        run_ragged_panel(vecs, end - row, valid, pass.tile);
+    }
+  }
+}
+
+void product(const Product& p) {
+  const int64_t block = p.rows <= 3 ? p.depth : kDepthBlock;
+  Segment slices[kMaxSegments];
+  Pass pass = {&p, {}, 0, true, false};
+  pass.tile.segments = slices;
+  pass.tile.panel_stride = p.depth * kPanel;
+  pass.tile.addend_stride = p.addend_stride;
+  pass.tile.out_stride = p.out_stride;
+  int64_t segment = 0, offset = 0;
+  while (!pass.last && p.rows > 0) {
+    int64_t count = 0, depth = 0;
+    while (segment < p.segment_count && count < kMaxSegments && depth < block) {
+      const Segment& s = p.segments[segment];
+      const int64_t length = s.length - offset < block - depth ? s.length - offset : block - depth;
+      slices[count++] = {s.data + offset, s.row_stride, length};
+      depth += length;
+      offset += length;
+      if (offset == s.length) ++segment, offset = 0;
+    }
+    pass.tile.segment_count = count;
+    pass.last = segment == p.segment_count;
+    run_pass(pass);
+    pass.first = false;
+    pass.depth_start += depth;
+  }
+}

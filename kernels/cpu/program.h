@@ -1,0 +1,53 @@
+// A run of stages as parts (chains, with LSTMs between them), and the state of a batch on its way through them.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "lstm.h"
+#include "stages.h"
+
+namespace encodec {
+
+// Either a chain or an LSTM.
+struct Part {
+  std::unique_ptr<Chain> chain;
+  std::unique_ptr<Lstm> lstm;
+
+  int64_t in_channels() const { return chain ? chain->in_channels() : lstm->hidden(); }
+  int64_t out_channels() const { return chain ? chain->out_channels() : lstm->hidden(); }
+};
+
+struct PartState {
+  ChainState chain;
+  int64_t emitted = 0;  // outputs of the chain so far
+  LstmState lstm;
+};
+
+struct ClipState {
+  std::vector<PartState> parts;
+  int64_t length = 0;
+  bool ended = false;
+};
+
+}  // namespace encodec
+
+struct encodec_program {
+  explicit encodec_program(const encodec::Ops& tier) : ops(tier) {}
+
+  void append(std::unique_ptr<encodec::Stage> stage);
+  void append(std::unique_ptr<encodec::Lstm> lstm);
+  bool whole_clips_only() const;
+  encodec::ClipState open() const;
+  // Outputs of `added` more steps.
+  int64_t ready(const encodec::ClipState& clip, int64_t added, bool final) const;
+  void push(std::vector<encodec::ClipState>& clips, const encodec_clips& x, bool final, int threads,
+            const encodec_clips& y) const;
+
+  const encodec::Ops& ops;
+  std::vector<encodec::Part> parts;
+
+ private:
+  void require_channels(int64_t channels) const;
+  int64_t chunk_steps(int64_t clips) const;
+};

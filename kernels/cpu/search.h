@@ -1,0 +1,130 @@
+// Residual vector quantization and group-norm arithmetic. Included inside a tier's own namespace after product.h.
+
+constexpr int64_t kSearchRows = 48;  // their residual and one panel of scores stay in the first two caches
+constexpr float kTame = 0x1p60f;
+
+int64_t search_scratch(int64_t) { return kSearchRows * (kPanel + 2 * kWidth); }
+
+// The entry that transformers picks: the first NaN distance, or else the first greatest -(|x|^2 - 2 x.e + |e|^2).
+int64_t search_wild(const Codebook& book, const float* x) {
+  float squares = 0.0f;
+  for (int64_t d = 0; d < book.dim; ++d) squares = fma_scalar(x[d], x[d], squares);
+  int64_t best = 0;
+  float best_score = 0.0f;
+  for (int64_t n = 0; n < book.size; ++n) {
+    float dot = 0.0f;
+    for (int64_t d = 0; d < book.dim; ++d) dot = fma_scalar(x[d], book.entries[n * book.dim + d], dot);
+    const float score = -((squares - 2.0f * dot) + book.norms[n]);
+    if (score != score) return n;
+    if (n == 0 || score > best_score) best = n, best_score = score;
+  }
+  return best;
+}
+
+bool is_tame(const float* x, int64_t count) {
+  bool tame = true;
+  for (int64_t i = 0; i < count; ++i) tame &= x[i] < kTame && x[i] > -kTame;  // false for NaN
+  return tame;
+}
+
+// Keeps, in each lane, the lowest score and the vector of columns it came from; a tie keeps the earlier one.
+ENCODEC_INLINE void keep_lowest(const float* scores, int64_t vecs, int64_t first, float* best, int32_t* where) {
+  Vec low = load(best);
+  Mask at;
+  __builtin_memcpy(&at, where, sizeof at);
+  for (int64_t v = 0; v < vecs; ++v) {
+    const Vec score = load(scores + v * kWidth);
+    const Mask less = score < low;
+    low = less ? score : low;
+    at = less ? (Mask{} + static_cast<int32_t>(first / kWidth + v)) : at;
+  }
+  store(best, low);
+  __builtin_memcpy(where, &at, sizeof at);
+}
+
+// score(e) = |e|^2 - 2 x.e, the chain over d starting from |e|^2: the squared distance less |x|^2.
+void search_level(const Codebook& book, float* residual, int64_t rows, int64_t* codes, float* scratch) {
+  float *scores = scratch, *best = scores + kSearchRows * kPanel;
+  int32_t where[kSearchRows * kWidth];
+  const float infinity = __builtin_inff();
+  for (int64_t i = 0; i < rows * kWidth; ++i) best[i] = infinity, where[i] = 0;
+  const Segment left = {residual, book.dim, book.dim};
+  for (int64_t first = 0; first < book.size; first += kPanel) {
+    const int64_t vecs = panel_vecs(book.size - first), width = vecs * kWidth;
+    const int64_t valid = book.size - first < width ? book.size - first : width;
+    for (int64_t m = 0; m < rows && valid < width; ++m)
+      for (int64_t n = valid; n < width; ++n) scores[m * kPanel + n] = infinity;
+    product({&left, 1, book.packed + first * book.dim, book.norms + first, nullptr, 0, scores, kPanel, rows, valid,
+             book.dim});
+    for (int64_t m = 0; m < rows; ++m)
+      keep_lowest(scores + m * kPanel, vecs, first, best + m * kWidth, where + m * kWidth);
+  }
+  for (int64_t m = 0; m < rows; ++m) {
+    float* x = residual + m * book.dim;
+    int64_t code = 0;
+    if (book.tame && is_tame(x, book.dim)) {
+      float low = infinity;
+      for (int lane = 0; lane < kWidth; ++lane) {
+        const int64_t n = static_cast<int64_t>(where[m * kWidth + lane]) * kWidth + lane;
+        const float score = best[m * kWidth + lane];
+        if (score < low || (score == low && n < code)) low = score, code = n;
+      }
+    } else {
+      code = search_wild(book, x);
+    }
+    codes[m] = code;
+    const float* entry = book.entries + code * book.dim;
+    for (int64_t d = 0; d < book.dim; ++d) x[d] -= entry[d];
+  }
+}
+
+void search(const Codebook* levels, int64_t level_count, float* residual, int64_t rows, int64_t* codes,
+            ptrdiff_t codes_stride, float* scratch) {
+  for (int64_t first = 0; first < rows; first += kSearchRows) {
+    const int64_t count = rows - first < kSearchRows ? rows - first : kSearchRows;
+    for (int64_t k = 0; k < level_count; ++k)
+      search_level(levels[k], residual + first * levels[k].dim, count, codes + k * codes_stride + first, scratch);
+  }
+}
+
+// Rows summed in float before their sums join the doubles: a divisor of every layer's block, so that the groups are the same for
+// any block. Sixteen roundings at random weigh nothing beside the 2^-24 of what the norm is applied to.
+constexpr int64_t kMomentRows = 16;
+
+// Of kCols vectors of channels at once: one alone would wait for its own additions.
+template <int kCols>
+void moments_of(const float* x, int64_t rows, int64_t channels, int64_t valid, double* sums) {
+  for (int64_t first = 0; first < rows; first += kMomentRows) {
+    const int64_t end = first + kMomentRows < rows ? first + kMomentRows : rows;
+    Vec sum[kCols] = {}, squares[kCols] = {};
+    for (int64_t t = first; t < end; ++t)
+#pragma GCC unroll 4
+      for (int v = 0; v < kCols; ++v) {
+        const float* row = x + t * channels + v * kWidth;
+        const Vec value = valid < kWidth ? load_part(row, valid) : load(row);
+        sum[v] = sum[v] + value;
+        squares[v] = squares[v] + value * value;
+      }
+    for (int v = 0; v < kCols; ++v)
+      for (int64_t n = 0; n < valid; ++n) {
+        sums[v * kWidth + n] += static_cast<double>(sum[v][n]);
+        sums[channels + v * kWidth + n] += static_cast<double>(squares[v][n]);
+      }
+  }
+}
+
+void moments(const float* x, int64_t rows, int64_t channels, double* sums) {
+  int64_t c = 0;
+  for (; c + 4 * kWidth <= channels; c += 4 * kWidth) moments_of<4>(x + c, rows, channels, kWidth, sums + c);
+  for (; c + kWidth <= channels; c += kWidth) moments_of<1>(x + c, rows, channels, kWidth, sums + c);
+  if (c < channels) moments_of<1>(x + c, rows, channels, channels - c, sums + c);
+}
+
+void affine(const float* x, float* out, int64_t rows, int64_t channels, const float* scale, const float* shift) {
+  for (int64_t t = 0; t < rows; ++t, x += channels, out += channels) {
+    int64_t c = 0;
+    for (; c + kWidth <= channels; c += kWidth) store(out + c, fma(load(x + c), load(scale + c), load(shift + c)));
+    if (int64_t rest = channels - c; rest > 0)
+      store_part(out + c, fma(load_part(x + c, rest), load_part(scale + c, rest), load_part(shift + c, rest)), rest);
+  }
+}

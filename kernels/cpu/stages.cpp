@@ -1,0 +1,304 @@
+#include "stages.h"
+
+#include <cmath>
+
+namespace encodec {
+namespace {
+
+// Floats of one block of a layer's input rows: with the block's output they stay in the second-level cache.
+constexpr int64_t kBlockFloats = 16384;
+// Rows that the last step of a residual block with norms takes at once.
+constexpr int64_t kNormRows = 32;
+// Blocks are whole register tiles of every tier.
+constexpr int64_t kBlockWindows = 48;
+
+std::vector<float> copy_or_zeros(const float* values, int64_t count) {
+  return values ? std::vector<float>(values, values + count) : std::vector<float>(count, 0.0f);
+}
+
+Norm read_norm(const encodec_conv& conv) {
+  Norm norm;
+  if (conv.norm_weight) {
+    norm.weight = copy_or_zeros(conv.norm_weight, conv.out_channels);
+    norm.bias = copy_or_zeros(conv.norm_bias, conv.out_channels);
+    norm.eps = conv.norm_eps;
+  }
+  return norm;
+}
+
+Window conv_window(const encodec_conv& conv) {
+  return {conv.in_channels, (conv.kernel - 1) * conv.dilation + 1,   conv.stride, conv.pad_left,
+          conv.pad_right,   static_cast<PadMode>(conv.pad_mode), true};
+}
+
+}  // namespace
+
+Affine Norm::over(const std::vector<double>& sums, int64_t rows) const {
+  double sum = 0, squares = 0;
+  for (int64_t c = 0; c < channels(); ++c) sum += sums[c], squares += sums[channels() + c];
+  const double count = static_cast<double>(rows) * static_cast<double>(channels());
+  const double mean = sum / count, variance = squares / count - mean * mean;
+  // a rounding below zero is no variance; NaN stays
+  const double scale = 1.0 / std::sqrt((variance < 0 ? 0 : variance) + eps);
+  Affine affine;
+  for (int64_t c = 0; c < channels(); ++c) {
+    affine.scale.push_back(static_cast<float>(weight[c] * scale));
+    affine.shift.push_back(static_cast<float>(bias[c] - mean * (weight[c] * scale)));
+  }
+  return affine;
+}
+
+Layer Layer::convolution(const Ops& ops, const encodec_conv& conv) {
+  Layer layer;
+  layer.in = conv.in_channels;
+  layer.cols = conv.out_channels;
+  layer.norm = read_norm(conv);
+  layer.taps_ = conv.kernel;
+  layer.stride_ = conv.stride;
+  layer.dilation_ = conv.dilation;
+  layer.elu_ = conv.elu != 0;
+  // fewer outputs than lanes: one product gives each tap's share of every row, and the shares are then summed
+  layer.narrow_ = conv.out_channels <= 2 && conv.stride == 1 && conv.kernel > 1;
+  layer.bias_ = copy_or_zeros(conv.bias, conv.out_channels);
+  std::vector<int64_t> row_offsets, col_offsets;
+  for (int64_t tap = 0; tap < conv.kernel; ++tap) {
+    for (int64_t c = 0; c < conv.in_channels && !(layer.narrow_ && tap > 0); ++c)
+      row_offsets.push_back(c * conv.kernel + tap);
+    for (int64_t n = 0; n < conv.out_channels && (layer.narrow_ || tap == 0); ++n)
+      col_offsets.push_back(n * conv.in_channels * conv.kernel + tap);
+  }
+  const auto depth = static_cast<int64_t>(row_offsets.size()), cols = static_cast<int64_t>(col_offsets.size());
+  layer.weight_ = Floats(ops.packed_size(depth, cols));
+  ops.pack(conv.weight, row_offsets.data(), col_offsets.data(), 1.0f, depth, cols, layer.weight_.data());
+  return layer;
+}
+
+Layer Layer::transposed(const Ops& ops, const encodec_conv& conv) {
+  Layer layer;
+  layer.in = conv.in_channels;
+  layer.cols = conv.stride * conv.out_channels;
+  layer.norm = read_norm(conv);
+  layer.taps_ = conv.kernel / conv.stride;
+  layer.stride_ = layer.dilation_ = 1;
+  layer.elu_ = conv.elu != 0;
+  const std::vector<float> bias = copy_or_zeros(conv.bias, conv.out_channels);
+  std::vector<int64_t> row_offsets, col_offsets;
+  for (int64_t tap = layer.taps_ - 1; tap >= 0; --tap)
+    for (int64_t c = 0; c < conv.in_channels; ++c)
+      row_offsets.push_back(c * conv.out_channels * conv.kernel + tap * conv.stride);
+  for (int64_t j = 0; j < conv.stride; ++j)
+    for (int64_t n = 0; n < conv.out_channels; ++n) {
+      col_offsets.push_back(n * conv.kernel + j);
+      layer.bias_.push_back(bias[n]);
+    }
+  const auto depth = static_cast<int64_t>(row_offsets.size());
+  layer.weight_ = Floats(ops.packed_size(depth, layer.cols));
+  ops.pack(conv.weight, row_offsets.data(), col_offsets.data(), 1.0f, depth, layer.cols, layer.weight_.data());
+  return layer;
+}
+
+int64_t Layer::block() const {
+  return std::max<int64_t>(1, kBlockFloats / (stride_ * in * kBlockWindows)) * kBlockWindows;
+}
+
+void Layer::run(const Ops& ops, const float* rows, int64_t windows, float* out, Buffer& scratch,
+                const Affine* before) const {
+  for (int64_t first = 0; first < windows; first += block())
+    run_block(ops, rows + first * stride_ * in, std::min(block(), windows - first), out + first * cols, scratch, before);
+}
+
+Affine Layer::run_for_norm(const Ops& ops, const float* rows, int64_t windows, float* out, Buffer& scratch,
+                           const Affine* before) const {
+  // a transposed convolution's row of `cols` is several rows of the norm's channels
+  const int64_t channels = norm.channels(), rows_per_window = cols / channels;
+  std::vector<double> sums(2 * channels, 0.0);
+  for (int64_t first = 0; first < windows; first += block()) {
+    const int64_t count = std::min(block(), windows - first);
+    float* const results = out + first * cols;
+    run_block(ops, rows + first * stride_ * in, count, results, scratch, before);
+    ops.moments(results, count * rows_per_window, channels, sums.data());
+  }
+  return norm.over(sums, windows * rows_per_window);
+}
+
+void Layer::run_block(const Ops& ops, const float* rows, int64_t windows, float* out, Buffer& scratch,
+                      const Affine* before) const {
+  if (narrow_) return run_narrow(ops, rows, windows, out, scratch);
+  const int64_t frame = stride_ * in, count = ((windows - 1) * stride_ + span()) * in;
+  int64_t frame_stride = frame;
+  if (elu_) {
+    // rows that lie a large power of two apart would share a few sets of the first-level cache
+    frame_stride = frame < 256 ? frame : frame + kCacheLine;
+    float* left = scratch.reserve((count + frame - 1) / frame * frame_stride);
+    const int64_t step = frame_stride == frame ? count : frame;
+    for (int64_t first = 0; first < count; first += step) {
+      const int64_t now = std::min(step, count - first);
+      float* const target = left + first / frame * frame_stride;
+      if (before) before->apply(ops, rows + first, target, now / in);
+      ops.elu(before ? target : rows + first, target, now);
+    }
+    rows = left;
+  }
+  std::vector<Segment> segments;
+  for (int64_t tap = 0; tap < taps_; ++tap) {
+    const int64_t row = tap * dilation_;
+    const float* data = rows + row / stride_ * frame_stride + row % stride_ * in;
+    if (!segments.empty() && segments.back().data + segments.back().length == data)
+      segments.back().length += in;
+    else
+      segments.push_back({data, frame_stride, in});
+  }
+  ops.product({segments.data(), static_cast<int64_t>(segments.size()), weight_.data(), bias_.data(), nullptr, 0, out, cols,
+               windows, cols, taps_ * in});
+}
+
+void Layer::run_narrow(const Ops& ops, const float* rows, int64_t windows, float* out, Buffer& scratch) const {
+  const int64_t count = windows - 1 + span(), shares = taps_ * cols;
+  float* left = scratch.reserve(count * (in + shares));
+  float* share = left + count * in;
+  if (elu_) ops.elu(rows, left, count * in);
+  const std::vector<float> zeros(shares, 0.0f);
+  const Segment segment = {elu_ ? left : rows, in, in};
+  ops.product({&segment, 1, weight_.data(), zeros.data(), nullptr, 0, share, shares, count, shares, in});
+  for (int64_t t = 0; t < windows; ++t)
+    for (int64_t n = 0; n < cols; ++n) {
+      float sum = bias_[n];
+      for (int64_t tap = 0; tap < taps_; ++tap) sum += share[(t + tap * dilation_) * shares + tap * cols + n];
+      out[t * cols + n] = sum;
+    }
+}
+
+namespace {
+
+class ConvStage : public Stage {
+ public:
+  explicit ConvStage(Layer layer) : layer_(std::move(layer)) {}
+  bool normed() const override { return static_cast<bool>(layer_.norm); }
+  void run(const Ops& ops, const float* rows, int64_t windows, float* out, Workspace& workspace) const override {
+    if (layer_.norm)
+      layer_.run_for_norm(ops, rows, windows, out, workspace.scratch).apply(ops, out, out, windows * rows_per_window);
+    else
+      layer_.run(ops, rows, windows, out, workspace.scratch);
+  }
+
+ private:
+  Layer layer_;
+};
+
+// shortcut(x) + conv2(conv1(x)), both 1x1 products as one, of the rows [x, elu(hidden)].
+class ResidualStage : public Stage {
+ public:
+  ResidualStage(const Ops& ops, const encodec_conv& conv1, const encodec_conv& conv2, const encodec_conv* shortcut)
+      : conv1_(Layer::convolution(ops, conv1)), has_shortcut_(shortcut != nullptr) {
+    const int64_t hidden = conv2.in_channels, in = shortcut ? shortcut->in_channels : 0;
+    depth_ = in + hidden;
+    bias_ = copy_or_zeros(conv2.bias, conv2.out_channels);
+    std::vector<float> dense;
+    for (int64_t n = 0; n < conv2.out_channels; ++n) {
+      if (shortcut) dense.insert(dense.end(), shortcut->weight + n * in, shortcut->weight + (n + 1) * in);
+      dense.insert(dense.end(), conv2.weight + n * hidden, conv2.weight + (n + 1) * hidden);
+      if (shortcut && shortcut->bias) bias_[n] += shortcut->bias[n];
+    }
+    std::vector<int64_t> row_offsets(depth_), col_offsets(conv2.out_channels);
+    for (int64_t k = 0; k < depth_; ++k) row_offsets[k] = k;
+    for (int64_t n = 0; n < conv2.out_channels; ++n) col_offsets[n] = n * depth_;
+    weight_ = Floats(ops.packed_size(depth_, conv2.out_channels));
+    ops.pack(dense.data(), row_offsets.data(), col_offsets.data(), 1.0f, depth_, conv2.out_channels, weight_.data());
+  }
+
+  bool normed() const override { return false; }
+
+  void run(const Ops& ops, const float* rows, int64_t windows, float* out, Workspace& workspace) const override {
+    const int64_t in = conv1_.in, width = conv1_.cols;
+    for (int64_t first = 0; first < windows; first += conv1_.block()) {
+      const int64_t count = std::min(conv1_.block(), windows - first);
+      float* hidden = workspace.hidden.reserve(count * width);
+      conv1_.run(ops, rows + first * in, count, hidden, workspace.scratch);
+      ops.elu(hidden, hidden, count * width);
+      const float* x = rows + (window.pad_left + first) * in;
+      const Segment segments[] = {{x, in, in}, {hidden, width, width}};
+      ops.product({has_shortcut_ ? segments : segments + 1, has_shortcut_ ? 2 : 1, weight_.data(), bias_.data(),
+                   has_shortcut_ ? nullptr : x, in, out + first * out_channels, out_channels, count, out_channels,
+                   depth_});
+    }
+  }
+
+ private:
+  Layer conv1_;
+  bool has_shortcut_;
+  int64_t depth_;
+  Floats weight_;
+  std::vector<float> bias_;
+};
+
+// The same where a group norm follows each convolution: every one of them needs the whole clip first.
+class NormedResidualStage : public Stage {
+ public:
+  NormedResidualStage(const Ops& ops, const encodec_conv& conv1, const encodec_conv& conv2,
+                      const encodec_conv* shortcut)
+      : conv1_(Layer::convolution(ops, conv1)), conv2_(Layer::convolution(ops, conv2)) {
+    if (shortcut) shortcut_ = std::make_unique<Layer>(Layer::convolution(ops, *shortcut));
+  }
+
+  bool normed() const override { return true; }
+
+  void run(const Ops& ops, const float* rows, int64_t windows, float* out, Workspace& workspace) const override {
+    const float* x = rows + window.pad_left * window.channels;
+    float* hidden = workspace.hidden.reserve(windows * conv1_.cols);
+    const Affine first = conv1_.run_for_norm(ops, rows, windows, hidden, workspace.scratch);
+    const Affine second = conv2_.run_for_norm(ops, hidden, windows, out, workspace.scratch, &first);
+    Affine third;
+    float* residual = nullptr;
+    if (shortcut_) {
+      residual = workspace.shortcut.reserve(windows * out_channels);
+      third = shortcut_->run_for_norm(ops, x, windows, residual, workspace.scratch);
+      x = residual;
+    }
+    // in blocks that stay in cache between the steps
+    for (int64_t t = 0; t < windows; t += kNormRows) {
+      const int64_t count = std::min(kNormRows, windows - t), at = t * out_channels;
+      second.apply(ops, out + at, out + at, count);
+      if (shortcut_) third.apply(ops, residual + at, residual + at, count);
+      ops.add(x + at, out + at, out + at, count * out_channels);
+    }
+  }
+
+ private:
+  Layer conv1_, conv2_;
+  std::unique_ptr<Layer> shortcut_;
+};
+
+}  // namespace
+
+std::unique_ptr<Stage> make_conv(const Ops& ops, const encodec_conv& conv) {
+  auto stage = std::make_unique<ConvStage>(Layer::convolution(ops, conv));
+  stage->window = conv_window(conv);
+  stage->out_channels = conv.out_channels;
+  return stage;
+}
+
+std::unique_ptr<Stage> make_residual(const Ops& ops, const encodec_conv& conv1, const encodec_conv& conv2,
+                                     const encodec_conv* shortcut) {
+  const bool normed = conv1.norm_weight != nullptr;
+  std::unique_ptr<Stage> stage;
+  if (normed)
+    stage = std::make_unique<NormedResidualStage>(ops, conv1, conv2, shortcut);
+  else
+    stage = std::make_unique<ResidualStage>(ops, conv1, conv2, shortcut);
+  stage->window = conv_window(conv1);
+  stage->out_channels = conv2.out_channels;
+  return stage;
+}
+
+std::unique_ptr<Stage> make_upsample(const Ops& ops, const encodec_conv& conv) {
+  const int64_t taps = conv.kernel / conv.stride;
+  auto stage = std::make_unique<ConvStage>(Layer::transposed(ops, conv));
+  stage->window = {conv.in_channels, taps, 1, taps - 1, taps - 1, PadMode::kConstant, false};
+  stage->out_channels = conv.out_channels;
+  stage->rows_per_window = conv.stride;
+  stage->trim_left = conv.pad_left;
+  stage->trim_right = conv.pad_right;
+  return stage;
+}
+
+}  // namespace encodec

@@ -1,0 +1,138 @@
+// Stages without recurrence, and chains of them that run a clip tile by tile.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "engine.h"
+#include "memory.h"
+#include "ops.h"
+#include "window.h"
+
+namespace encodec {
+
+// What one thread works in.
+struct Workspace {
+  Buffer rows[2], scratch, hidden, shortcut;
+};
+
+// A group norm that has seen its clip: x * scale + shift.
+struct Affine {
+  std::vector<float> scale, shift;
+
+  void apply(const Ops& ops, const float* x, float* out, int64_t rows) const {
+    ops.affine(x, out, rows, static_cast<int64_t>(scale.size()), scale.data(), shift.data());
+  }
+};
+
+// A group norm over all channels and all time of a clip.
+struct Norm {
+  std::vector<float> weight, bias;
+  double eps = 0;
+
+  explicit operator bool() const { return !weight.empty(); }
+  int64_t channels() const { return static_cast<int64_t>(weight.size()); }
+  // sums: Ops::moments of all `rows` rows.
+  Affine over(const std::vector<double>& sums, int64_t rows) const;
+};
+
+// One convolution's packed weights and how its windows read rows [T, in].
+class Layer {
+ public:
+  // The layer of a convolution, and that of a transposed one: its two-tap (kernel / stride taps) frame form, with
+  // stride * out columns.
+  static Layer convolution(const Ops& ops, const encodec_conv& conv);
+  static Layer transposed(const Ops& ops, const encodec_conv& conv);
+
+  int64_t span() const { return (taps_ - 1) * dilation_ + 1; }
+  // out [windows, cols]; rows: the first window's first row, to be put through `before` if that is given.
+  void run(const Ops& ops, const float* rows, int64_t windows, float* out, Buffer& scratch,
+           const Affine* before = nullptr) const;
+  // As `run`; returns the norm over the output, which is still to be applied.
+  Affine run_for_norm(const Ops& ops, const float* rows, int64_t windows, float* out, Buffer& scratch,
+                      const Affine* before = nullptr) const;
+  // Windows of a convenient block for `run` in pieces.
+  int64_t block() const;
+
+  int64_t in, cols;
+  Norm norm;
+
+ private:
+  void run_block(const Ops& ops, const float* rows, int64_t windows, float* out, Buffer& scratch,
+                 const Affine* before) const;
+  void run_narrow(const Ops& ops, const float* rows, int64_t windows, float* out, Buffer& scratch) const;
+
+  int64_t taps_, stride_, dilation_;
+  bool elu_, narrow_ = false;
+  Floats weight_;
+  std::vector<float> bias_;
+};
+
+class Stage {
+ public:
+  virtual ~Stage() = default;
+  // out [windows * rows_per_window, out_channels]; rows: the first window's first row.
+  virtual void run(const Ops& ops, const float* rows, int64_t windows, float* out, Workspace& workspace) const = 0;
+  virtual bool normed() const = 0;
+
+  Window window;
+  int64_t out_channels = 0;
+  int64_t rows_per_window = 1;
+  int64_t trim_left = 0, trim_right = 0;
+};
+
+std::unique_ptr<Stage> make_conv(const Ops& ops, const encodec_conv& conv);
+std::unique_ptr<Stage> make_residual(const Ops& ops, const encodec_conv& conv1, const encodec_conv& conv2,
+                                     const encodec_conv* shortcut);
+std::unique_ptr<Stage> make_upsample(const Ops& ops, const encodec_conv& conv);
+
+// A clip's place in one stage.
+struct StageState {
+  Progress progress;
+  std::vector<float> kept;  // rows [begin, end)
+};
+
+using ChainState = std::vector<StageState>;
+
+// Rows in either layout: step t, channel c at data[t * row_stride + c * channel_stride].
+struct Rows {
+  float* data;
+  int64_t row_stride, channel_stride;
+
+  Rows from(int64_t row) const { return {data + row * row_stride, row_stride, channel_stride}; }
+};
+
+void copy_rows(Rows from, Rows to, int64_t rows, int64_t channels);
+
+// Consecutive stages.
+class Chain {
+ public:
+  void append(std::unique_ptr<Stage> stage) { stages_.push_back(std::move(stage)); }
+  int64_t in_channels() const { return stages_.front()->window.channels; }
+  int64_t out_channels() const { return stages_.back()->out_channels; }
+  bool normed() const;
+  ChainState open() const { return ChainState(stages_.size()); }
+
+  // Outputs that `added` more steps complete; `progress` moves on.
+  int64_t advance(std::vector<Progress>& progress, int64_t added, bool final) const;
+  // Output steps per input step, as a fraction.
+  void rate(int64_t& up, int64_t& down) const;
+  // Input steps before which the start of a piece that begins with output `index` must lie.
+  int64_t reach(int64_t index) const;
+  // The state at input step `start` in the middle of a clip, wrong for all outputs that reach before it; `output` is the index of
+  // the first one. False if no stage boundary falls there.
+  bool middle(int64_t start, ChainState& state, int64_t& output) const;
+
+  // Runs `count` steps of x. Outputs from the `skip`-th on go to y.
+  void run(const Ops& ops, ChainState& state, Rows x, int64_t count, bool final, Rows y, int64_t skip,
+           Workspace& workspace) const;
+
+ private:
+  int64_t tile() const;
+  int64_t run_tile(const Ops& ops, ChainState& state, Rows x, int64_t count, bool final, const float*& out,
+                   Workspace& workspace) const;
+
+  std::vector<std::unique_ptr<Stage>> stages_;
+};
+
+}  // namespace encodec

@@ -1,0 +1,28 @@
+// Everything that depends on the instruction set. Each tier_*.cpp includes this once, compiled with its own flags.
+//
+// No standard-library template may be used below: its one definition, compiled for a wide tier, could be the one that the
+// linker gives to all the others.
+
+#include "ops.h"
+
+#if defined(__x86_64__) || defined(_M_X64)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+namespace encodec {
+namespace {
+
+#include "vec.h"
+#include "elementary.h"
+#include "product.h"
+#include "search.h"
+
+}  // namespace
+
+extern const Ops ENCODEC_TABLE;
+const Ops ENCODEC_TABLE = {ENCODEC_NAME, packed_size, pack,   product, elu_all,        add_all,
+                           lstm_cell,    moments,     affine, search,  search_scratch, map};
+
+}  // namespace encodec

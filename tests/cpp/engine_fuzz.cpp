@@ -1,0 +1,301 @@
+// Random programs over random clips. Every result must have the same bits for any tier, batch, cutting into pieces and thread
+// count. Prints a digest per case for comparison between machines; exits 1, naming the case, where bits differ.
+//
+//     engine_fuzz FIRST_CASE CASES
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "engine.h"
+
+namespace {
+
+using Clip = std::vector<std::vector<float>>;  // [C][T]
+
+class Random {
+ public:
+  explicit Random(uint64_t seed) : state_(seed * 0x9e3779b97f4a7c15u + 1) {}
+  uint64_t next() {  // splitmix64
+    uint64_t z = state_ += 0x9e3779b97f4a7c15u;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return z ^ (z >> 31);
+  }
+  int64_t below(int64_t bound) { return static_cast<int64_t>(next() % static_cast<uint64_t>(bound)); }
+  int64_t between(int64_t low, int64_t high) { return low + below(high - low + 1); }
+  float uniform() { return static_cast<float>(static_cast<int64_t>(next() >> 40) - (1 << 23)) * 0x1p-23f; }
+  std::vector<float> floats(int64_t count, float scale) {
+    std::vector<float> values(count);
+    for (float& value : values) value = uniform() * scale;
+    return values;
+  }
+
+ private:
+  uint64_t state_;
+};
+
+void fail(const std::string& what) {
+  std::printf("FAILED: %s (%s)\n", what.c_str(), encodec_error());
+  std::exit(1);
+}
+
+// A program as data, built once per tier.
+struct Recipe {
+  struct Stage {
+    int kind;  // 0 convolution, 1 residual block, 2 upsample, 3 LSTM
+    encodec_conv convs[3];
+    bool shortcut;
+    int64_t channels, layers;
+    std::vector<const float*> weights;
+  };
+  std::vector<Stage> stages;
+  std::vector<std::unique_ptr<std::vector<float>>> memory;
+  int64_t in_channels = 0, out_channels = 0;
+  bool whole = false;
+
+  const float* keep(std::vector<float> values) {
+    memory.push_back(std::make_unique<std::vector<float>>(std::move(values)));
+    return memory.back()->data();
+  }
+};
+
+encodec_conv random_conv(Random& random, Recipe& recipe, int64_t in, int64_t out, int64_t kernel, int64_t stride,
+                         int64_t dilation, bool causal) {
+  encodec_conv conv = {};
+  const int64_t padding = (kernel - 1) * dilation + 1 - stride;
+  conv.in_channels = in;
+  conv.out_channels = out;
+  conv.kernel = kernel;
+  conv.stride = stride;
+  conv.dilation = dilation;
+  conv.pad_right = causal ? 0 : padding / 2;
+  conv.pad_left = padding - conv.pad_right;
+  conv.pad_mode = random.below(3);
+  conv.elu = random.below(2);
+  conv.weight = recipe.keep(random.floats(in * out * kernel, 1.0f / static_cast<float>(in)));
+  if (random.below(4)) conv.bias = recipe.keep(random.floats(out, 0.1f));
+  if (recipe.whole) {
+    conv.norm_weight = recipe.keep(random.floats(out, 1.0f));
+    conv.norm_bias = recipe.keep(random.floats(out, 0.1f));
+    conv.norm_eps = 1e-5;
+  }
+  return conv;
+}
+
+Recipe random_recipe(Random& random) {
+  Recipe recipe;
+  recipe.whole = random.below(4) == 0;
+  int64_t channels = recipe.in_channels = random.between(1, 5);
+  for (int64_t count = random.between(1, 5), i = 0; i < count; ++i) {
+    Recipe::Stage stage = {};
+    const bool causal = random.below(3) != 0;
+    const int64_t out = random.below(2) ? random.between(1, 9) : random.between(10, 40);
+    const int64_t stride = random.between(1, 4);
+    stage.kind = static_cast<int>(random.below(4));
+    if (stage.kind == 0) {
+      const int64_t kernel = stride + random.below(5), dilation = stride == 1 ? random.between(1, 3) : 1;
+      stage.convs[0] = random_conv(random, recipe, channels, out, kernel, stride, dilation, causal);
+      channels = out;
+    } else if (stage.kind == 1) {
+      const int64_t hidden = random.between(1, 12), kernel = random.between(1, 4), dilation = random.between(1, 3);
+      stage.shortcut = random.below(2) != 0;
+      stage.convs[0] = random_conv(random, recipe, channels, hidden, kernel, 1, dilation, causal);
+      stage.convs[1] = random_conv(random, recipe, hidden, channels, 1, 1, 1, causal);
+      stage.convs[2] = random_conv(random, recipe, channels, channels, 1, 1, 1, causal);
+      stage.convs[0].elu = stage.convs[1].elu = 1;
+      stage.convs[2].elu = 0;
+    } else if (stage.kind == 2) {
+      stage.convs[0] = random_conv(random, recipe, channels, out, stride * random.between(1, 3), stride, 1, causal);
+      channels = out;
+    } else {
+      stage.channels = channels;
+      stage.layers = random.between(1, 3);
+      for (int64_t layer = 0; layer < stage.layers; ++layer) {
+        stage.weights.push_back(recipe.keep(random.floats(4 * channels * channels, 0.4f)));
+        stage.weights.push_back(recipe.keep(random.floats(4 * channels * channels, 0.4f)));
+        stage.weights.push_back(recipe.keep(random.floats(4 * channels, 0.1f)));
+        stage.weights.push_back(recipe.keep(random.floats(4 * channels, 0.1f)));
+      }
+    }
+    recipe.stages.push_back(std::move(stage));
+  }
+  recipe.out_channels = channels;
+  return recipe;
+}
+
+encodec_program* build(const Recipe& recipe, const char* tier) {
+  encodec_program* program = encodec_program_new(tier);
+  if (!program) fail("encodec_program_new");
+  for (const Recipe::Stage& stage : recipe.stages) {
+    int status = 0;
+    if (stage.kind == 0) status = encodec_add_conv(program, &stage.convs[0]);
+    if (stage.kind == 1)
+      status = encodec_add_residual(program, &stage.convs[0], &stage.convs[1], stage.shortcut ? &stage.convs[2] : nullptr);
+    if (stage.kind == 2) status = encodec_add_upsample(program, &stage.convs[0]);
+    if (stage.kind == 3) status = encodec_add_lstm(program, stage.channels, stage.layers, stage.weights.data());
+    if (status) fail("adding a stage");
+  }
+  return program;
+}
+
+// Clips in the interface's form.
+class Clips {
+ public:
+  Clips(const std::vector<Clip>& clips, const std::vector<int64_t>& first, const std::vector<int64_t>& lengths)
+      : lengths_(lengths) {
+    for (size_t b = 0; b < clips.size(); ++b) {
+      std::vector<float> flat;
+      for (const std::vector<float>& channel : clips[b])
+        flat.insert(flat.end(), channel.begin() + first[b], channel.begin() + first[b] + lengths[b]);
+      memory_.push_back(std::move(flat));
+    }
+    for (std::vector<float>& flat : memory_) data_.push_back(flat.data());
+  }
+  Clips(int64_t channels, const std::vector<int64_t>& lengths) : lengths_(lengths) {
+    for (int64_t length : lengths) memory_.emplace_back(channels * length);
+    for (std::vector<float>& flat : memory_) data_.push_back(flat.data());
+  }
+  encodec_clips record() const { return {data_.data(), lengths_.data(), lengths_.data()}; }
+  void append_to(std::vector<Clip>& clips) const {
+    for (size_t b = 0; b < clips.size(); ++b)
+      for (size_t c = 0; c < clips[b].size(); ++c) {
+        const float* row = data_[b] + c * lengths_[b];
+        clips[b][c].insert(clips[b][c].end(), row, row + lengths_[b]);
+      }
+  }
+
+ private:
+  std::vector<std::vector<float>> memory_;
+  std::vector<float*> data_;
+  std::vector<int64_t> lengths_;
+};
+
+int64_t length_of(const Clip& clip) { return static_cast<int64_t>(clip[0].size()); }
+
+// pieces: the number of pushes.
+std::vector<Clip> run(const encodec_program* program, const Recipe& recipe, const std::vector<Clip>& clips, int threads,
+                      int pieces, Random& random) {
+  std::vector<Clip> results(clips.size(), Clip(recipe.out_channels));
+  std::vector<int64_t> done(clips.size(), 0), lengths(clips.size()), ready(clips.size());
+  encodec_state* state = encodec_open(program, static_cast<int64_t>(clips.size()));
+  if (!state) fail("encodec_open");
+  for (int piece = 1; piece <= pieces; ++piece) {
+    for (size_t b = 0; b < clips.size(); ++b) {
+      const int64_t left = length_of(clips[b]) - done[b];
+      lengths[b] = piece == pieces ? left : random.below(left + 1);
+    }
+    if (encodec_ready(state, lengths.data(), piece == pieces, ready.data())) fail("encodec_ready");
+    const Clips x(clips, done, lengths), y(recipe.out_channels, ready);
+    const encodec_clips in = x.record(), out = y.record();
+    if (encodec_push(state, &in, piece == pieces, threads, &out)) fail("encodec_push");
+    y.append_to(results);
+    for (size_t b = 0; b < clips.size(); ++b) done[b] += lengths[b];
+  }
+  encodec_close(state);
+  return results;
+}
+
+void require_same(const std::vector<Clip>& got, const std::vector<Clip>& expected, int64_t number, const std::string& what) {
+  bool same = got.size() == expected.size();
+  for (size_t b = 0; same && b < got.size(); ++b)
+    for (size_t c = 0; same && c < got[b].size(); ++c)
+      same = got[b][c].size() == expected[b][c].size() &&
+             std::memcmp(got[b][c].data(), expected[b][c].data(), 4 * got[b][c].size()) == 0;
+  if (!same) fail("case " + std::to_string(number) + ": bits differ by " + what);
+}
+
+uint64_t digest(const std::vector<Clip>& clips) {
+  uint64_t hash = 0xcbf29ce484222325u;  // FNV-1a
+  for (const Clip& clip : clips)
+    for (const std::vector<float>& channel : clip)
+      for (float value : channel) {
+        uint32_t bits = 0x7fc00000u;  // which NaN is the machine's own choice
+        if (value == value) std::memcpy(&bits, &value, 4);
+        hash = (hash ^ bits) * 0x100000001b3u;
+      }
+  return hash;
+}
+
+uint64_t network_case(int64_t number) {
+  Random random(number);
+  const Recipe recipe = random_recipe(random);
+  std::vector<Clip> clips(random.between(1, 5), Clip(recipe.in_channels));
+  for (Clip& clip : clips) {
+    const int64_t length = random.below(3) ? random.between(1, 40) : random.between(1, 1500);
+    for (std::vector<float>& channel : clip) channel = random.floats(length, 1.0f);
+  }
+  std::vector<Clip> first;
+  for (int64_t n = 0; const char* tier = encodec_tier(n); ++n) {
+    encodec_program* program = build(recipe, tier);
+    const std::vector<Clip> whole = run(program, recipe, clips, 1, 1, random);
+    if (n == 0) first = whole;
+    const std::string name = std::string(" on ") + tier;
+    require_same(whole, first, number, "tier" + name);
+    require_same(run(program, recipe, clips, 3, 1, random), first, number, "threads" + name);
+    if (!recipe.whole) {
+      const int pieces = static_cast<int>(random.between(2, 6));
+      require_same(run(program, recipe, clips, 2, pieces, random), first, number, "pieces" + name);
+    }
+    for (size_t b = 0; b < clips.size(); ++b)
+      require_same(run(program, recipe, {clips[b]}, 2, 1, random), {first[b]}, number, "batch" + name);
+    encodec_program_free(program);
+  }
+  return digest(first);
+}
+
+uint64_t codebook_case(int64_t number) {
+  Random random(number);
+  const int64_t levels = random.between(1, 4), size = random.between(1, 70), dim = random.between(1, 40);
+  std::vector<float> entries = random.floats(levels * size * dim, 1.0f);
+  for (int64_t n = 0; n + 1 < size; n += 3)  // ties
+    std::memcpy(&entries[(n + 1) * dim], &entries[n * dim], 4 * dim);
+  std::vector<Clip> clips(random.between(1, 3), Clip(dim));
+  for (Clip& clip : clips) {
+    const int64_t length = random.between(1, 300);
+    for (std::vector<float>& channel : clip) channel = random.floats(length, 2.0f);
+    if (random.below(3) == 0) clip[0][0] = random.below(2) ? __builtin_nanf("") : 1e30f;
+  }
+  std::vector<int64_t> zeros(clips.size(), 0), lengths;
+  for (const Clip& clip : clips) lengths.push_back(length_of(clip));
+  const Clips x(clips, zeros, lengths);
+  const encodec_clips in = x.record();
+  std::vector<std::vector<int64_t>> first;
+  uint64_t hash = 0;
+  for (int64_t n = 0; const char* tier = encodec_tier(n); ++n) {
+    encodec_codebooks* books = encodec_codebooks_new(tier, entries.data(), levels, size, dim);
+    std::vector<std::vector<int64_t>> codes;
+    std::vector<int64_t*> rows;
+    for (int64_t length : lengths) codes.emplace_back(levels * length);
+    for (std::vector<int64_t>& row : codes) rows.push_back(row.data());
+    const auto batch = static_cast<int64_t>(clips.size());
+    if (encodec_search(books, &in, batch, levels, 2, rows.data(), lengths.data())) fail("encodec_search");
+    if (n == 0) first = codes;
+    if (codes != first) fail("case " + std::to_string(number) + ": codes differ by tier on " + tier);
+    const Clips sums(dim, lengths);
+    const encodec_clips out = sums.record();
+    if (encodec_lookup(books, rows.data(), lengths.data(), batch, levels, 2, &out)) fail("encodec_lookup");
+    codes[0][0] = size;
+    if (encodec_lookup(books, rows.data(), lengths.data(), batch, levels, 2, &out) != 1) fail("a code outside passed");
+    std::vector<Clip> results(clips.size(), Clip(dim));
+    sums.append_to(results);
+    hash = digest(results);
+    encodec_codebooks_free(books);
+  }
+  return hash;
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  if (count != 3) return std::printf("usage: engine_fuzz FIRST_CASE CASES\n"), 2;
+  const int64_t first = std::atoll(arguments[1]), cases = std::atoll(arguments[2]);
+  for (int64_t number = first; number < first + cases; ++number)
+    std::printf("%lld %016llx %016llx\n", static_cast<long long>(number),
+                static_cast<unsigned long long>(network_case(number)),
+                static_cast<unsigned long long>(codebook_case(number)));
+  return 0;
+}

@@ -1,0 +1,80 @@
+"""The C++ engine by itself: a fuzz under sanitizers, the same bits from an ARM build, and a build that fails."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from encodec_fast.kernels.cpu import build as native_build
+from encodec_fast.kernels.cpu import library as native
+
+from cpu_fixtures import engine
+
+FUZZ = Path(__file__).parent / "cpp" / "engine_fuzz.cpp"
+SANITIZERS = ("-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
+RACES = ("-g", "-O1", "-fsanitize=thread")
+CASES = "24"
+
+compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+needs_compiler = pytest.mark.skipif(compiler is None, reason="no C++ compiler")
+
+
+def fuzz_program(folder: Path, command: str, library: Path, flags: tuple[str, ...] = ()) -> Path:
+    """The fuzz, linked with that build of the engine."""
+    program = folder / "engine_fuzz"
+    include, link = f"-I{native_build.SOURCES}", (str(library), f"-Wl,-rpath,{library.parent}", "-pthread")
+    subprocess.run([command, "-std=c++17", "-O1", *flags, include, str(FUZZ), *link, "-o", str(program)], check=True)
+    return program
+
+
+def digests(command: list[str]) -> str:
+    done = subprocess.run([*command, "0", CASES], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+@needs_compiler
+@pytest.mark.parametrize("flags", [SANITIZERS, RACES], ids=["address and undefined behaviour", "races"])
+def test_random_programs_agree_with_themselves_under_sanitizers(tmp_path, flags):
+    probe = subprocess.run([compiler, *flags, "-xc++", "-", "-o", str(tmp_path / "probe")], input=b"int main(){}", capture_output=True)
+    if probe.returncode:
+        pytest.skip(f"{compiler} has no {flags[2]}")
+    program = fuzz_program(tmp_path, compiler, native_build.build(tmp_path, compiler, extra_flags=flags), flags)
+    assert len(digests([str(program)]).splitlines()) == int(CASES)
+
+
+@needs_compiler
+def test_an_arm_build_gives_the_same_bits(tmp_path):
+    cross, emulator = shutil.which("aarch64-linux-gnu-g++"), shutil.which("qemu-aarch64-static")
+    if cross is None or emulator is None:
+        pytest.skip("needs g++-aarch64-linux-gnu and qemu-user-static")
+    engine()
+    (tmp_path / "arm").mkdir()
+    arm = fuzz_program(tmp_path / "arm", cross, native_build.build(tmp_path / "arm", cross, machine="aarch64"))
+    here = fuzz_program(tmp_path, compiler, native_build.SOURCES / native.LIBRARY)
+    assert digests([emulator, "-L", "/usr/aarch64-linux-gnu", str(arm)]) == digests([str(here)])
+
+
+def test_a_build_without_a_compiler_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(native_build.BuildError, match=r"install g\+\+ or clang\+\+"):
+        native_build.build(tmp_path)
+
+
+def test_a_compiler_that_fails_is_quoted(tmp_path):
+    with pytest.raises(native_build.BuildError, match="failed"):
+        native_build.build(tmp_path, compiler="false")
+
+
+def test_a_missing_library_says_how_to_get_one(tmp_path):
+    with pytest.raises(native.LibraryMissing, match="C\\+\\+17 compiler"):
+        native.bind(tmp_path / native.LIBRARY)
+
+
+def test_a_file_that_is_no_library_is_not_loaded(tmp_path):
+    (tmp_path / native.LIBRARY).write_bytes(b"nothing")
+    with pytest.raises(native.LibraryMissing, match="can't be loaded"):
+        native.bind(tmp_path / native.LIBRARY)

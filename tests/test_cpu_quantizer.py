@@ -1,0 +1,111 @@
+"""Residual search and lookup of the cpu backend against transformers' own quantizer."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from encodec_fast.kernels.cpu import library as native
+from torch import Tensor
+
+from cpu_fixtures import engine
+from encodec_fast.executors.cpu_executor import CpuExecutor
+from encodec_fast.plan import Quantizer
+
+# A float32 distance to 128 dimensions errs by about 128 * 2^-24 of |x|^2: nearer entries may swap.
+MARGIN = 1e-5
+
+
+def program(codebooks: Tensor):
+    engine()
+    return CpuExecutor().prepare_quantizer(Quantizer(codebooks))
+
+
+def random_codebooks(levels: int, size: int, dim: int) -> Tensor:
+    generator = torch.Generator().manual_seed(levels * size + dim)
+    return torch.randn(levels, size, dim, generator=generator) * 0.8 ** torch.arange(levels)[:, None, None]
+
+
+def vectors(batch: int, dim: int, frames: int) -> Tensor:
+    return torch.randn(batch, dim, frames, generator=torch.Generator().manual_seed(frames))
+
+
+def codes_of_transformers(x: Tensor, codebooks: Tensor) -> Tensor:
+    """EncodecEuclideanCodebook.quantize over the levels, transformers 5.23: x [B, D, F] -> [K, B, F]."""
+    residual, codes = x.transpose(1, 2), []
+    for embed in codebooks:
+        dist = -(residual.pow(2).sum(-1, keepdim=True) - 2 * residual @ embed.t() + embed.pow(2).sum(-1))
+        codes.append(dist.max(-1).indices)
+        residual = residual - embed[codes[-1]]
+    return torch.stack(codes)
+
+
+@pytest.mark.parametrize("shape", [(8, 1024, 128), (3, 1000, 37), (2, 5, 3), (1, 1, 1)])
+@pytest.mark.parametrize("frames", [1, 47, 48, 49, 211])
+def test_every_code_is_the_nearest_entry_to_within_rounding(shape, frames):
+    codebooks, x = random_codebooks(*shape), vectors(2, shape[2], frames)
+    codes = program(codebooks).encode(x, shape[0])
+    assert codes.shape == (shape[0], 2, frames)
+    assert codes.dtype == torch.int64
+    residual = x.transpose(1, 2)
+    for level, embed in enumerate(codebooks):
+        distances = torch.cdist(residual.double(), embed.double()) ** 2
+        chosen = distances.gather(-1, codes[level][..., None])[..., 0]
+        assert ((chosen - distances.amin(-1)) <= MARGIN * residual.double().pow(2).sum(-1)).all()
+        residual = residual - embed[codes[level]]
+
+
+def test_ties_go_to_the_lowest_entry():
+    codebooks = random_codebooks(2, 64, 16)
+    codebooks[:, 40:] = codebooks[:, 8:32]
+    codes = program(codebooks).encode(vectors(1, 16, 500), 2)
+    assert codes.max() < 40
+    assert (codes >= 8).any()
+    assert program(torch.zeros(1, 1024, 8)).encode(vectors(1, 8, 50), 1).max() == 0
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e25])
+def test_wild_values_take_the_entry_that_transformers_takes(value):
+    codebooks, x = random_codebooks(3, 32, 8), vectors(2, 8, 60)
+    x[0, 3, 10] = value
+    x[1, :, 50] = value
+    assert torch.equal(program(codebooks).encode(x, 3), codes_of_transformers(x, codebooks))
+    codebooks[1, 7, 2] = value
+    assert torch.equal(program(codebooks).encode(x, 2), codes_of_transformers(x, codebooks[:2]))
+
+
+def test_tiers_and_threads_agree(monkeypatch):
+    codebooks, x = random_codebooks(4, 1000, 33), vectors(3, 33, 450)
+    expected = None
+    before = torch.get_num_threads()
+    for tier in native.tiers(engine()):
+        monkeypatch.setenv(native.ISA_VARIABLE, tier)
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            codes = program(codebooks).encode(x, 4)
+            torch.set_num_threads(before)
+            expected = codes if expected is None else expected
+            assert torch.equal(codes, expected), (tier, threads)
+
+
+def test_fewer_levels_are_the_first_ones():
+    quantizer = program(random_codebooks(8, 256, 32))
+    x = vectors(2, 32, 70)
+    assert torch.equal(quantizer.encode(x, 3), quantizer.encode(x, 8)[:3])
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
+def test_lookup_has_the_bits_of_transformers(dtype):
+    codebooks = random_codebooks(8, 64, 17)
+    codes = torch.randint(0, 64, (6, 3, 400), generator=torch.Generator().manual_seed(0), dtype=dtype)
+    expected = torch.zeros(())
+    for level, rows in enumerate(codes):
+        expected = expected + torch.nn.functional.embedding(rows, codebooks[level]).permute(0, 2, 1)
+    assert torch.equal(program(codebooks).decode(codes), expected)
+
+
+@pytest.mark.parametrize("code", [-1, 64])
+def test_a_code_outside_the_codebook_is_an_index_error(code):
+    codes = torch.zeros(2, 1, 5, dtype=torch.int64)
+    codes[1, 0, 4] = code
+    with pytest.raises(IndexError, match="index out of range in self"):
+        program(random_codebooks(2, 64, 8)).decode(codes)
