@@ -1,0 +1,67 @@
+"""CUDA graphs of prepared programs: one replay in the place of about fifteen launches and one per step of the LSTM.
+
+Never run on a device yet: the capture follows torch's documented steps, and `bench/gpu.py` compares its results bit by bit.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+
+class _Captured(NamedTuple):
+    graph: torch.cuda.CUDAGraph
+    x: Tensor
+    y: Tensor
+
+
+class CudaGraphs:
+    """Replays `run(x)` for the shapes it was captured for, and runs it as it is, with one line in the log, for others.
+
+    run: a function of one tensor whose launches depend on its shape alone and wait for nothing: `TritonProgram.run`, or a chain of
+    `run`, `encode` and `decode` of prepared programs.
+    """
+
+    def __init__(self, run: Callable[[Tensor], Tensor]) -> None:
+        self._run = run
+        self._captured: dict[tuple[object, ...], _Captured] = {}
+        self._missed: set[tuple[object, ...]] = set()
+
+    def capture(self, x: Tensor) -> None:
+        """Captures the shape, dtype and device of x.  Raises ValueError for a tensor that is not on a CUDA device."""
+        if not x.is_cuda:
+            raise ValueError(f"x is on {x.device}; only a CUDA device has graphs")
+        static = x.clone()
+        # kernels are compiled and loaded before the capture, on a stream of its own, as torch.cuda.graph asks
+        stream = torch.cuda.Stream(x.device)
+        stream.wait_stream(torch.cuda.current_stream(x.device))
+        with torch.cuda.stream(stream):
+            for _ in range(2):
+                self._run(static)
+        torch.cuda.current_stream(x.device).wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y = self._run(static)
+        self._captured[_key(x)] = _Captured(graph, static, y)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """run(x): a fresh tensor, the same bits as without a graph."""
+        captured = self._captured.get(_key(x))
+        if captured is None:
+            if _key(x) not in self._missed:
+                self._missed.add(_key(x))
+                log.warning("no CUDA graph was captured for %s; it runs launch by launch", tuple(x.shape))
+            return self._run(x)
+        captured.x.copy_(x)
+        captured.graph.replay()
+        return captured.y.clone()
+
+
+def _key(x: Tensor) -> tuple[object, ...]:
+    return (*x.shape, x.dtype, x.device)

@@ -1,0 +1,73 @@
+"""Every kernel launch of a model's encode and decode on an architecture, recorded without a device.
+
+What the ahead-of-time checks compile is thereby what the executor launches, with the tiles and alignments of a real call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from transformers import EncodecConfig, EncodecModel
+
+from encodec_fast.executors.triton_stages import LSTMLayer, Signal, TritonQuantizerProgram, make_layer
+from encodec_fast.kernels.aot import Launch, record_launches
+from encodec_fast.kernels.overlap_add import overlap_add_triton
+from encodec_fast.plan import Network, Stage
+from encodec_fast.plan_reader import read_plan
+
+
+class StageLaunch(NamedTuple):
+    """stage: what the launch belongs to, e.g. 'encoder.layers.3 Downsample 32 -> 64'."""
+
+    stage: str
+    launch: Launch
+
+
+def model_launches(
+    config: EncodecConfig, arch: str, precision: str, search: str, batch: int = 4, samples: int = 24_000, ragged: bool = False
+) -> list[StageLaunch]:
+    """Launches of encode and decode of `batch` clips of `samples`; of the LSTM's equal steps one.
+
+    precision: of products, 'ieee', 'tf32x3' or 'tf32'.  search: of `rvq_encode`.  ragged: with per-clip lengths.
+    """
+    with torch.device("meta"):
+        plan = read_plan(EncodecModel(config))
+        launches: list[StageLaunch] = []
+        frames = plan.encoder.output_length(samples)
+        for name, network, length in (("encoder", plan.encoder, samples), ("decoder", plan.decoder, frames)):
+            x = Signal(torch.empty(batch, network.stages[0].in_channels, length))
+            lengths = torch.empty(batch, dtype=torch.int32) if ragged else None
+            launches += _network_launches(name, network, x, lengths, arch, precision)
+        quantizer = TritonQuantizerProgram(plan.quantizer, search)
+        embeddings = torch.empty(batch, plan.quantizer.codebooks.shape[2], frames)
+        codes = torch.empty(8, batch, frames, dtype=torch.int64)
+        calls: dict[str, Callable[[], Any]] = {
+            "quantizer.encode": lambda: quantizer.launch_encode(embeddings, 8),
+            "quantizer.decode": lambda: quantizer.launch_decode(codes),
+        }
+        if config.chunk_length_s is not None:
+            chunks, scales, weight = torch.empty(3, batch, config.audio_channels, samples), torch.empty(3, batch), torch.empty(samples)
+            stride = max(1, int((1 - config.overlap) * samples))
+            calls["overlap_add"] = lambda: overlap_add_triton(chunks, scales, weight, stride, samples)
+        for name, call in calls.items():
+            launches += [StageLaunch(name, launch) for launch in record_launches(call, arch)]
+    return launches
+
+
+def _network_launches(name: str, network: Network, x: Signal, lengths: torch.Tensor | None, arch: str, precision: str) -> list[StageLaunch]:
+    launches: list[StageLaunch] = []
+    for stage in network.stages:
+        layer = make_layer(stage, precision, library_lstm=False)
+        outputs: list[Signal] = []
+        recorded = record_launches(lambda: outputs.append(layer.run(x, lengths)), arch)  # noqa: B023 (called at once)
+        if isinstance(layer, LSTMLayer):
+            recorded = list({launch.name: launch for launch in recorded}.values())
+        launches += [StageLaunch(f"{name}.{_describe(stage)}", launch) for launch in recorded]
+        x = outputs[0]
+    return launches
+
+
+def _describe(stage: Stage) -> str:
+    return f"{stage.name} {type(stage).__name__} {stage.in_channels} -> {stage.out_channels}"

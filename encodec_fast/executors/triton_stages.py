@@ -1,0 +1,417 @@
+"""Runs stages on the Triton kernels: whole clips of equal or of different lengths, or pieces of time with carried state."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from encodec_fast.executors import triton_ops
+from encodec_fast.executors.base import QuantizerProgram, StageProgram
+from encodec_fast.kernels.causal_conv1d import causal_conv1d_triton
+from encodec_fast.kernels.group_norm import group_norm_apply_triton, group_norm_statistics_triton
+from encodec_fast.kernels.lstm import lstm_triton
+from encodec_fast.kernels.residual_block import residual_block_triton
+from encodec_fast.kernels.rvq_decode import rvq_decode_triton
+from encodec_fast.kernels.rvq_encode import rvq_encode_triton, search_tables
+from encodec_fast.kernels.transposed_conv1d import phase_weight, transposed_conv1d_triton
+from encodec_fast.plan import LSTM, Conv, GroupNorm, Quantizer, ResidualBlock, Stage, Upsample
+
+
+class Signal(NamedTuple):
+    """values [B, C, T], and the group norm (statistics, weight, bias) that whoever reads them has still to apply."""
+
+    values: Tensor
+    norm: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def applied(self) -> Tensor:
+        return self.values if self.norm is None else group_norm_apply_triton(self.values, self.norm)
+
+
+class Layer(ABC):
+    """One stage with its weights laid out for the kernels."""
+
+    @abstractmethod
+    def run(self, x: Signal, lengths: Tensor | None) -> Signal:
+        """Whole clips; lengths [B] where they differ."""
+
+    @abstractmethod
+    def open(self, batch: int) -> Any:
+        """State of `batch` clips at time zero."""
+
+    @abstractmethod
+    def push(self, x: Tensor, state: Any, final: bool) -> Tensor:
+        """As `StageProgram.push`."""
+
+
+@dataclass
+class Carried:
+    """Input steps that later outputs still need.  start: where the first of them stands in the signal; done: outputs given so far."""
+
+    steps: Tensor | None = None
+    start: int = 0
+    done: int = 0
+
+    def take(self, x: Tensor) -> Tensor:
+        return x if self.steps is None else torch.cat((self.steps, x), 2)
+
+    def keep(self, x: Tensor, first: int) -> None:
+        """Keeps the steps from `first` on, counted in the whole signal."""
+        first = max(self.start, first)
+        # a copy: a view would hold all of x
+        self.steps, self.start = x[..., first - self.start :].clone(), first
+
+
+def outputs_so_far(conv: Conv, total: int, final: bool) -> int:
+    """How many outputs `total` steps of input determine."""
+    if final:
+        return conv.output_length(total)
+    # reflection at the left end shows the first pad_left + 1 steps
+    if total <= conv.pad_left:
+        return 0
+    return max(0, (total + conv.pad_left - conv.span) // conv.stride + 1)
+
+
+def oldest_needed(conv: Conv, total: int, done: int) -> int:
+    """The first step that outputs after `done` will read; the padding at the right end may show the last `stride` steps again."""
+    return min(done * conv.stride - conv.pad_left, total - conv.stride)
+
+
+def _with_norm(values: Tensor, partials: Tensor, norm: GroupNorm) -> Signal:
+    return Signal(values, (group_norm_statistics_triton(partials, norm.eps), norm.weight, norm.bias))
+
+
+class ConvLayer(Layer):
+    def __init__(self, conv: Conv, precision: str) -> None:
+        self.conv, self.precision = conv, precision
+        self.weight = conv.weight.contiguous()
+
+    def _launch(self, x: Signal, **where: Any) -> Signal:
+        conv = self.conv
+        made = causal_conv1d_triton(
+            x.values,
+            self.weight,
+            conv.bias,
+            stride=conv.stride,
+            dilation=conv.dilation,
+            pad_left=conv.pad_left,
+            pad_right=conv.pad_right,
+            pad_mode=conv.pad_mode,
+            elu=conv.elu,
+            norm=x.norm,
+            partials=conv.norm is not None,
+            precision=self.precision,
+            **where,
+        )
+        if conv.norm is None:
+            return Signal(made)
+        values, partials = made
+        return _with_norm(values, partials, conv.norm)
+
+    def run(self, x: Signal, lengths: Tensor | None) -> Signal:
+        return self._launch(x, lengths=lengths)
+
+    def open(self, batch: int) -> Carried:
+        return Carried()
+
+    def push(self, x: Tensor, state: Carried, final: bool) -> Tensor:
+        x = state.take(x)
+        total = state.start + x.shape[2]
+        count = outputs_so_far(self.conv, total, final) - state.done
+        y = self._launch(Signal(x), start=state.start, out_start=state.done, out_length=count).values
+        state.done += count
+        state.keep(x, oldest_needed(self.conv, total, state.done))
+        return y
+
+
+class ResidualLayer(Layer):
+    """The fused block; without group norm."""
+
+    def __init__(self, block: ResidualBlock, precision: str) -> None:
+        self.conv, self.precision = block.conv1, precision
+        convs = (block.conv1, block.conv2, block.shortcut)
+        self.parameters = [p for c in convs for p in ((None, None) if c is None else (c.weight.contiguous(), c.bias))]
+
+    def _launch(self, x: Tensor, **where: Any) -> Tensor:
+        conv = self.conv
+        return residual_block_triton(
+            x,
+            *self.parameters,
+            dilation=conv.dilation,
+            pad_left=conv.pad_left,
+            pad_right=conv.pad_right,
+            pad_mode=conv.pad_mode,
+            precision=self.precision,
+            **where,
+        )
+
+    def run(self, x: Signal, lengths: Tensor | None) -> Signal:
+        return Signal(self._launch(x.applied(), lengths=lengths))
+
+    def open(self, batch: int) -> Carried:
+        return Carried()
+
+    def push(self, x: Tensor, state: Carried, final: bool) -> Tensor:
+        x = state.take(x)
+        total = state.start + x.shape[2]
+        count = outputs_so_far(self.conv, total, final) - state.done
+        y = self._launch(x, start=state.start, out_start=state.done, out_length=count)
+        state.done += count
+        state.keep(x, oldest_needed(self.conv, total, state.done))
+        return y
+
+
+class NormedResidualLayer(Layer):
+    """The block with a group norm after each convolution: every norm needs its whole clip, so the convolutions run one by one."""
+
+    def __init__(self, block: ResidualBlock, precision: str) -> None:
+        self.conv1, self.conv2 = ConvLayer(block.conv1, precision), ConvLayer(block.conv2, precision)
+        self.shortcut = None if block.shortcut is None else ConvLayer(block.shortcut, precision)
+
+    def run(self, x: Signal, lengths: Tensor | None) -> Signal:
+        y = self.conv2.run(self.conv1.run(x, lengths), lengths)
+        short = x if self.shortcut is None else self.shortcut.run(x, lengths)
+        assert y.norm is not None
+        return Signal(group_norm_apply_triton(y.values, y.norm, short.values, short.norm))
+
+    def open(self, batch: int) -> Any:
+        raise ValueError("a block with group norm normalises over the whole clip and can't take it in pieces; call run")
+
+    def push(self, x: Tensor, state: Any, final: bool) -> Tensor:
+        return self.open(0)
+
+
+class UpsampleLayer(Layer):
+    def __init__(self, stage: Upsample, precision: str) -> None:
+        self.stage, self.precision = stage, precision
+        self.weight = phase_weight(stage.weight, stage.stride)
+
+    def _launch(self, x: Signal, **where: Any) -> Signal:
+        stage = self.stage
+        made = transposed_conv1d_triton(
+            x.values,
+            self.weight,
+            stage.bias,
+            kernel=stage.kernel,
+            stride=stage.stride,
+            trim_left=stage.trim_left,
+            trim_right=stage.trim_right,
+            elu=stage.elu,
+            norm=x.norm,
+            partials=stage.norm is not None,
+            precision=self.precision,
+            **where,
+        )
+        if stage.norm is None:
+            return Signal(made)
+        values, partials = made
+        return _with_norm(values, partials, stage.norm)
+
+    def run(self, x: Signal, lengths: Tensor | None) -> Signal:
+        return self._launch(x, lengths=lengths)
+
+    def open(self, batch: int) -> Carried:
+        return Carried()
+
+    def push(self, x: Tensor, state: Carried, final: bool) -> Tensor:
+        stage = self.stage
+        x = state.take(x)
+        total = state.start + x.shape[2]
+        # untrimmed steps: those before total * stride get nothing more from frames to come
+        end = (total - 1) * stage.stride + stage.kernel - stage.trim_right if final else total * stage.stride
+        begin = stage.trim_left + state.done
+        count = max(0, end - begin) if total else 0
+        y = self._launch(Signal(x), shift=begin - state.start * stage.stride, out_length=count).values
+        state.done += count
+        history = -(-stage.kernel // stage.stride) - 1
+        state.keep(x, min(total, (begin + count) // stage.stride - history))
+        return y
+
+
+@dataclass
+class Recurrent:
+    """hidden [L, 2, B, H], cell [L, B, H]; time: steps taken so far."""
+
+    hidden: Tensor
+    cell: Tensor
+    time: int = 0
+
+
+class LSTMLayer(Layer):
+    """The recurrence with a fixed order of summation."""
+
+    def __init__(self, stage: LSTM, precision: str) -> None:
+        self.stage, self.precision = stage, precision
+        layers = stage.layers
+        self.input_weight = layers[0].w_ih.contiguous()
+        self.weights = torch.stack([torch.cat((layer.w_ih, layer.w_hh), 1) for layer in layers])
+        self.bias = torch.stack([layer.b_ih.float() + layer.b_hh.float() for layer in layers])
+
+    def _launch(self, x: Tensor, state: Recurrent, lengths: Tensor | None) -> Tensor:
+        y = lstm_triton(
+            x, self.input_weight, self.weights, self.bias, state.hidden, state.cell, state.time, lengths, precision=self.precision
+        )
+        state.time += x.shape[2]
+        return y
+
+    def run(self, x: Signal, lengths: Tensor | None) -> Signal:
+        return Signal(self._launch(x.applied(), self.open(x.values.shape[0]), lengths))
+
+    def open(self, batch: int) -> Recurrent:
+        shape = (len(self.stage.layers), 2, batch, self.stage.in_channels)
+        hidden = self.bias.new_zeros(shape)
+        return Recurrent(hidden, hidden.new_zeros((shape[0], *shape[2:])))
+
+    def push(self, x: Tensor, state: Recurrent, final: bool) -> Tensor:
+        return self._launch(x, state, None)
+
+
+class LibraryLSTMLayer(Layer):
+    """cuDNN's recurrence: the fast one, whose order of summation follows the batch."""
+
+    def __init__(self, stage: LSTM) -> None:
+        width, layers = stage.in_channels, stage.layers
+        weight = layers[0].w_ih
+        self.lstm = torch.nn.LSTM(width, width, len(layers), device=weight.device, dtype=weight.dtype)
+        for name, own in zip(("w_ih", "w_hh", "b_ih", "b_hh"), ("weight_ih", "weight_hh", "bias_ih", "bias_hh"), strict=True):
+            for index, layer in enumerate(layers):
+                getattr(self.lstm, f"{own}_l{index}").data.copy_(getattr(layer, name))
+        self.lstm.requires_grad_(False)
+
+    def run(self, x: Signal, lengths: Tensor | None) -> Signal:
+        # causal: what stands behind a clip's end reaches none of its steps
+        return Signal(self.push(x.applied(), self.open(x.values.shape[0]), final=True))
+
+    def open(self, batch: int) -> list[Tensor]:
+        weight: Tensor = self.lstm.all_weights[0][1]
+        return [weight.new_zeros(self.lstm.num_layers, batch, self.lstm.hidden_size) for _ in range(2)]
+
+    def push(self, x: Tensor, state: list[Tensor], final: bool) -> Tensor:
+        if x.shape[2] == 0:
+            return x.clone()
+        y, state[:] = self.lstm(x.permute(2, 0, 1), tuple(state))
+        return y.permute(1, 2, 0).contiguous() + x
+
+
+def make_layer(stage: Stage, precision: str, library_lstm: bool) -> Layer:
+    if isinstance(stage, ResidualBlock):
+        convs = (stage.conv1, stage.conv2, stage.shortcut)
+        normed = any(conv is not None and conv.norm is not None for conv in convs)
+        return NormedResidualLayer(stage, precision) if normed else ResidualLayer(stage, precision)
+    if isinstance(stage, Upsample):
+        return UpsampleLayer(stage, precision)
+    if isinstance(stage, LSTM):
+        return LibraryLSTMLayer(stage) if library_lstm else LSTMLayer(stage, precision)
+    return ConvLayer(stage, precision)
+
+
+def _device_of(x: Tensor) -> AbstractContextManager[Any]:
+    """Triton launches on the current device, wherever its arguments are."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+
+
+class TritonProgram(StageProgram):
+    """Consecutive stages on Triton kernels.
+
+    precision: of products, 'ieee', 'tf32x3' or 'tf32'.  library_lstm: leave the recurrence to cuDNN, and with it the order of summation.
+    """
+
+    def __init__(self, stages: tuple[Stage, ...], precision: str, library_lstm: bool) -> None:
+        self.stages = stages
+        self.layers = [make_layer(stage, precision, library_lstm) for stage in stages]
+        self.exact = not any(isinstance(layer, LibraryLSTMLayer) for layer in self.layers)
+        self.registered = triton_ops.register(self)
+
+    @property
+    def out_channels(self) -> int:
+        return self.stages[-1].out_channels
+
+    def output_length(self, length: int) -> int:
+        for stage in self.stages:
+            length = stage.output_length(length)
+        return length
+
+    def run(self, x: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
+        """Whole clips [B, C_in, T] -> [B, C_out, T_out].
+
+        lengths: each clip's own T, for a batch of clips of different lengths. A clip's output is the same bits as alone in its first
+        `output_length` steps; what stands behind them is unspecified.
+        Raises ValueError if a length does not fit x.
+        """
+        if torch.compiler.is_compiling() and lengths is None:
+            return triton_ops.run_stages(x, self.registered)
+        return self.launch(x, lengths)
+
+    def launch(self, x: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
+        signal = Signal(x)
+        table = None if lengths is None else self._lengths_table(x, lengths)
+        with _device_of(x):
+            for index, layer in enumerate(self.layers):
+                signal = layer.run(signal, None if table is None else table[index])
+            return signal.applied()
+
+    def _lengths_table(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Input lengths of every stage [stages, B], int32: computed on the host and copied once, without waiting for the device."""
+        if len(lengths) != x.shape[0] or not all(1 <= length <= x.shape[2] for length in lengths):
+            raise ValueError(f"lengths must be {x.shape[0]} integers in [1, {x.shape[2]}], one per clip of x, got {list(lengths)}")
+        rows = [list(lengths)]
+        for stage in self.stages[:-1]:
+            rows.append([stage.output_length(length) for length in rows[-1]])
+        table = torch.tensor(rows, dtype=torch.int32, pin_memory=x.is_cuda)
+        return table.to(x.device, non_blocking=True)
+
+    def open(self, batch: int) -> list[Any]:
+        return [layer.open(batch) for layer in self.layers]
+
+    def push(self, x: Tensor, state: list[Any], final: bool) -> Tensor:
+        with _device_of(x):
+            for layer, carried in zip(self.layers, state, strict=True):
+                x = layer.push(x, carried, final)
+        return x
+
+
+class TritonQuantizerProgram(QuantizerProgram):
+    """precision: 'ieee', 'tf32x3' or 'rerank'."""
+
+    def __init__(self, quantizer: Quantizer, precision: str) -> None:
+        self.tables = search_tables(quantizer.codebooks)
+        self.codebooks = quantizer.codebooks.contiguous()
+        self.precision = precision
+        self.registered = triton_ops.register(self)
+
+    def encode(self, x: Tensor, num_quantizers: int) -> Tensor:
+        if torch.compiler.is_compiling():
+            return triton_ops.quantize(x, num_quantizers, self.registered)
+        return self.launch_encode(x, num_quantizers)
+
+    def launch_encode(self, x: Tensor, num_quantizers: int) -> Tensor:
+        with _device_of(x):
+            return rvq_encode_triton(x, self.tables, num_quantizers, precision=self.precision)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """As `QuantizerProgram.decode`.
+
+        The check for codes outside the codebook waits for the device; it is left out under `torch.compile` and while a CUDA graph is
+        captured, where such codes are clamped.
+        """
+        if torch.compiler.is_compiling():
+            return triton_ops.dequantize(codes, self.registered)
+        if not (codes.is_cuda and torch.cuda.is_current_stream_capturing()):
+            self._check_codes(codes)
+        return self.launch_decode(codes)
+
+    def _check_codes(self, codes: Tensor) -> None:
+        entries = self.codebooks.shape[1]
+        if codes.numel():
+            low, high = torch.stack(codes.aminmax()).tolist()
+            if low < 0 or high >= entries:
+                raise IndexError(f"codes must be in [0, {entries}), got values from {low} to {high}")
+
+    def launch_decode(self, codes: Tensor) -> Tensor:
+        with _device_of(codes):
+            return rvq_decode_triton(codes, self.codebooks)

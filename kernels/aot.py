@@ -1,0 +1,154 @@
+"""Compiles the launches of a call for an architecture that need not be present, and reads what the machine code needs.
+
+The launcher itself runs, on tensors of device 'meta'; its launches are recorded and specialised by Triton's own rules
+(alignment, ones), so the kernel compiled here is the kernel that a launch on such tensors would compile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, make_backend
+from triton.runtime.jit import JITFunction, create_function_from_signature
+
+from . import tiles
+
+# Bytes of shared memory that one block may ask for.  Triton compiles more without an error.
+SHARED_LIMITS = {
+    "sm_80": 166_912,
+    "sm_86": 101_376,
+    "sm_89": 101_376,
+    "sm_90": 232_448,
+    "sm_100": 232_448,
+    "sm_120": 101_376,
+    "gfx942": 65_536,
+}
+
+# Counted in the disassembly: matrix instructions, scalar FMAs, asynchronous copies, spills.
+NVIDIA_INSTRUCTIONS = ("HGMMA", "HMMA", "UTCHMMA", "FFMA", "FFMA2", "LDGSTS", "UTMALDG", "LDL", "STL", "MUFU")
+MATRIX_INSTRUCTIONS = ("HGMMA", "HMMA", "UTCHMMA", "v_mfma")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One recorded kernel launch."""
+
+    kernel: JITFunction
+    grid: tuple[int, ...]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.kernel.fn.__name__
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a compiled kernel takes: registers per thread, stack (spilled) and shared memory in bytes, counted instructions."""
+
+    registers: int
+    stack: int
+    shared: int
+    threads: int
+    instructions: Counter[str]
+    seconds: float  # of CPU time that compiling took
+
+    @property
+    def matrix_instructions(self) -> set[str]:
+        return {name for name in MATRIX_INSTRUCTIONS if self.instructions[name]}
+
+
+def target_of(arch: str) -> GPUTarget:
+    if arch.startswith("gfx"):
+        return GPUTarget("hip", arch, 64 if arch.startswith("gfx9") else 32)
+    return GPUTarget("cuda", int(arch.removeprefix("sm_")), 32)
+
+
+@contextlib.contextmanager
+def _recording(arch: str, launches: list[Launch]) -> Iterator[None]:
+    def record(kernel: JITFunction, *args: Any, grid: tuple[int, ...], warmup: bool, **kwargs: Any) -> None:
+        launches.append(Launch(kernel, grid, args, kwargs))
+
+    run, arch_of = JITFunction.run, tiles.arch_of
+    JITFunction.run, tiles.arch_of = record, lambda device: arch
+    try:
+        yield
+    finally:
+        JITFunction.run, tiles.arch_of = run, arch_of
+
+
+def record_launches(call: Callable[[], Any], arch: str) -> list[Launch]:
+    """The launches of a call on meta tensors, with the tiles of the architecture, none of them carried out."""
+    launches: list[Launch] = []
+    with _recording(arch, launches):
+        call()
+    return launches
+
+
+def specialise(launch: Launch, arch: str) -> tuple[ASTSource, dict[str, Any]]:
+    """The source and the options that the launch would be compiled with; `source.hash()` is equal for equal kernels."""
+    backend = make_backend(target_of(arch))
+    kernel = launch.kernel
+    kwargs = {**launch.kwargs, "debug": False}
+    binder = create_function_from_signature(kernel.signature, kernel.params, backend)
+    bound, specialization, options = binder(*launch.args, **kwargs)
+    options, signature, constexprs, attrs = kernel._pack_args(backend, kwargs, bound, specialization, options)
+    return ASTSource(kernel, signature, constexprs, attrs), options.__dict__
+
+
+def compile_launch(launch: Launch, arch: str) -> Resources:
+    """Compiles one launch and reads its machine code.  Raises what Triton and its assembler raise."""
+    target = target_of(arch)
+    source, options = specialise(launch, arch)
+    began = _cpu_seconds()
+    compiled = triton.compile(source, target=target, options=options)
+    seconds = _cpu_seconds() - began
+    read = _read_amd if target.backend == "hip" else _read_nvidia
+    registers, stack, instructions = read(compiled)
+    return Resources(registers, stack, compiled.metadata.shared, options["num_warps"] * target.warp_size, instructions, seconds)
+
+
+def _cpu_seconds() -> float:
+    """Of this process and the assemblers it has waited for; a busy machine does not change it."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+def _read_amd(compiled: Any) -> tuple[int, int, Counter[str]]:
+    code = compiled.asm["amdgcn"]
+
+    def field(name: str) -> int:
+        return max(map(int, re.findall(rf"\.{name}:\s+(\d+)", code)))
+
+    counts = Counter({name: len(re.findall(rf"\b{name}", code)) for name in ("v_mfma", "v_fma", "scratch_")})
+    return field("vgpr_count"), field("private_segment_fixed_size"), counts
+
+
+def _read_nvidia(compiled: Any) -> tuple[int, int, Counter[str]]:
+    # LOCAL stays 0 in kernels that spill, and a failed allocation shows as 32 registers: STACK is the one to read
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder) / "kernel.cubin"
+        cubin.write_bytes(compiled.asm["cubin"])
+        usage = _tool("cuobjdump", "-res-usage", str(cubin))
+        code = _tool("nvdisasm", "-c", str(cubin))
+    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    assert found, usage
+    opcodes = Counter(re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\d+\s+)?([A-Z0-9]+)", code, re.MULTILINE))
+    return int(found[1]), int(found[2]), Counter({name: opcodes[name] for name in NVIDIA_INSTRUCTIONS})
+
+
+def _tool(name: str, *arguments: str) -> str:
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+    return subprocess.run([str(tool), *arguments], capture_output=True, text=True, check=True).stdout

@@ -1,0 +1,99 @@
+"""Linear overlap-add of decoded chunks with their scales, in one launch."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+BLOCK = 1024
+
+
+def fade_weight(length: int, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The triangle [length] that weighs a chunk.  Source: EncodecModel._linear_overlap_add, transformers 5.23 modeling_encodec.py."""
+    time = torch.linspace(0, 1, length + 2, device=device, dtype=dtype)[1:-1]
+    return 0.5 - (time - 0.5).abs()
+
+
+def overlap_add_ref(chunks: Tensor, scales: Tensor | None, weight: Tensor, stride: int, last_length: int) -> Tensor:
+    """Chunks faded into each other, divided by the sum of their weights.
+
+    chunks: [n, B, C, L].  scales: [n, B] or None, multiplied into each chunk.  weight: [L], `fade_weight`.
+    stride: steps from chunk to chunk, at most L.  last_length: steps of the last chunk that count.
+    Returns [B, C, stride * (n - 1) + last_length].
+    Source: EncodecModel._linear_overlap_add, transformers 5.23 modeling_encodec.py.
+    """
+    count, batch, channels, length = chunks.shape
+    y = chunks.new_zeros(batch, channels, stride * (count - 1) + last_length)
+    total = chunks.new_zeros(y.shape[2])
+    for i, chunk in enumerate(chunks):
+        steps = last_length if i == count - 1 else length
+        steps = min(steps, y.shape[2] - i * stride)
+        scaled = chunk if scales is None else chunk * scales[i, :, None, None]
+        y[..., i * stride : i * stride + steps] += weight[:steps] * scaled[..., :steps]
+        total[i * stride : i * stride + steps] += weight[:steps]
+    return y / total
+
+
+@triton.jit
+def _overlap_add_kernel(
+    x_ptr,
+    scales_ptr,
+    weight_ptr,
+    y_ptr,
+    stride_xn,
+    stride_xb,
+    stride_xc,
+    stride_xt,
+    n,
+    B,
+    C,
+    LENGTH,
+    STEP,
+    last_length,
+    T,
+    OVERLAP: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """y[b, c, t] = sum over i of w[t - i * STEP] * scales[i, b] * x[i, b, c, t - i * STEP] / sum over i of w[t - i * STEP], y contiguous.
+
+    Grid: B x C x time tiles.  Reference: overlap_add_ref.
+    """
+    tiles = tl.cdiv(T, BLOCK_N)
+    pid = tl.program_id(0)
+    t = pid % tiles * BLOCK_N + tl.arange(0, BLOCK_N)  # [BLOCK_N]
+    row = (pid // tiles).to(tl.int64)
+    clip = row // C
+    acc = tl.zeros((BLOCK_N,), dtype=tl.float32)
+    total = tl.zeros((BLOCK_N,), dtype=tl.float32)
+    for overlap in tl.static_range(OVERLAP):
+        # from the earliest chunk to the latest, as HF adds them
+        i = t // STEP - (OVERLAP - 1 - overlap)
+        at = t - i * STEP
+        steps = tl.where(i == n - 1, last_length, LENGTH)
+        inside = (i >= 0) & (i < n) & (at < steps) & (t < T)
+        w = tl.load(weight_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        x_block = x_ptr + i.to(tl.int64) * stride_xn + clip * stride_xb + row % C * stride_xc + at * stride_xt
+        x = tl.load(x_block, mask=inside, other=0.0).to(tl.float32)
+        if scales_ptr is not None:
+            x *= tl.load(scales_ptr + i.to(tl.int64) * B + clip, mask=inside, other=0.0).to(tl.float32)
+        acc += w * x
+        total += w
+    total = tl.where(t < T, total, 1.0)
+    tl.store(y_ptr + row * T + t, tl.div_rn(acc, total).to(y_ptr.dtype.element_ty), mask=t < T)
+
+
+def overlap_add_triton(chunks: Tensor, scales: Tensor | None, weight: Tensor, stride: int, last_length: int) -> Tensor:
+    """As `overlap_add_ref`, bit for bit in float32."""
+    count, batch, channels, length = chunks.shape
+    total = stride * (count - 1) + last_length
+    y = chunks.new_empty(batch, channels, total)
+    if y.numel():
+        _overlap_add_kernel[(batch * channels * triton.cdiv(total, BLOCK),)](
+            chunks, scales, weight, y, *chunks.stride(), count, batch, channels, length, stride, last_length, total,
+            OVERLAP=triton.cdiv(length, stride), BLOCK_N=BLOCK, num_warps=4,
+            # HF rounds the product before it adds
+            enable_fp_fusion=False,
+        )  # fmt: skip
+    return y

@@ -1,0 +1,241 @@
+"""Residual vector quantization: every level of the nearest-entry search in one launch, the residual never leaves the chip.
+
+Precision 'rerank' scores with tf32 products and proves its codes equal to those of 'ieee'. For a residual r and an entry e with score
+s = |e|^2 - 2 r.e, r' and e' rounded to tf32 and u = 2^-24, all norms Euclidean:
+
+    |s_tf32 - s| <= A = 2 (|r - r'| max|e| + |r'| max|e - e'|)              rounded operands
+                        + 2 (D 2^-21 + 2 u) |r'| max|e'| + 2 u max|e|^2     sum and score
+    |s_ieee - s| <= B = 2 (D + 2) u |r| max|e| + 2 u max|e|^2               one chain of D FMAs, score
+    |s_tree - s| <= B                                                       a tree rounds less often than a chain
+
+The two best entries by s_tf32 are scored again in float32 by a tree (s_tree). Let w be the better one.
+- The other one's s_tree exceeds w's by more than 4 B: then its s_ieee exceeds w's.
+- The third best s_tf32 exceeds w's s_tree by more than A + 3 B: then so does the s_ieee of every entry but those two.
+If both hold, w is the entry that 'ieee' chooses; otherwise the block of frames searches that level again in ieee.
+2^-21 per term is an assumption about tensor cores, whose float32 sums truncate: `bench/gpu.py` checks the codes on the device.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .tiles import Tile, block_of, rvq_encode_tile
+
+PRECISIONS = ("ieee", "tf32x3", "rerank")
+
+
+class SearchTables(NamedTuple):
+    """What the search reads, all float32.
+
+    codebooks: [K, N, D].  squares: [K, N], |e|^2.  rounded: [K, N, D], entries rounded to tf32.
+    bounds: [K, 3], max |e|, max |e - rounded e| and max |rounded e| of each level, rounded up.
+    """
+
+    codebooks: Tensor
+    squares: Tensor
+    rounded: Tensor
+    bounds: Tensor
+
+
+def search_tables(codebooks: Tensor) -> SearchTables:
+    """Tables of codebooks [K, N, D]."""
+    codebooks = codebooks.float().contiguous()
+    bits = codebooks.view(torch.int32)
+    rounded = ((bits + 0x1000) & ~0x1FFF).view(torch.float32)  # to nearest, ties away from zero, as cvt.rna.tf32
+    exact = codebooks.double()
+    norms = [part.norm(dim=2).amax(1) for part in (exact, exact - rounded.double(), rounded.double())]
+    bounds = (torch.stack(norms, 1) * (1 + 2**-20)).float()
+    return SearchTables(codebooks, exact.square().sum(2).float(), rounded.contiguous(), bounds)
+
+
+def rvq_encode_ref(x: Tensor, tables: SearchTables, num_quantizers: int) -> Tensor:
+    """Codes of the nearest entry in each codebook, searching the residual left by the ones before.
+
+    x: [B, D, F] encoder output.  tables: `search_tables` of codebooks [K, N, D].
+    Returns codes [num_quantizers, B, F], int64; on equal distances the lowest index wins, a frame with a NaN gets code 0.
+    Raises ValueError if D differs between the two, or if there are fewer codebooks than asked for.
+    Source: EncodecResidualVectorQuantizer.encode, transformers 5.23 modeling_encodec.py.
+    """
+    _check(x, tables, num_quantizers)
+    residual = x.float().transpose(1, 2)
+    codes = []
+    for level in range(num_quantizers):
+        entries = tables.codebooks[level]
+        # summed in float64, so that equal entries have equal scores after rounding, wherever they stand in the matrix
+        scores = (tables.squares[level] - 2 * (residual.double() @ entries.double().T)).float()
+        codes.append(torch.where(scores.isnan(), torch.inf, scores).argmin(-1))
+        residual = residual - entries[codes[-1]]
+    return torch.stack(codes)
+
+
+def _check(x: Tensor, tables: SearchTables, num_quantizers: int) -> None:
+    levels, _, width = tables.codebooks.shape
+    if x.ndim != 3 or x.shape[1] != width:
+        raise ValueError(f"x must be [B, {width}, F] for codebooks of dimension {width}, got {tuple(x.shape)}")
+    if not 1 <= num_quantizers <= levels:
+        raise ValueError(f"num_quantizers must be between 1 and the {levels} codebooks, got {num_quantizers}")
+
+
+@triton.jit
+def _scores(r, entries_ptr, squares_ptr, n, d, N, D, PRECISION: tl.constexpr):
+    """|e|^2 - 2 r.e of entries n, infinite where it is NaN or n >= N.  [BLOCK_F, BLOCK_N]"""
+    e_block = entries_ptr + n[None, :] * D + d[:, None]  # [BLOCK_D, BLOCK_N]
+    e = tl.load(e_block, mask=(n < N)[None, :] & (d < D)[:, None], other=0.0)
+    squares = tl.load(squares_ptr + n, mask=n < N, other=float("inf"))
+    s = squares[None, :] - 2.0 * tl.dot(r, e, input_precision=PRECISION)
+    return tl.where(s == s, s, float("inf"))
+
+
+@triton.jit
+def _search(r, entries_ptr, squares_ptr, d, N, D, PRECISION: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Index of the lowest score, the lowest index on equal scores.  [BLOCK_F]"""
+    best = tl.full((BLOCK_F,), float("inf"), tl.float32)
+    index = tl.zeros((BLOCK_F,), tl.int32)
+    for n0 in tl.range(0, N, BLOCK_N):
+        n = n0 + tl.arange(0, BLOCK_N)  # [BLOCK_N]
+        low, at = tl.min(_scores(r, entries_ptr, squares_ptr, n, d, N, D, PRECISION), axis=1, return_indices=True)
+        # strict: of equal scores the earlier block's stays
+        index = tl.where(low < best, n0 + at, index)
+        best = tl.where(low < best, low, best)
+    return index
+
+
+@triton.jit
+def _insert(value, at, best1, index1, best2, index2, best3):
+    """The three lowest scores and the indices of two of them, with one more score taken in; equal scores keep their order."""
+    first = value < best1
+    second = value < best2
+    best3 = tl.where(second, best2, tl.where(value < best3, value, best3))
+    best2, index2 = tl.where(first, best1, tl.where(second, value, best2)), tl.where(first, index1, tl.where(second, at, index2))
+    best1, index1 = tl.where(first, value, best1), tl.where(first, at, index1)
+    return best1, index1, best2, index2, best3
+
+
+@triton.jit
+def _tree_score(r, entries_ptr, squares_ptr, index, d, D):
+    e = tl.load(entries_ptr + index[:, None] * D + d[None, :], mask=(d < D)[None, :], other=0.0)  # [BLOCK_F, BLOCK_D]
+    return tl.load(squares_ptr + index) - 2.0 * tl.sum(r * e, axis=1)
+
+
+@triton.jit
+def _search_rerank(r, entries_ptr, squares_ptr, rounded_ptr, bounds_ptr, d, N, D, BLOCK_F: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Index of the lowest score and whether that is proven to be the choice of `_search` in ieee.  [BLOCK_F], [BLOCK_F]"""
+    r_tf32 = ((r.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+    best1 = tl.full((BLOCK_F,), float("inf"), tl.float32)
+    best2 = tl.full((BLOCK_F,), float("inf"), tl.float32)
+    best3 = tl.full((BLOCK_F,), float("inf"), tl.float32)
+    index1 = tl.zeros((BLOCK_F,), tl.int32)
+    index2 = tl.zeros((BLOCK_F,), tl.int32)
+    j = tl.arange(0, BLOCK_N)  # [BLOCK_N]
+    for n0 in tl.range(0, N, BLOCK_N):
+        s = _scores(r_tf32, rounded_ptr, squares_ptr, n0 + j, d, N, D, "tf32")
+        for _ in tl.static_range(2):
+            low, at = tl.min(s, axis=1, return_indices=True)
+            best1, index1, best2, index2, best3 = _insert(low, n0 + at, best1, index1, best2, index2, best3)
+            s = tl.where(j[None, :] == at[:, None], float("inf"), s)
+        low = tl.min(s, axis=1)
+        best1, index1, best2, index2, best3 = _insert(low, index1, best1, index1, best2, index2, best3)
+
+    u: tl.constexpr = 2.0**-24
+    max_e = tl.load(bounds_ptr)
+    max_error = tl.load(bounds_ptr + 1)
+    max_rounded = tl.load(bounds_ptr + 2)
+    # 1.0001 covers the rounding of the norms and of the bounds themselves
+    norm = 1.0001 * tl.sqrt(tl.sum(r * r, axis=1))
+    norm_tf32 = 1.0001 * tl.sqrt(tl.sum(r_tf32 * r_tf32, axis=1))
+    error = 1.0001 * tl.sqrt(tl.sum((r - r_tf32) * (r - r_tf32), axis=1))
+    bound = 2 * (error * max_e + norm_tf32 * max_error) + 2 * (D * 2.0**-21 + 2 * u) * norm_tf32 * max_rounded + 2 * u * max_e * max_e
+    bound_ieee = 2 * (D + 2) * u * norm * max_e + 2 * u * max_e * max_e
+
+    score1 = _tree_score(r, entries_ptr, squares_ptr, index1, d, D)
+    score2 = _tree_score(r, entries_ptr, squares_ptr, index2, d, D)
+    low = tl.where(score2 < score1, score2, score1)
+    high = tl.where(score2 < score1, score1, score2)
+    # a comparison with NaN is false, so a frame with one is never sure
+    sure = (high - low > 4 * bound_ieee) & (best3 - low > bound + 3 * bound_ieee)
+    return tl.where(score2 < score1, index2, index1), sure
+
+
+@triton.jit
+def _rvq_encode_kernel(
+    x_ptr,
+    codebooks_ptr,
+    squares_ptr,
+    rounded_ptr,
+    bounds_ptr,
+    codes_ptr,
+    searched_again_ptr,
+    stride_xb,
+    stride_xd,
+    stride_xf,
+    frames,
+    F,
+    K,
+    N,
+    D,
+    PRECISION: tl.constexpr,
+    BLOCK_F: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """codes[q, n] = argmin over e of |e|^2 - 2 r_q[n].e; r_{q+1} = r_q - e.  n = b * F + f runs over all frames of all clips.
+
+    Grid: blocks of frames.  Reference: rvq_encode_ref.
+    """
+    n = tl.program_id(0).to(tl.int64) * BLOCK_F + tl.arange(0, BLOCK_F)  # [BLOCK_F]
+    d = tl.arange(0, BLOCK_D)  # [BLOCK_D]
+    x_row = x_ptr + n // F * stride_xb + n % F * stride_xf
+    inside = (n < frames)[:, None] & (d < D)[None, :]
+    r = tl.load(x_row[:, None] + (d * stride_xd)[None, :], mask=inside, other=0.0).to(tl.float32)  # [BLOCK_F, BLOCK_D]
+    level_codes = codes_ptr + n
+    for q in tl.range(0, K):
+        entries_ptr = codebooks_ptr + q * N * D
+        level_ptr = squares_ptr + q * N
+        if PRECISION == "rerank":
+            index, sure = _search_rerank(r, entries_ptr, level_ptr, rounded_ptr + q * N * D, bounds_ptr + 3 * q, d, N, D, BLOCK_F, BLOCK_N)
+            unsure = tl.max((~sure & (n < frames)).to(tl.int32), axis=0)
+            if unsure > 0:
+                # the rare path takes narrow blocks, or its registers would spill
+                index = _search(r, entries_ptr, level_ptr, d, N, D, "ieee", BLOCK_F, 16)
+            if searched_again_ptr is not None:
+                tl.store(searched_again_ptr + tl.program_id(0) * K + q, unsure)
+        else:
+            index = _search(r, entries_ptr, level_ptr, d, N, D, PRECISION, BLOCK_F, BLOCK_N)
+        tl.store(level_codes, index.to(tl.int64), mask=n < frames)
+        level_codes += frames
+        r -= tl.load(entries_ptr + index[:, None] * D + d[None, :], mask=(d < D)[None, :], other=0.0)
+
+
+def rvq_encode_triton(
+    x: Tensor,
+    tables: SearchTables,
+    num_quantizers: int,
+    *,
+    precision: str,
+    searched_again: Tensor | None = None,
+    tile: Tile | None = None,
+) -> Tensor:
+    """As `rvq_encode_ref`.
+
+    precision: 'ieee', 'tf32x3', or 'rerank', whose codes equal those of 'ieee'.
+    searched_again: [blocks, num_quantizers] int32 or None, set to 1 where 'rerank' had to search a block in ieee.
+    """
+    _check(x, tables, num_quantizers)
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {PRECISIONS}, got {precision!r}")
+    batch, width, length = x.shape
+    entries = tables.codebooks.shape[1]
+    codes = torch.empty(num_quantizers, batch, length, dtype=torch.int64, device=x.device)
+    frames = batch * length
+    if frames:
+        tile = tile or rvq_encode_tile(x.device, width, frames, precision)
+        _rvq_encode_kernel[(triton.cdiv(frames, tile.block_m),)](
+            x, *tables, codes, searched_again, *x.stride(), frames, length, num_quantizers, entries, width,
+            PRECISION=precision, BLOCK_F=tile.block_m, BLOCK_N=tile.block_n, BLOCK_D=block_of(width), **tile.options,
+        )  # fmt: skip
+    return codes

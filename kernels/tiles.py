@@ -1,0 +1,136 @@
+"""Which tile each kernel runs with: one checked-in table, and behind it a heuristic for what the table does not name.
+
+Nothing is tuned at run time: a tile sets the order of summation, so a tile chosen by a stopwatch would change codes from
+run to run. A choice depends on the architecture, the kernel, the precision and the width of the layer, never on the batch
+or the length. `rvq_encode` alone has two rows, for few and for many frames; in ieee both add in the same order, and
+'rerank' gives the codes of ieee with any tile.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import torch
+import triton
+
+from .tile_table import MANY_FRAMES, TABLE
+
+# Said at every launch: the default for fusing multiply and add flips in triton 3.10, and with it the rounding.
+FUSED = {"enable_fp_fusion": True}
+
+# tl.dot takes no side under 16
+MIN_BLOCK = 16
+
+
+@dataclass(frozen=True)
+class Tile:
+    """block_m, block_n: sides of the output tile.  block_k: depth of one step of the sum.
+
+    conv, merge: channels x time.  residual: time is block_n, channels are whole.  rvq: frames x entries.  lstm: clips x units.
+    """
+
+    block_m: int
+    block_n: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+
+    @property
+    def options(self) -> dict[str, int | bool]:
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages, **FUSED}
+
+
+def block_of(size: int) -> int:
+    """The smallest block side that holds `size`."""
+    return max(MIN_BLOCK, triton.next_power_of_2(size))
+
+
+@functools.cache
+def _device_arch(index: int) -> str:
+    properties = torch.cuda.get_device_properties(index)
+    if torch.version.hip is not None:
+        return properties.gcnArchName.split(":")[0]
+    return f"sm_{properties.major}{properties.minor}"
+
+
+def arch_of(device: torch.device) -> str:
+    """'sm_90', 'gfx942', ..., or 'interpreter' for CPU tensors."""
+    if device.type != "cuda":
+        return "interpreter"
+    return _device_arch(torch.cuda.current_device() if device.index is None else device.index)
+
+
+def lookup(op: str, arch: str, precision: str, width: int) -> Tile | None:
+    """The tile of a kernel; None where `residual` must run as two kernels.
+
+    width: output channels of conv and merge, channels of residual, 0 or 1 for few or many frames of rvq_encode, otherwise 0.
+    """
+    if arch == "interpreter":
+        return _interpreter_tile(op, width)
+    for key in ((arch, op, precision, width), ("any", op, precision, width)):
+        if key in TABLE:
+            row = TABLE[key]
+            return None if row is None else Tile(*row)
+    return None if op == "residual" else _narrow_tile(precision, width)
+
+
+def _narrow_tile(precision: str, width: int) -> Tile:
+    """A tile that fits every architecture, for widths and precisions that the table does not name."""
+    return Tile(min(block_of(width), 32), 32, 16, 4, 1)
+
+
+def _interpreter_tile(op: str, width: int) -> Tile | None:
+    """The interpreter pays per block operation, not per multiply-add: few large blocks."""
+    if op == "residual":
+        return Tile(0, 1024 if width <= 64 else 256, 256, 1, 1) if width <= 128 else None
+    if op == "rvq_encode":
+        return Tile(128, 1024, 0, 1, 1)
+    if op == "rvq_decode":
+        return Tile(64, 0, 0, 1, 1)
+    if op == "lstm":
+        return Tile(16, min(block_of(width), 512), min(block_of(width), 512), 1, 1)
+    block_m = min(block_of(width), 512)
+    return Tile(block_m, max(64, min(1024, 32768 // block_m)), 512, 1, 1)
+
+
+def conv_tile(device: torch.device, rows: int, depth: int, precision: str) -> Tile:
+    """Of causal_conv1d and transposed_conv1d with `rows` output rows and `depth` terms in each sum."""
+    arch = arch_of(device)
+    tile = lookup("conv", arch, precision, min(block_of(rows), 512 if arch == "interpreter" else 128))
+    assert tile is not None
+    if arch == "interpreter" and depth < tile.block_k:
+        return Tile(tile.block_m, tile.block_n, block_of(depth), tile.num_warps, tile.num_stages)
+    return tile
+
+
+def merge_tile(device: torch.device, rows: int, precision: str) -> Tile:
+    """Of the second kernel of a split residual block."""
+    tile = lookup("merge", arch_of(device), precision, min(block_of(rows), 128))
+    assert tile is not None
+    return tile
+
+
+def residual_tile(device: torch.device, channels: int, hidden: int, precision: str) -> Tile | None:
+    """Of the fused residual block, or None where it does not fit and runs as two kernels."""
+    # the table's rows were compiled for hidden = channels / 2
+    width = max(block_of(channels), 2 * block_of(hidden))
+    return lookup("residual", arch_of(device), precision, width)
+
+
+def rvq_encode_tile(device: torch.device, dim: int, frames: int, precision: str) -> Tile:
+    tile = lookup("rvq_encode", arch_of(device), precision, int(frames >= MANY_FRAMES)) if dim <= 128 else None
+    return tile or Tile(16, 32, 0, 4, 1)
+
+
+def rvq_decode_tile(device: torch.device, dim: int) -> Tile:
+    tile = lookup("rvq_decode", arch_of(device), "ieee", 0)
+    assert tile is not None
+    return tile
+
+
+def lstm_tile(device: torch.device, width: int, precision: str) -> Tile:
+    arch = arch_of(device)
+    tile = lookup("lstm", arch, precision, width if arch == "interpreter" else 0)
+    assert tile is not None
+    return tile

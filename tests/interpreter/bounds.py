@@ -1,0 +1,28 @@
+"""The tolerances of this lane: one place, a reason per number."""
+
+import torch
+
+# Largest error allowed, as a share of the reference's largest value. A chain of n float32 FMAs errs by about 6e-8 sqrt(n)
+# of the sum of magnitudes; the longest here has 4096 terms, and the reference itself errs as much as the kernel.
+FLOAT32 = 4e-6
+# Products of operands cut to 10 bits: 2 * 2^-10 of a term, less in the sum.
+TF32 = 4e-3
+# The low halves of both operands are kept, their product is not.
+TF32X3 = 6e-6
+# Output rounded to 10 bits.
+FLOAT16 = 2e-3
+
+
+def assert_close(actual, expected, bound=FLOAT32):
+    """Equal up to `bound` of the largest expected value; NaN nowhere."""
+    assert actual.shape == expected.shape
+    if expected.numel() == 0:
+        return
+    error = (actual.double() - expected.double()).abs().max()
+    limit = bound * max(1e-3, expected.double().abs().max().item())
+    assert error <= limit, f"error {error:.3g} is over {limit:.3g}"
+
+
+def assert_same_bits(actual, expected):
+    assert actual.shape == expected.shape
+    assert torch.equal(actual, expected), f"{(actual != expected).sum()} of {expected.numel()} elements differ"

@@ -1,0 +1,129 @@
+"""The interpreter lane: every kernel on CPU tensors, in a process that has TRITON_INTERPRET=1 from its start.
+
+    TRITON_INTERPRET=1 pytest tests/interpreter
+
+Triton reads the variable when a kernel is decorated, so a process is of this lane or not; elsewhere the folder is not collected.
+Two things are stricter here than in Triton's own interpreter:
+- the product adds its terms one by one in a fixed order, as a chain of FMAs does, and rounds its operands as
+  `input_precision` says. numpy's product adds in an order that depends on where in the matrix an element stands, and
+  Triton's interpreter ignores the precision;
+- new memory holds NaN, and bands around it show a write out of bounds.
+"""
+
+import os
+import types
+
+import numpy as np
+import pytest
+import torch
+
+if os.environ.get("TRITON_INTERPRET") != "1":
+    collect_ignore_glob = ["test_*.py"]
+
+# products here are single-threaded, and the references are small
+torch.set_num_threads(1)
+
+GUARD = 64
+POISON_INTEGER = -777_777
+
+
+def _tf32(x):
+    return (x.view(np.int32) & np.int32(-0x2000)).view(np.float32)
+
+
+def _chain(a, b, acc):
+    term = np.empty_like(acc)
+    for column, row in zip(np.ascontiguousarray(a.T), b, strict=True):
+        np.multiply(column[:, None], row[None, :], out=term)
+        acc += term
+    return acc
+
+
+def _dot(builder, a, b, d, input_precision, max_num_imprecise_acc):
+    from triton._C.libtriton import ir
+    from triton.runtime.interpreter import TensorHandle
+
+    left, right = (np.ascontiguousarray(x.data, dtype=np.float32) for x in (a, b))
+    acc = np.array(d.data, dtype=np.float32)
+    if input_precision == ir.INPUT_PRECISION.IEEE:
+        acc = _chain(left, right, acc)
+    else:
+        high_left, high_right = _tf32(left), _tf32(right)
+        if input_precision == ir.INPUT_PRECISION.TF32x3:
+            acc = _chain(_tf32(left - high_left), high_right, acc)
+            acc = _chain(high_left, _tf32(right - high_right), acc)
+        acc = _chain(high_left, high_right, acc)
+    return TensorHandle(acc, d.dtype.scalar)
+
+
+class Memory:
+    """Hands out poisoned tensors between guard bands and knows the bands of all of them."""
+
+    def __init__(self):
+        self.blocks = []
+        self.empty = torch.empty
+
+    def allocate(self, shape, dtype):
+        poison = float("nan") if dtype.is_floating_point else POISON_INTEGER
+        count = int(np.prod(shape, dtype=np.int64))
+        block = self.empty(count + 2 * GUARD, dtype=dtype).fill_(poison)
+        if type(block) is torch.Tensor:  # not the stand-in that torch.compile traces with
+            self.blocks.append((block, count))
+        return block[GUARD : GUARD + count].view(tuple(shape))
+
+    def check(self):
+        for block, count in self.blocks:
+            bands = torch.cat((block[:GUARD], block[GUARD + count :]))
+            intact = bands.isnan().all() if block.dtype.is_floating_point else (bands == POISON_INTEGER).all()
+            assert intact, f"a kernel wrote outside its output of {count} elements"
+
+
+def _shape(size):
+    return size[0] if len(size) == 1 and not isinstance(size[0], int) else size
+
+
+@pytest.fixture(autouse=True)
+def memory(monkeypatch):
+    """Poison and guard bands for everything that a launcher allocates."""
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    memory = Memory()
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", _dot)
+    # Two thirds of the lane's time: Triton patches its language again for every nested call, and asserts on every integer sum.
+    # Patched once per launch, for kernels and for the library functions that they call.
+    patch, both = interpreter._patch_lang, types.SimpleNamespace(__globals__={"tl": tl, "core": tl.core})
+    monkeypatch.setattr(interpreter, "_patch_lang", lambda function: patch(both))
+    monkeypatch.setattr(interpreter.InterpretedFunction, "__call__", lambda function, *args, **kwargs: function.rewrite()(*args, **kwargs))
+    monkeypatch.setattr(interpreter.interpreter_builder, "options", interpreter.InterpreterOptions(sanitize_overflow=False))
+    new_empty, empty = torch.Tensor.new_empty, torch.empty
+
+    def poisoned_new_empty(self, *size, dtype=None, **options):
+        if options or type(self) is not torch.Tensor or self.device.type != "cpu":
+            return new_empty(self, *size, dtype=dtype, **options)
+        return memory.allocate(_shape(size), dtype or self.dtype)
+
+    def poisoned_empty(*size, dtype=None, device=None, **options):
+        if options or torch.device(device or "cpu").type != "cpu":
+            return empty(*size, dtype=dtype, device=device, **options)
+        return memory.allocate(_shape(size), dtype or torch.get_default_dtype())
+
+    monkeypatch.setattr(torch.Tensor, "new_empty", poisoned_new_empty)
+    monkeypatch.setattr(torch, "empty", poisoned_empty)
+    torch.manual_seed(20220)
+    yield memory
+    monkeypatch.undo()
+    memory.check()
+
+
+@pytest.fixture
+def sliced(memory):
+    """Copies a tensor into a larger one of NaN, so that it is not contiguous and a read beside it shows."""
+
+    def copy(x):
+        shape = (x.shape[0], *(side + 3 for side in x.shape[1:]))
+        around = memory.allocate(shape, x.dtype)
+        view = around[(slice(None), *(slice(1, 1 + side) for side in x.shape[1:]))]
+        return view.copy_(x)
+
+    return copy

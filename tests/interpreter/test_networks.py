@@ -1,0 +1,255 @@
+"""Whole networks: the real models against transformers, and small ones for the laws that hold bit for bit."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from bounds import assert_same_bits
+from transformers import EncodecConfig
+from transformers import EncodecModel as Reference
+
+from encodec_fast.audio import read_audio
+from encodec_fast.executors.triton_executor import TritonExecutor
+from encodec_fast.plan_reader import read_plan
+
+# Our largest error may be this many times that of transformers' own float32 run (measured: 0.9 to 1.5): one chain of up to 4096 FMAs rounds
+# more often than the blocked sums of a library.
+ERROR_RATIO = 2.0
+# Below this share of |r|^2 between the two nearest entries, float32 embeddings may choose either.
+CODE_MARGIN = 1e-4
+
+SPEECH = Path(__file__).parents[2] / "encodec_fast" / "assets" / "speech_en_us_f.flac"
+SMALL = dict(num_filters=4, hidden_size=16, codebook_dim=16, codebook_size=32, upsampling_ratios=[3, 2], target_bandwidths=[160.0])
+
+
+def config_48khz(**changes):
+    made = dict(
+        target_bandwidths=[3.0, 6.0, 12.0, 24.0], sampling_rate=48_000, audio_channels=2, normalize=True, chunk_length_s=1.0,
+        overlap=0.01, norm_type="time_group_norm", use_causal_conv=False,
+    )  # fmt: skip
+    return EncodecConfig(**{**made, **changes})
+
+
+def small_plan(**changes):
+    torch.manual_seed(1)
+    model = Reference(EncodecConfig(**{**SMALL, **changes})).eval()
+    for layer in model.quantizer.layers:
+        layer.codebook.embed.normal_()
+    return model, read_plan(model)
+
+
+def speech(config, samples):
+    audio, _ = read_audio(SPEECH, config.sampling_rate, config.audio_channels)
+    audio = torch.as_tensor(audio)[:, config.sampling_rate // 2 :][:, :samples]
+    return audio[None].contiguous()
+
+
+def fit_codebooks(model, audio):
+    """Entries drawn from the residuals of the audio itself: a fresh model has all-zero codebooks."""
+    with torch.no_grad():
+        residual = model.encoder(audio).transpose(1, 2).reshape(-1, model.config.hidden_size)
+        for layer in model.quantizer.layers:
+            spread = residual.std(0) * torch.randn(layer.codebook.embed.shape)
+            layer.codebook.embed.copy_(residual.mean(0) + spread)
+            residual = residual - layer.codebook.embed[layer.codebook.quantize(residual)]
+
+
+def relative_error(y, exact):
+    return ((y.double() - exact).abs().max() / exact.abs().max()).item()
+
+
+def unexplained_codes(codes, embeddings, model):
+    """Codes that float64 refutes by more than CODE_MARGIN, and those it finds too close to call; after a frame's first flip
+    its deeper levels are not compared."""
+    residual = embeddings.transpose(1, 2)
+    alive = torch.ones(residual.shape[:2], dtype=torch.bool)
+    wrong = close = 0
+    for level, chosen in enumerate(codes):
+        entries = model.quantizer.layers[level].codebook.embed.double()
+        distance = torch.cdist(residual, entries).square()
+        nearest = distance.argmin(2)
+        flipped = alive & (chosen != nearest)
+        excess = (distance.gather(2, chosen[..., None])[..., 0] - distance.amin(2)) / residual.square().sum(2)
+        wrong += int((flipped & (excess > CODE_MARGIN)).sum())
+        close += int((flipped & (excess <= CODE_MARGIN)).sum())
+        alive &= ~flipped
+        residual = residual - entries[nearest]
+    return wrong, close
+
+
+@pytest.mark.parametrize(
+    ("config", "samples"), [(EncodecConfig(), 12_000), (config_48khz(), 48_000)], ids=["24 kHz, half a second", "48 kHz, one chunk"]
+)
+def test_real_models_err_no_more_than_transformers_in_float32(config, samples):
+    torch.manual_seed(0)
+    model = Reference(config).eval()
+    audio = speech(config, samples)
+    fit_codebooks(model, audio)
+    plan, executor = read_plan(model), TritonExecutor()
+    with torch.no_grad():
+        embeddings = executor.prepare(plan.encoder.stages).run(audio)
+        quantizer = executor.prepare_quantizer(plan.quantizer)
+        codes = quantizer.encode(embeddings, 8)
+        quantized = quantizer.decode(codes)
+        sound = executor.prepare(plan.decoder.stages).run(quantized)
+        assert_same_bits(quantized, model.quantizer.decode(codes))
+        theirs = model.encoder(audio), model.decoder(quantized)
+        model.double()
+        exact = model.encoder(audio.double()), model.decoder(quantized.double())
+    for name, ours, float32, truth in zip(("encoder", "decoder"), (embeddings, sound), theirs, exact, strict=True):
+        error, allowed = relative_error(ours, truth), relative_error(float32, truth)
+        print(f"{name}: error {error:.2e}, transformers' own {allowed:.2e}")
+        assert error <= ERROR_RATIO * allowed
+    wrong, close = unexplained_codes(codes, exact[0], model)
+    print(f"{close} of {codes.numel()} codes differ where float64 is too close to call")
+    assert codes.unique().numel() > 50, "the codebooks are not used: the comparison shows nothing"
+    assert wrong == 0 and close <= 0.01 * codes.numel()
+
+
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+@pytest.mark.parametrize("changes", [{}, dict(pad_mode="constant"), dict(num_residual_layers=2)], ids=["reflect", "constant", "deep"])
+def test_pushed_in_any_pieces_is_pushed_whole(part, changes):
+    _, plan = small_plan(**changes)
+    network = getattr(plan, part)
+    program = TritonExecutor().prepare(network.stages)
+    generator = torch.Generator().manual_seed(3)
+    for length in (1, 5, 61) if part == "encoder" else (1, 2, 13):
+        x = torch.randn(2, network.stages[0].in_channels, length)
+        whole = program.run(x)
+        assert whole.shape[2] == network.output_length(length)
+        state, at, parts = program.open(2), 0, []
+        while at < length:
+            step = int(torch.randint(0, 2 + length // 2, (), generator=generator))
+            parts.append(program.push(x[..., at : at + step], state, final=False))
+            at += step
+        parts.append(program.push(x[..., :0], state, final=True))
+        assert_same_bits(torch.cat(parts, 2), whole)
+
+
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+@pytest.mark.parametrize("kind", ["24 kHz", "48 kHz"])
+def test_a_clip_has_the_same_bits_alone_and_among_longer_ones(part, kind):
+    changes = {} if kind == "24 kHz" else dict(norm_type="time_group_norm", use_causal_conv=False)
+    _, plan = small_plan(**changes)
+    network = getattr(plan, part)
+    program = TritonExecutor().prepare(network.stages)
+    lengths = [37, 2, 50]
+    x = torch.full((3, network.stages[0].in_channels, 50), float("nan"))
+    for clip, length in enumerate(lengths):
+        x[clip, :, :length] = torch.randn(x.shape[1], length)
+    together = program.run(x, lengths)
+    for clip, length in enumerate(lengths):
+        alone = program.run(x[clip : clip + 1, :, :length].contiguous())
+        assert_same_bits(together[clip : clip + 1, :, : alone.shape[2]], alone)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(use_conv_shortcut=False),
+        dict(num_lstm_layers=3),
+        dict(trim_right_ratio=0.5),
+        dict(pad_mode="replicate"),
+        dict(use_causal_conv=False, norm_type="time_group_norm", use_conv_shortcut=False),
+        dict(compress=1, residual_kernel_size=5, dilation_growth_rate=3, num_residual_layers=2),
+        dict(num_filters=5, audio_channels=2, last_kernel_size=3),
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_other_configs_match_transformers(changes):
+    model, plan = small_plan(**changes)
+    x = torch.randn(2, model.config.audio_channels, 61)
+    executor = TritonExecutor()
+    with torch.no_grad():
+        embeddings = executor.prepare(plan.encoder.stages).run(x)
+        sound = executor.prepare(plan.decoder.stages).run(embeddings)
+        model.double()
+        exact = model.encoder(x.double())
+        assert relative_error(embeddings, exact) < 5e-6
+        assert relative_error(sound, model.decoder(embeddings.double())) < 5e-6
+
+
+def test_half_precision_models_sum_in_float32():
+    model, _ = small_plan()
+    x = torch.randn(1, 1, 60)
+    plan = read_plan(model.half())
+    embeddings = TritonExecutor().prepare(plan.encoder.stages).run(x.half())
+    assert embeddings.dtype == torch.float16
+    with torch.no_grad():
+        assert relative_error(embeddings, model.double().encoder(x.half().double())) < 2e-2
+
+
+def test_fast_mode_leaves_the_recurrence_to_the_library():
+    model, plan = small_plan()
+    x = torch.randn(2, 1, 60)
+    program = TritonExecutor("fast").prepare(plan.encoder.stages)
+    assert not program.exact
+    with torch.no_grad():
+        assert relative_error(program.run(x), model.double().encoder(x.double())) < 2e-2
+
+
+def test_every_product_of_float32_is_ieee_unless_asked_otherwise():
+    _, plan = small_plan()
+    program = TritonExecutor().prepare(plan.encoder.stages)
+    assert program.exact
+    assert {getattr(layer, "precision", "ieee") for layer in program.layers} == {"ieee"}
+
+
+def test_lengths_that_do_not_fit_are_named():
+    _, plan = small_plan()
+    program = TritonExecutor().prepare(plan.encoder.stages)
+    with pytest.raises(ValueError, match=r"lengths must be 2 integers in \[1, 9\]"):
+        program.run(torch.randn(2, 1, 9), [9, 10])
+
+
+def test_codes_outside_the_codebook_are_an_error():
+    _, plan = small_plan()
+    quantizer = TritonExecutor().prepare_quantizer(plan.quantizer)
+    with pytest.raises(IndexError, match=r"codes must be in \[0, 32\), got values from 0 to 32"):
+        quantizer.decode(torch.tensor([[[0, 32]]]))
+
+
+def test_what_the_backend_refuses_it_names():
+    _, plan = small_plan()
+    executor, stage = TritonExecutor(), plan.encoder.stages[0]
+    assert executor.unavailable() is None
+    assert executor.refusal(stage, torch.float32, torch.device("cpu")) is None
+    assert "float64" in executor.refusal(stage, torch.float64, torch.device("cpu"))
+    assert "bfloat16" in executor.refusal(stage, torch.bfloat16, torch.device("cpu"))
+    assert "meta" in executor.refusal(stage, torch.float32, torch.device("meta"))
+    wide = dataclasses.replace(plan.quantizer, codebooks=torch.zeros(1, 4, 1024))
+    assert "1024" in executor.refusal(wide, torch.float32, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_compiles_once_for_changing_lengths_and_equals_eager(part):
+    _, plan = small_plan()
+    network = getattr(plan, part)
+    program = TritonExecutor().prepare(network.stages)
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(program.run, backend=backend, fullgraph=True, dynamic=True)
+    for length in (24, 31, 50) if part == "encoder" else (4, 7, 9):
+        x = torch.randn(2, network.stages[0].in_channels, length)
+        assert_same_bits(compiled(x), program.run(x))
+    assert len(graphs) == 1
+
+
+def test_quantizer_compiles_and_equals_eager():
+    _, plan = small_plan()
+    quantizer = TritonExecutor().prepare_quantizer(plan.quantizer)
+
+    def both(x):
+        codes = quantizer.encode(x, 2)
+        return codes, quantizer.decode(codes)
+
+    compiled = torch.compile(both, backend="aot_eager", fullgraph=True, dynamic=True)
+    for length in (7, 12):
+        x = torch.randn(2, 16, length)
+        for ours, eager in zip(compiled(x), both(x), strict=True):
+            assert_same_bits(ours, eager)
