@@ -1,7 +1,8 @@
-"""Speed of the cpu backend beside stock transformers: `python bench/cpu.py [--quick] [--threads 1 2]`.
+"""Speed of a backend on the CPU beside stock transformers: `python bench/cpu.py [--backend cpu|torch] [--quick] [--threads 1 2]`.
 
-Every row is a median of interleaved runs in this process, float32, same thread count on both sides; "floor" is the arithmetic of the
-networks at the rate that torch.mm reaches between the runs. Weights are seeded; speed does not depend on their values.
+Both answers are compared before the first run. Every row is a median of interleaved runs in this process, float32, same thread count
+on both sides; "floor" is the arithmetic of the networks at the rate that torch.mm reaches between the runs. Weights are seeded; speed
+does not depend on their values.
 """
 
 from __future__ import annotations
@@ -70,6 +71,9 @@ def pair(stereo: bool) -> tuple[transformers.EncodecModel, encodec_fast.EncodecM
     torch.manual_seed(0)
     config = transformers.EncodecConfig(**STEREO) if stereo else transformers.EncodecConfig()
     stock = transformers.EncodecModel(config).eval()
+    for layer in stock.quantizer.layers:
+        # a fresh model's codebooks are zeros, on which every answer is right
+        layer.codebook.embed.normal_()
     ours = encodec_fast.EncodecModel(config).eval()
     ours.load_state_dict(stock.state_dict())
     return stock, ours
@@ -80,7 +84,19 @@ def call(model: transformers.EncodecModel, case: Case, audio: torch.Tensor) -> C
     if case.what == "encode":
         return lambda: model.encode(audio, bandwidth=case.bandwidth)
     encoded = model.encode(audio, bandwidth=case.bandwidth)
-    return lambda: model.decode(encoded.audio_codes, encoded.audio_scales)
+    scales, tail = encoded.audio_scales, encoded.last_frame_pad_length
+    return lambda: model.decode(encoded.audio_codes, scales, last_frame_pad_length=tail)
+
+
+def check(case: Case, theirs: Callable[[], object], own: Callable[[], object]) -> None:
+    """Raises ValueError where our answer is not that of transformers: a speed is never printed beside a wrong one."""
+    stock, ours = theirs()[0], own()[0]
+    if case.what == "encode":
+        wrong = (stock != ours).double().mean().item()
+        if wrong > 1e-3:
+            raise ValueError(f"{wrong:.1%} of the codes of {case} differ: see `encodec-fast verify`")
+    elif (stock - ours).abs().max() > 1e-4 * stock.abs().max():
+        raise ValueError(f"the audio of {case} differs: see `encodec-fast verify`")
 
 
 def seconds_of(function: Callable[[], object]) -> float:
@@ -110,15 +126,15 @@ def flops(model: encodec_fast.EncodecModel, case: Case) -> float:
     return 2.0 * case.batch * total
 
 
-def measure(case: Case, threads: int, runs: int) -> str:
+def measure(case: Case, threads: int, runs: int, backend: str) -> str:
     """The table's row, as text."""
     torch.set_num_threads(threads)
     stock, ours = pair(case.stereo)
     audio = 0.1 * torch.randn(case.batch, stock.config.audio_channels, int(case.seconds * stock.config.sampling_rate))
     stock_times, our_times, rates = [], [], []
-    with torch.no_grad(), use_backend("cpu"):
+    with torch.no_grad(), use_backend(backend):
         theirs, own = call(stock, case, audio), call(ours, case, audio)
-        own()
+        check(case, theirs, own)
         for _ in range(runs):
             stock_times.append(seconds_of(theirs))
             rates.append(matmul_rate())
@@ -128,7 +144,7 @@ def measure(case: Case, threads: int, runs: int) -> str:
     time_of_ours = statistics.median(our_times)
     share = flops(ours, case) / statistics.median(rates) / time_of_ours
     spread = (max(our_times) - min(our_times)) / time_of_ours
-    bar = case.bars[threads]
+    bar = case.bars[threads] if backend == "cpu" else 1.0
     name = f"{'48 kHz stereo ' if case.stereo else ''}{case.what}, B={case.batch}, {case.seconds:g} s, {case.bandwidth:g} kbps"
     audio_rate = case.batch * case.seconds / time_of_ours
     verdict = "" if factor >= bar else "  MISSED"
@@ -175,6 +191,7 @@ def hour_megabytes(seconds: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--backend", choices=["cpu", "torch"], default="cpu", help="torch has to be no slower than transformers")
     parser.add_argument("--quick", action="store_true", help="clips of a fifth of the length, 3 runs, no hour")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     options = parser.parse_args()
@@ -188,7 +205,9 @@ def main() -> None:
             case = Case(case.what, case.batch, max(1, case.seconds / 5), case.bandwidth, case.bars, case.stereo)
         for threads in options.threads:
             if threads in case.bars:
-                print(measure(case, threads, runs), flush=True)
+                print(measure(case, threads, runs, options.backend), flush=True)
+    if options.backend != "cpu":
+        return
     print(f"load and pack the 24 kHz model: {load_seconds():.2f} s (at most 0.5)")
     if not options.quick:
         print(f"peak memory of encoding an hour: {hour_megabytes(HOUR):.0f} MB (at most 300)")
