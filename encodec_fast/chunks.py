@@ -67,6 +67,27 @@ def encoded_length(config: Any, length: int) -> int:
     return length
 
 
+def reference_length(config: Any, num_samples: int) -> int:
+    """The longest length up to `num_samples` that HF itself can encode and decode.
+
+    HF stacks and adds chunks of which only the last may be short: a last chunk that ends inside the one before breaks both.
+    """
+    length, stride = config.chunk_length, config.chunk_stride
+    if length is None:
+        return num_samples
+    if "last_frame_pad_length" not in hf.EncodecEncoderOutput.__dataclass_fields__:
+        # before 4.53 the last chunk must be full
+        return (num_samples - length) // stride * stride + length
+    while num_samples > 0:
+        parts = [(min(length, num_samples - at), at) for at in range(0, num_samples, stride)]
+        frames = [encoded_length(config, part) for part, _ in parts]
+        ends = [at + count * hop_length(config) for count, (_, at) in zip(frames, parts)]
+        if len(set(frames[:-1])) <= 1 and max(ends) == ends[-1]:
+            break
+        num_samples = (num_samples - 1) // stride * stride
+    return num_samples
+
+
 def encode_chunks(
     model: hf.EncodecModel, chunks: Sequence[tuple[Tensor, tuple[Any, ...]]], bandwidth: float
 ) -> list[tuple[Tensor, Tensor | None]]:

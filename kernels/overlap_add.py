@@ -51,7 +51,6 @@ def _overlap_add_kernel(
     C,
     LENGTH,
     STEP,
-    last_length,
     T,
     OVERLAP: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -71,8 +70,8 @@ def _overlap_add_kernel(
         # from the earliest chunk to the latest, as HF adds them
         i = t // STEP - (OVERLAP - 1 - overlap)
         at = t - i * STEP
-        steps = tl.where(i == n - 1, last_length, LENGTH)
-        inside = (i >= 0) & (i < n) & (at < steps) & (t < T)
+        # t < T cuts the last chunk
+        inside = (i >= 0) & (i < n) & (at < LENGTH) & (t < T)
         w = tl.load(weight_ptr + at, mask=inside, other=0.0).to(tl.float32)
         x_block = x_ptr + i.to(tl.int64) * stride_xn + clip * stride_xb + row % C * stride_xc + at * stride_xt
         x = tl.load(x_block, mask=inside, other=0.0).to(tl.float32)
@@ -91,7 +90,7 @@ def overlap_add_triton(chunks: Tensor, scales: Tensor | None, weight: Tensor, st
     y = chunks.new_empty(batch, channels, total)
     if y.numel():
         _overlap_add_kernel[(batch * channels * triton.cdiv(total, BLOCK),)](
-            chunks, scales, weight, y, *chunks.stride(), count, batch, channels, length, stride, last_length, total,
+            chunks, scales, weight, y, *chunks.stride(), count, batch, channels, length, stride, total,
             OVERLAP=triton.cdiv(length, stride), BLOCK_N=BLOCK, num_warps=4,
             # HF rounds the product before it adds
             enable_fp_fusion=False,

@@ -31,6 +31,7 @@ TABLE: dict[tuple[str, str, str, int], tuple[int, int, int, int, int] | None] = 
     ("any", "residual", "tf32", 64): (0, 64, 32, 4, 2),
     ("any", "residual", "tf32", 128): (0, 64, 32, 8, 2),
     ("any", "residual", "tf32", 256): (0, 32, 32, 8, 2),
+    ("gfx942", "residual", "tf32", 256): None,  # 128 KiB of shared memory
     ("any", "residual", "tf32x3", 32): (0, 128, 16, 4, 2),
     ("any", "residual", "tf32x3", 64): (0, 64, 16, 4, 2),
     ("any", "residual", "tf32x3", 128): (0, 32, 16, 8, 2),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers
 
 from encodec_fast import verify as verification
 from encodec_fast.executors import torch_executor
@@ -96,3 +97,13 @@ def test_one_near_tie_in_every_frame_of_silence_counts_once():
     assert report.passed
     report.flips = [verification.Flip(0, 0, frame, 3, frame, 11, 1e-6, 2e-5) for frame in range(200)]
     assert not report.passed
+
+
+@pytest.mark.parametrize("samples", [100, 47_520, 47_520 + 161, 2 * 47_520 + 100, 100_000])
+def test_a_clip_that_hf_fails_on_is_cut_and_counted(samples):
+    model = pair(config_48khz(num_filters=4, hidden_size=8, codebook_size=16, target_bandwidths=[2.4]))[1]
+    if "last_frame_pad_length" not in transformers.models.encodec.modeling_encodec.EncodecEncoderOutput.__dataclass_fields__:
+        pytest.skip("transformers before 4.53 takes full chunks only")
+    report = verify(model, [audio_like(1, 2, samples, 0)[0]])
+    assert report.passed, str(report)
+    assert report.cut == (samples in (47_520 + 161, 2 * 47_520 + 100))

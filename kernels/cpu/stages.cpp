@@ -67,6 +67,8 @@ Layer Layer::convolution(const Ops& ops, const encodec_conv& conv) {
     for (int64_t n = 0; n < conv.out_channels && (layer.narrow_ || tap == 0); ++n)
       col_offsets.push_back(n * conv.in_channels * conv.kernel + tap);
   }
+  // whole vectors of every tier: the shares beyond the last tap are never read
+  while (layer.narrow_ && col_offsets.size() % kCacheLine != 0) col_offsets.push_back(0);
   const auto depth = static_cast<int64_t>(row_offsets.size()), cols = static_cast<int64_t>(col_offsets.size());
   layer.weight_ = Floats(ops.packed_size(depth, cols));
   ops.pack(conv.weight, row_offsets.data(), col_offsets.data(), 1.0f, depth, cols, layer.weight_.data());
@@ -153,7 +155,7 @@ void Layer::run_block(const Ops& ops, const float* rows, int64_t windows, float*
 }
 
 void Layer::run_narrow(const Ops& ops, const float* rows, int64_t windows, float* out, Buffer& scratch) const {
-  const int64_t count = windows - 1 + span(), shares = taps_ * cols;
+  const int64_t count = windows - 1 + span(), shares = (taps_ * cols + kCacheLine - 1) / kCacheLine * kCacheLine;
   float* left = scratch.reserve(count * (in + shares));
   float* share = left + count * in;
   if (elu_) ops.elu(rows, left, count * in);

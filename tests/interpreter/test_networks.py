@@ -11,7 +11,8 @@ from transformers import EncodecModel as Reference
 
 from encodec_fast.audio import read_audio
 from encodec_fast.executors.triton_executor import TritonExecutor
-from encodec_fast.plan_reader import read_plan
+from encodec_fast.plan import Conv
+from encodec_fast.plan_reader import PAD_MODES, read_plan
 
 # Our largest error may be this many times that of transformers' own float32 run (measured: 0.9 to 1.5): one chain of up to 4096 FMAs rounds
 # more often than the blocked sums of a library.
@@ -125,6 +126,21 @@ def test_pushed_in_any_pieces_is_pushed_whole(part, changes):
             at += step
         parts.append(program.push(x[..., :0], state, final=True))
         assert_same_bits(torch.cat(parts, 2), whole)
+
+
+@pytest.mark.parametrize("pad_mode", PAD_MODES)
+@pytest.mark.parametrize(("kernel", "stride", "dilation"), [(4, 3, 1), (3, 3, 1), (3, 1, 3), (7, 2, 1)])
+def test_any_causal_convolution_can_be_pushed(kernel, stride, dilation, pad_mode):
+    # the models' own kernels are twice the stride; a shorter one shows older steps again at the right end
+    span = (kernel - 1) * dilation + 1
+    conv = Conv("conv", torch.randn(5, 3, kernel), None, stride, dilation, span - stride, 0, pad_mode, elu=True, norm=None)
+    program = TritonExecutor().prepare((conv,))
+    for length in (1, 2, 5, 10, 11):
+        x = torch.randn(1, 3, length)
+        state = program.open(1)
+        parts = [program.push(step, state, final=False) for step in x.split(1, 2)]
+        parts.append(program.push(x[..., :0], state, final=True))
+        assert_same_bits(torch.cat(parts, 2), program.run(x))
 
 
 @pytest.mark.parametrize("part", ["encoder", "decoder"])
