@@ -63,9 +63,14 @@ def test_pushed_in_any_pieces_equals_pushed_whole(index, part, batch, length, cu
     assert_equal_to_rounding(push_in_pieces(runner, x, [int(cut * length) for cut in cuts]), whole)
 
 
+@pytest.fixture(scope="module")
+def models_24khz():
+    return pair(config_24khz())
+
+
 @pytest.mark.parametrize("piece", [1, 320, 4096])
-def test_24khz_audio_in_pieces_equals_whole(piece):
-    reference, model = pair(config_24khz())
+def test_24khz_audio_in_pieces_equals_whole(models_24khz, piece):
+    reference, model = models_24khz
     audio = audio_like(2, 1, 9_001, 5)
     if piece == 1:
         audio = audio[..., :700]
