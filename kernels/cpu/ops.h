@@ -50,8 +50,8 @@ struct Ops {
   void (*add)(const float* a, const float* b, float* out, int64_t count);
   // One step: gates [4 * hidden] in torch's order i, f, g, o; c and h [hidden] move on.
   void (*lstm_cell)(const float* gates, float* c, float* h, int64_t hidden);
-  // Adds sum(x) and sum(x * x) of each channel over time to sums [2, C].
-  void (*moments)(const float* x, int64_t rows, int64_t channels, double* sums);
+  // Adds sum(x - pivot) and sum((x - pivot)^2) of each channel over time to sums [2, C]. pivot: [C].
+  void (*moments)(const float* x, int64_t rows, int64_t channels, const float* pivot, double* sums);
   // out[t, c] = x[t, c] * scale[c] + shift[c]
   void (*affine)(const float* x, float* out, int64_t rows, int64_t channels, const float* scale, const float* shift);
   // Codes [K, codes_stride] of rows [rows, D], which end as the residual. scratch: search_scratch(rows) floats.

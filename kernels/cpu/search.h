@@ -93,7 +93,10 @@ constexpr int64_t kMomentRows = 16;
 
 // Of kCols vectors of channels at once: one alone would wait for its own additions.
 template <int kCols>
-void moments_of(const float* x, int64_t rows, int64_t channels, int64_t valid, double* sums) {
+void moments_of(const float* x, int64_t rows, int64_t channels, int64_t valid, const float* pivot, double* sums) {
+  Vec zero[kCols];
+  for (int v = 0; v < kCols; ++v)
+    zero[v] = valid < kWidth ? load_part(pivot + v * kWidth, valid) : load(pivot + v * kWidth);
   for (int64_t first = 0; first < rows; first += kMomentRows) {
     const int64_t end = first + kMomentRows < rows ? first + kMomentRows : rows;
     Vec sum[kCols] = {}, squares[kCols] = {};
@@ -101,7 +104,7 @@ void moments_of(const float* x, int64_t rows, int64_t channels, int64_t valid, d
 #pragma GCC unroll 4
       for (int v = 0; v < kCols; ++v) {
         const float* row = x + t * channels + v * kWidth;
-        const Vec value = valid < kWidth ? load_part(row, valid) : load(row);
+        const Vec value = (valid < kWidth ? load_part(row, valid) : load(row)) - zero[v];
         sum[v] = sum[v] + value;
         squares[v] = squares[v] + value * value;
       }
@@ -113,11 +116,11 @@ void moments_of(const float* x, int64_t rows, int64_t channels, int64_t valid, d
   }
 }
 
-void moments(const float* x, int64_t rows, int64_t channels, double* sums) {
+void moments(const float* x, int64_t rows, int64_t channels, const float* pivot, double* sums) {
   int64_t c = 0;
-  for (; c + 4 * kWidth <= channels; c += 4 * kWidth) moments_of<4>(x + c, rows, channels, kWidth, sums + c);
-  for (; c + kWidth <= channels; c += kWidth) moments_of<1>(x + c, rows, channels, kWidth, sums + c);
-  if (c < channels) moments_of<1>(x + c, rows, channels, channels - c, sums + c);
+  for (; c + 4 * kWidth <= channels; c += 4 * kWidth) moments_of<4>(x + c, rows, channels, kWidth, pivot + c, sums + c);
+  for (; c + kWidth <= channels; c += kWidth) moments_of<1>(x + c, rows, channels, kWidth, pivot + c, sums + c);
+  if (c < channels) moments_of<1>(x + c, rows, channels, channels - c, pivot + c, sums + c);
 }
 
 void affine(const float* x, float* out, int64_t rows, int64_t channels, const float* scale, const float* shift) {

@@ -33,11 +33,15 @@ Window conv_window(const encodec_conv& conv) {
 
 }  // namespace
 
-Affine Norm::over(const std::vector<double>& sums, int64_t rows) const {
-  double sum = 0, squares = 0;
-  for (int64_t c = 0; c < channels(); ++c) sum += sums[c], squares += sums[channels() + c];
-  const double count = static_cast<double>(rows) * static_cast<double>(channels());
-  const double mean = sum / count, variance = squares / count - mean * mean;
+Affine Norm::over(const std::vector<double>& sums, const float* pivot, int64_t rows) const {
+  const auto steps = static_cast<double>(rows);
+  const double count = steps * static_cast<double>(channels());
+  double mean = 0, variance = 0;
+  for (int64_t c = 0; c < channels(); ++c) mean += (sums[c] + steps * pivot[c]) / count;
+  for (int64_t c = 0; c < channels(); ++c) {
+    const double offset = pivot[c] - mean;
+    variance += (sums[channels() + c] + offset * (2 * sums[c] + steps * offset)) / count;
+  }
   // a rounding below zero is no variance; NaN stays
   const double scale = 1.0 / std::sqrt((variance < 0 ? 0 : variance) + eps);
   Affine affine;
@@ -118,9 +122,10 @@ Affine Layer::run_for_norm(const Ops& ops, const float* rows, int64_t windows, f
     const int64_t count = std::min(block(), windows - first);
     float* const results = out + first * cols;
     run_block(ops, rows + first * stride_ * in, count, results, scratch, before);
-    ops.moments(results, count * rows_per_window, channels, sums.data());
+    // squares of what is left of the clip's first row: those of nearly constant channels would cancel to nothing
+    ops.moments(results, count * rows_per_window, channels, out, sums.data());
   }
-  return norm.over(sums, windows * rows_per_window);
+  return norm.over(sums, out, windows * rows_per_window);
 }
 
 void Layer::run_block(const Ops& ops, const float* rows, int64_t windows, float* out, Buffer& scratch,

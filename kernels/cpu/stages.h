@@ -32,8 +32,8 @@ struct Norm {
 
   explicit operator bool() const { return !weight.empty(); }
   int64_t channels() const { return static_cast<int64_t>(weight.size()); }
-  // sums: Ops::moments of all `rows` rows.
-  Affine over(const std::vector<double>& sums, int64_t rows) const;
+  // sums: Ops::moments of all `rows` rows about pivot [C].
+  Affine over(const std::vector<double>& sums, const float* pivot, int64_t rows) const;
 };
 
 // One convolution's packed weights and how its windows read rows [T, in].
