@@ -181,7 +181,7 @@ def stage_rows(plan: Plan, x: Tensor, precision: str, repeats: int) -> list[Row]
                     "ms": 1e3 * seconds,
                     "GB/s": moved / seconds / 1e9,
                     "TFLOP/s": flops / seconds / 1e12,
-                    "roofline ms": peak.milliseconds(moved, flops, PRECISIONS[precision]) if peak else float("nan"),
+                    "roofline ms": peak.milliseconds(moved, flops, PRECISIONS[precision]) if peak else None,
                 }
             )
             signal = layer.run(signal, None)
@@ -256,7 +256,7 @@ def show(console: Console, title: str, rows: list[Row]) -> None:
 def _cell(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "[red]NO"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
 
 
 def main() -> None:

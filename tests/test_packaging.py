@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 import tarfile
 import zipfile
@@ -100,6 +101,8 @@ def test_the_wheel_holds_every_source_file_and_nothing_else(source, distribution
     kernels = [path for path in source.glob("kernels/**/*") if path.suffix in (".py", ".cpp", ".h")]
     expected = {path.relative_to(source).as_posix() for path in sources}
     expected |= {f"encodec_fast/{path.relative_to(source).as_posix()}" for path in kernels}
+    if any(map(shutil.which, ("c++", "g++", "clang++"))):
+        expected.add("encodec_fast/kernels/cpu/encodec_cpu.so")
     with zipfile.ZipFile(distributions[1]) as wheel:
         assert {name for name in wheel.namelist() if ".dist-info/" not in name} == expected
 

@@ -11,7 +11,9 @@ namespace encodec {
 namespace {
 
 // Floats of the sequences that all clips together bring to an LSTM at once: longer pushes go in chunks of time.
-constexpr int64_t kChunkFloats = 1 << 22;
+constexpr int64_t kChunkFloats = 1 << 21;
+// Chunks are whole blocks of rows: see kBlockWindows in stages.cpp.
+constexpr int64_t kChunkRows = 48;
 // Clips that run together: more would gain nothing, and take more memory.
 constexpr int64_t kClips = 32;
 // A piece of a clip must be this many times as long as what it computes twice to join the piece before.
@@ -194,7 +196,10 @@ int64_t encodec_program::chunk_steps(int64_t clips) const {
   if (whole_clips_only()) return INT64_MAX;
   int64_t up = 1, down = 1;
   for (const Part& part : parts) {
-    if (part.lstm) return std::max<int64_t>(16, kChunkFloats / (part.lstm->hidden() * clips)) * down / up + 1;
+    if (part.lstm) {
+      const int64_t rows = kChunkFloats / (part.lstm->hidden() * clips * kChunkRows);
+      return std::max<int64_t>(1, std::max<int64_t>(1, rows) * kChunkRows * down / up);
+    }
     part.chain->rate(up, down);
   }
   return INT64_MAX;
