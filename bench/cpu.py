@@ -23,19 +23,10 @@ from encodec_fast.kernels.cpu import library as native
 
 import encodec_fast
 from encodec_fast import use_backend
+from encodec_fast.demo import demo_config
 from encodec_fast.plan import multiply_adds
 from encodec_fast.plan_reader import read_plan
 
-STEREO = {
-    "target_bandwidths": [3.0, 6.0, 12.0, 24.0],
-    "sampling_rate": 48_000,
-    "audio_channels": 2,
-    "normalize": True,
-    "chunk_length_s": 1.0,
-    "overlap": 0.01,
-    "norm_type": "time_group_norm",
-    "use_causal_conv": False,
-}
 MATMUL_SIZE = 768
 HOUR = 3600
 
@@ -69,7 +60,7 @@ CASES = (
 def pair(stereo: bool) -> tuple[transformers.EncodecModel, encodec_fast.EncodecModel]:
     """(stock, ours) with the same weights."""
     torch.manual_seed(0)
-    config = transformers.EncodecConfig(**STEREO) if stereo else transformers.EncodecConfig()
+    config = demo_config("demo-48khz" if stereo else "demo")
     stock = transformers.EncodecModel(config).eval()
     for layer in stock.quantizer.layers:
         # a fresh model's codebooks are zeros, on which every answer is right
