@@ -13,6 +13,7 @@ from transformers import EncodecModel
 
 from cpu_fixtures import engine, prepared, pushed
 from encodec_fast.executors.cpu_executor import CpuExecutor
+from encodec_fast.plan import Conv, GroupNorm
 from encodec_fast.plan_reader import read_plan
 from fixtures import assert_close_to_reference, audio_like, config_24khz, config_48khz, small_config
 
@@ -203,6 +204,15 @@ def test_a_push_after_the_end_is_an_error(small):
     program.push(torch.zeros(1, 1, 100), state, final=True)
     with pytest.raises(native.EngineError, match="have ended"):
         program.push(torch.zeros(1, 1, 100), state, final=False)
+
+
+def test_a_constant_clip_normalises_to_the_bias_alone():
+    # x * scale + shift would leave the rounding of x * scale, blown up by 1 / sqrt(eps)
+    weight, norm = torch.full((2, 1, 1), 0.7), GroupNorm(torch.ones(2), torch.tensor([0.0, 0.25]), 1e-5)
+    conv = Conv("conv", weight, None, 1, 1, 0, 0, "constant", elu=False, norm=norm)
+    engine()
+    normalised = CpuExecutor().prepare((conv,)).run(torch.full((1, 1, 50), 0.7))
+    assert torch.equal(normalised, norm.bias[:, None].expand(1, 2, 50))
 
 
 def test_a_piece_of_a_clip_is_an_error_under_group_norm():

@@ -52,8 +52,9 @@ struct Ops {
   void (*lstm_cell)(const float* gates, float* c, float* h, int64_t hidden);
   // Adds sum(x - pivot) and sum((x - pivot)^2) of each channel over time to sums [2, C]. pivot: [C].
   void (*moments)(const float* x, int64_t rows, int64_t channels, const float* pivot, double* sums);
-  // out[t, c] = x[t, c] * scale[c] + shift[c]
-  void (*affine)(const float* x, float* out, int64_t rows, int64_t channels, const float* scale, const float* shift);
+  // out[t, c] = (x[t, c] - mean) * scale[c] + shift[c]
+  void (*affine)(const float* x, float* out, int64_t rows, int64_t channels, float mean, const float* scale,
+                 const float* shift);
   // Codes [K, codes_stride] of rows [rows, D], which end as the residual. scratch: search_scratch(rows) floats.
   void (*search)(const Codebook* levels, int64_t level_count, float* residual, int64_t rows, int64_t* codes,
                  ptrdiff_t codes_stride, float* scratch);

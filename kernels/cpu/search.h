@@ -123,11 +123,12 @@ void moments(const float* x, int64_t rows, int64_t channels, const float* pivot,
   if (c < channels) moments_of<1>(x + c, rows, channels, channels - c, pivot + c, sums + c);
 }
 
-void affine(const float* x, float* out, int64_t rows, int64_t channels, const float* scale, const float* shift) {
+void affine(const float* x, float* out, int64_t rows, int64_t channels, float mean, const float* scale, const float* shift) {
+  const Vec centre = splat(mean);
   for (int64_t t = 0; t < rows; ++t, x += channels, out += channels) {
     int64_t c = 0;
-    for (; c + kWidth <= channels; c += kWidth) store(out + c, fma(load(x + c), load(scale + c), load(shift + c)));
+    for (; c + kWidth <= channels; c += kWidth) store(out + c, fma(load(x + c) - centre, load(scale + c), load(shift + c)));
     if (int64_t rest = channels - c; rest > 0)
-      store_part(out + c, fma(load_part(x + c, rest), load_part(scale + c, rest), load_part(shift + c, rest)), rest);
+      store_part(out + c, fma(load_part(x + c, rest) - centre, load_part(scale + c, rest), load_part(shift + c, rest)), rest);
   }
 }

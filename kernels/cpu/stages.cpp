@@ -45,9 +45,11 @@ Affine Norm::over(const std::vector<double>& sums, const float* pivot, int64_t r
   // a rounding below zero is no variance; NaN stays
   const double scale = 1.0 / std::sqrt((variance < 0 ? 0 : variance) + eps);
   Affine affine;
+  affine.mean = static_cast<float>(mean);
+  const double rest = mean - affine.mean;
   for (int64_t c = 0; c < channels(); ++c) {
     affine.scale.push_back(static_cast<float>(weight[c] * scale));
-    affine.shift.push_back(static_cast<float>(bias[c] - mean * (weight[c] * scale)));
+    affine.shift.push_back(static_cast<float>(bias[c] - rest * (weight[c] * scale)));
   }
   return affine;
 }

@@ -16,12 +16,14 @@ struct Workspace {
   Buffer rows[2], scratch, hidden, shortcut;
 };
 
-// A group norm that has seen its clip: x * scale + shift.
+// A group norm that has seen its clip: (x - mean) * scale + shift. The mean comes off first: of nearly constant values little is left,
+// which the scale blows up, and x * scale + shift would blow up the rounding of x * scale instead.
 struct Affine {
+  float mean = 0;
   std::vector<float> scale, shift;
 
   void apply(const Ops& ops, const float* x, float* out, int64_t rows) const {
-    ops.affine(x, out, rows, static_cast<int64_t>(scale.size()), scale.data(), shift.data());
+    ops.affine(x, out, rows, static_cast<int64_t>(scale.size()), mean, scale.data(), shift.data());
   }
 };
 
