@@ -12,11 +12,12 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -193,15 +194,36 @@ class PreparedNetwork:
             x = program.run(x)
         return x
 
-    def open(self, batch: int) -> list[object]:
-        """A state for `batch` clips at time zero."""
-        return [program.open(batch) for program in self.programs]
+    def run_clips(self, clips: Sequence[Tensor]) -> list[Tensor]:
+        """Whole clips [C, T_b] of any lengths -> [C_out, T_out_b] each."""
+        for program in self.programs:
+            clips = program.run_clips(clips)
+        return list(clips)
 
-    def push(self, x: Tensor, state: list[object], final: bool) -> Tensor:
-        """The next piece of time through all stages; `state` moves on in place."""
-        for program, program_state in zip(self.programs, state):
-            x = program.push(x, program_state, final)
-        return x
+    @property
+    def exact(self) -> bool:
+        """Whether bits are independent of batch and pieces."""
+        return all(program.exact for program in self.programs)
+
+    def open(self) -> list[Any]:
+        """The state of one clip at time zero."""
+        return [program.open() for program in self.programs]
+
+    def push(self, pieces: Sequence[Tensor], states: Sequence[list[Any]], final: Sequence[bool]) -> list[Tensor]:
+        """Each clip's next piece of time [C, T_b] through all stages; its state moves on in place."""
+        for index, program in enumerate(self.programs):
+            pieces = program.push(pieces, [state[index] for state in states], final)
+        return list(pieces)
+
+    def save(self, state: list[Any]) -> list[Any]:
+        """A clip's state as nested lists of tensors, integers and None."""
+        return [program.save(part) for program, part in zip(self.programs, state)]
+
+    def load(self, saved: Sequence[Any]) -> list[Any]:
+        """The state that `save` wrote.  Raises ValueError for one of another network or backend."""
+        if len(saved) != len(self.programs):
+            raise ValueError("this is not the state of a clip in such a program")
+        return [program.load(part) for program, part in zip(self.programs, saved)]
 
 
 def prepare_network(module: nn.Module, request: Request) -> PreparedNetwork | str:

@@ -66,6 +66,11 @@ class Conv:
     def causal(self) -> bool:
         return self.pad_right == 0
 
+    @property
+    def lead(self) -> int:
+        """Input steps before which the left padding, and with it any output, is not known."""
+        return self.pad_left + 1 if self.pad_mode == "reflect" else 1
+
     def output_length(self, length: int) -> int:
         return -(-length // self.stride)
 

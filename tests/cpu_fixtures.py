@@ -32,7 +32,10 @@ def prepared(network: Network) -> CpuStageProgram:
 
 def pushed(program: CpuStageProgram, x: Tensor, cuts: list[int]) -> Tensor:
     """What pushing x [B, C, T] in pieces that end at `cuts` gives, one after the other."""
-    state = program.open(x.shape[0])
+    batch = x.shape[0]
+    states = [program.open() for _ in range(batch)]
     ends = [0, *sorted(cuts), x.shape[-1]]
-    pieces = [program.push(x[..., a:b], state, final=i + 2 == len(ends)) for i, (a, b) in enumerate(pairwise(ends))]
+    pieces = [
+        torch.stack(program.push(x[..., a:b].unbind(0), states, [i + 2 == len(ends)] * batch)) for i, (a, b) in enumerate(pairwise(ends))
+    ]
     return torch.cat(pieces, -1)

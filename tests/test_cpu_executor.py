@@ -195,15 +195,15 @@ def test_a_forked_child_gets_the_same_bits(small, threads):
 def test_an_empty_batch_and_an_empty_piece_give_nothing(small):
     program = prepared(read_plan(small).encoder)
     assert program.run(torch.empty(0, 1, 100)).shape[:2] == (0, 8)
-    assert program.push(torch.empty(2, 1, 0), program.open(2), final=False).shape == (2, 8, 0)
+    assert [y.shape for y in program.push([torch.empty(1, 0)], [program.open()], [False])] == [(8, 0)]
 
 
 def test_a_push_after_the_end_is_an_error(small):
     program = prepared(read_plan(small).encoder)
-    state = program.open(1)
-    program.push(torch.zeros(1, 1, 100), state, final=True)
-    with pytest.raises(native.EngineError, match="have ended"):
-        program.push(torch.zeros(1, 1, 100), state, final=False)
+    states = [program.open()]
+    program.push([torch.zeros(1, 100)], states, [True])
+    with pytest.raises(native.EngineError, match="has ended"):
+        program.push([torch.zeros(1, 100)], states, [False])
 
 
 def test_a_constant_clip_normalises_to_the_bias_alone():
@@ -218,14 +218,14 @@ def test_a_constant_clip_normalises_to_the_bias_alone():
 def test_a_piece_of_a_clip_is_an_error_under_group_norm():
     program = prepared(read_plan(seeded_model(CONFIGS["normed stereo"])).encoder)
     with pytest.raises(native.EngineError, match="whole clips"):
-        program.push(torch.zeros(1, 2, 100), program.open(1), final=False)
+        program.push([torch.zeros(2, 100)], [program.open()], [False])
 
 
-@pytest.mark.parametrize("x", [torch.zeros(2, 1, 9), torch.zeros(1, 9), torch.zeros(1, 1, 9).double()])
+@pytest.mark.parametrize("x", [torch.zeros(2, 2, 9), torch.zeros(1, 9), torch.zeros(1, 1, 9).double()])
 def test_a_foreign_input_is_an_error(small, x):
     program = prepared(read_plan(small).encoder)
     with pytest.raises(ValueError, match="the cpu backend takes"):
-        program.push(x, program.open(1), final=True)
+        program.run(x)
 
 
 def test_refuses_other_dtypes_and_devices(small):

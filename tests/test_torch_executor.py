@@ -33,10 +33,10 @@ def program(index: int, part: str):
 
 
 def push_in_pieces(runner, x, cuts):
-    state = runner.open(x.shape[0])
+    state = runner.open_batch(x.shape[0])
     bounds = [0, *sorted(cuts), x.shape[-1]]
     pieces = [
-        runner.push(x[..., a:b], state, final=b == x.shape[-1] and i == len(bounds) - 2)
+        runner.push_batch(x[..., a:b], state, final=b == x.shape[-1] and i == len(bounds) - 2)
         for i, (a, b) in enumerate(itertools.pairwise(bounds))
     ]
     return torch.cat(pieces, -1)
@@ -85,8 +85,8 @@ def test_24khz_audio_in_pieces_equals_whole(models_24khz, piece):
 def test_early_output_depends_on_early_input_only():
     runner = program(0, "encoder")
     x = audio_like(1, 1, 200, 1)
-    state = runner.open(1)
-    early = runner.push(x[..., :120], state, final=False)
+    state = runner.open_batch(1)
+    early = runner.push_batch(x[..., :120], state, final=False)
     changed = x.clone()
     changed[..., 120:] += 1
     assert early.shape[-1] > 5
@@ -104,7 +104,7 @@ def test_tiles_of_time_change_nothing_but_rounding(monkeypatch):
 def test_a_model_that_cannot_stream_says_so():
     runner = TorchExecutor().prepare(read_plan(pair(small_config(use_causal_conv=False))[1]).encoder.stages)
     with pytest.raises(ValueError, match="looks ahead"):
-        runner.push(torch.zeros(1, 1, 50), runner.open(1), final=False)
+        runner.push_batch(torch.zeros(1, 1, 50), runner.open_batch(1), final=False)
 
 
 def test_equal_entries_give_the_lowest_index():

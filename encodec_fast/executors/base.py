@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,26 +16,45 @@ from encodec_fast.plan import Quantizer, Stage
 class StageProgram(ABC):
     """A run of consecutive stages, with weights laid out for one backend.
 
-    One law covers `run` and `push`: pushed in any pieces equals run whole, bit for bit where `exact` is true, to rounding elsewhere.
+    One law covers `run`, `run_clips` and `push`: alone, in a batch of whatever clips and pushed in any pieces give the same output,
+    bit for bit where `exact` is true, to rounding elsewhere.
     """
 
     exact: bool = False
 
+    @abstractmethod
     def run(self, x: Tensor) -> Tensor:
-        """Whole clips [B, C_in, T] -> [B, C_out, T_out]: one push and one flush."""
-        return self.push(x, self.open(x.shape[0]), final=True)
+        """Whole clips [B, C_in, T] -> [B, C_out, T_out]."""
+
+    def run_clips(self, clips: Sequence[Tensor]) -> list[Tensor]:
+        """Whole clips [C_in, T_b] of any lengths -> [C_out, T_out_b] each."""
+        by_length = defaultdict(list)
+        for index, clip in enumerate(clips):
+            by_length[clip.shape[1]].append(index)
+        outputs: dict[int, Tensor] = {}
+        for members in by_length.values():
+            outputs |= zip(members, self.run(torch.stack([clips[index] for index in members])))
+        return [outputs[index] for index in range(len(clips))]
 
     @abstractmethod
-    def open(self, batch: int) -> Any:
-        """A fresh state for `batch` clips that start at time zero."""
+    def open(self) -> Any:
+        """The state of one clip at time zero."""
 
     @abstractmethod
-    def push(self, x: Tensor, state: Any, final: bool) -> Tensor:
-        """The output that the next piece of time completes; `state` moves on in place.
+    def push(self, pieces: Sequence[Tensor], states: Sequence[Any], final: Sequence[bool]) -> list[Tensor]:
+        """The output that each clip's next piece of time completes; its state moves on in place.
 
-        x: [B, C_in, T], T may be 0.  Returns [B, C_out, T_out], T_out may be 0.
-        final: the clips end with this piece, and everything still owed comes out.
+        pieces: [C_in, T_b], T_b may be 0.  Returns [C_out, T_out_b], T_out_b may be 0.
+        final: the clip ends with this piece, and everything still owed comes out. A clip that has ended takes nothing more.
         """
+
+    @abstractmethod
+    def save(self, state: Any) -> Any:
+        """A clip's state as nested lists of tensors, integers and None, for `load` of the same program in any process."""
+
+    @abstractmethod
+    def load(self, saved: Any) -> Any:
+        """The state that `save` wrote.  Raises ValueError for one of other stages."""
 
 
 class QuantizerProgram(ABC):

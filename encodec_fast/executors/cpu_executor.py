@@ -29,12 +29,11 @@ class NativeClips:
 
 
 class NativeState:
-    """Clips on their way through a program."""
+    """One clip on its way through a program."""
 
-    def __init__(self, program: CpuStageProgram, batch: int) -> None:
+    def __init__(self, program: CpuStageProgram, handle: int | None) -> None:
         self.program = program  # the engine's state points into it
-        self.batch = batch
-        self.handle = native.check_handle(program.library, program.library.encodec_open(program.handle, batch))
+        self.handle = native.check_handle(program.library, handle)
         weakref.finalize(self, program.library.encodec_close, self.handle)
 
 
@@ -45,46 +44,88 @@ class CpuStageProgram(StageProgram):
 
     def __init__(self, library: ctypes.CDLL, stages: tuple[Stage, ...]) -> None:
         self.library = library
-        self.out_channels = stages[-1].out_channels
+        self.in_channels, self.out_channels = stages[0].in_channels, stages[-1].out_channels
         self.handle = native.check_handle(library, library.encodec_program_new(native.requested_tier()))
         weakref.finalize(self, library.encodec_program_free, self.handle)
         for stage in stages:
             native.check(library, _append(library, self.handle, stage))
 
-    def open(self, batch: int) -> NativeState:
-        """A fresh state for `batch` clips that start at time zero."""
-        return NativeState(self, batch)
-
-    def push(self, x: Tensor, state: NativeState, final: bool) -> Tensor:
-        """The output that the next piece of time completes, as the base class says.
-
-        Raises EngineError after the clips' end, and for a piece of a clip where a stage needs the whole of it.
-        """
-        _require_float32(x, state.batch)
-        clips = NativeClips(x.unbind(0))
-        length = self._ready(clips, state, final)[0] if state.batch else 0
-        y = x.new_empty(state.batch, self.out_channels, length)
-        self._push(clips, state, final, y.unbind(0))
+    def run(self, x: Tensor) -> Tensor:
+        """Whole clips [B, C_in, T] -> [B, C_out, T_out]."""
+        if x.dim() != 3:
+            raise ValueError(f"x is {list(x.shape)}; the cpu backend takes [B, {self.in_channels}, T]")
+        clips, states = x.unbind(0), [self.open() for _ in range(x.shape[0])]
+        call = self._call(clips, states, [True] * len(clips))
+        y = x.new_empty(x.shape[0], self.out_channels, call.ready()[0] if states else 0)
+        call.push(y.unbind(0))
         return y
 
     def run_clips(self, clips: Sequence[Tensor]) -> list[Tensor]:
-        """`run` of clips [C_in, T_b] of any lengths, as one batch: bit for bit what each one alone gives, [C_out, T_out_b]."""
-        for clip in clips:
-            _require_float32(clip[None], 1)
-        state, rows = self.open(len(clips)), NativeClips(clips)
-        y = [torch.empty(self.out_channels, length) for length in self._ready(rows, state, True)]
-        self._push(rows, state, True, y)
+        """Whole clips [C_in, T_b] of any lengths, as one batch, -> [C_out, T_out_b] each."""
+        return self.push(clips, [self.open() for _ in clips], [True] * len(clips))
+
+    def open(self) -> NativeState:
+        """The state of one clip at time zero."""
+        return NativeState(self, self.library.encodec_open(self.handle))
+
+    def push(self, pieces: Sequence[Tensor], states: Sequence[NativeState], final: Sequence[bool]) -> list[Tensor]:
+        """The output that each clip's next piece of time completes, as the base class says.
+
+        Raises EngineError after a clip's end, and for a piece of a clip where a stage needs the whole of it.
+        """
+        call = self._call(pieces, states, final)
+        y = [torch.empty(self.out_channels, length) for length in call.ready()]
+        call.push(y)
         return y
 
-    def _ready(self, x: NativeClips, state: NativeState, final: bool) -> list[int]:
-        lengths = (c_int64 * state.batch)()
-        native.check(self.library, self.library.encodec_ready(state.handle, x.lengths, final, lengths))
+    def save(self, state: NativeState) -> list[Tensor]:
+        """A clip's state as bytes, the same for every instruction set."""
+        size = native.check(self.library, self.library.encodec_save(state.handle, None, 0))
+        saved = torch.empty(size, dtype=torch.uint8)
+        native.check(self.library, self.library.encodec_save(state.handle, saved.data_ptr(), size))
+        return [saved]
+
+    def load(self, saved: Sequence[Tensor]) -> NativeState:
+        """The state that `save` wrote.  Raises ValueError for one of other stages."""
+        try:
+            (tensor,) = saved
+            content = bytes(tensor.to("cpu", torch.uint8).numpy())
+            return NativeState(self, self.library.encodec_load(self.handle, content, len(content)))
+        except (native.EngineError, AttributeError, TypeError, ValueError) as error:
+            raise ValueError("this is not the state of a clip in such a program") from error
+
+    def _call(self, pieces: Sequence[Tensor], states: Sequence[NativeState], final: Sequence[bool]) -> _Call:
+        if len({id(state) for state in states}) != len(pieces) or len(final) != len(pieces):
+            raise ValueError(f"{len(pieces)} pieces came with {len(states)} states and {len(final)} ends; each piece needs its own")
+        for piece in pieces:
+            if piece.dtype != torch.float32 or piece.device.type != "cpu" or piece.dim() != 2 or piece.shape[0] != self.in_channels:
+                raise ValueError(
+                    f"a clip is {list(piece.shape)}, {piece.dtype}, on {piece.device}; "
+                    f"the cpu backend takes [{self.in_channels}, T], float32, on the CPU"
+                )
+        return _Call(self.library, pieces, states, final)
+
+
+class _Call:
+    """The arguments of one push, as the engine takes them."""
+
+    def __init__(self, library: ctypes.CDLL, pieces: Sequence[Tensor], states: Sequence[NativeState], final: Sequence[bool]) -> None:
+        self.library = library
+        self.x = NativeClips(pieces)
+        self.held = states
+        self.batch = len(pieces)
+        self.states = (c_void_p * self.batch)(*(state.handle for state in states))
+        self.final = _ints(map(int, final))
+
+    def ready(self) -> list[int]:
+        """Steps that the push will give out."""
+        lengths = (c_int64 * self.batch)()
+        native.check(self.library, self.library.encodec_ready(self.states, self.batch, self.x.lengths, self.final, lengths))
         return list(lengths)
 
-    def _push(self, x: NativeClips, state: NativeState, final: bool, y: Sequence[Tensor]) -> None:
-        out = NativeClips(y)
-        pushed = self.library.encodec_push(state.handle, x.record, final, torch.get_num_threads(), out.record)
-        native.check(self.library, pushed)
+    def push(self, y: Sequence[Tensor]) -> None:
+        out, threads = NativeClips(y), torch.get_num_threads()
+        native.check(self.library, self.library.encodec_push(self.states, self.batch, self.x.record, self.final, threads, out.record))
 
 
 class CpuQuantizerProgram(QuantizerProgram):
@@ -100,7 +141,8 @@ class CpuQuantizerProgram(QuantizerProgram):
 
     def encode(self, x: Tensor, num_quantizers: int) -> Tensor:
         """Codes [num_quantizers, B, F], int64, of embeddings x [B, D, F]; on equal distances the lowest index."""
-        _require_float32(x, x.shape[0])
+        if x.dtype != torch.float32 or x.device.type != "cpu":
+            raise ValueError(f"x is {x.dtype}, on {x.device}; the cpu backend takes float32 on the CPU")
         batch, _, frames = x.shape
         codes = torch.empty(num_quantizers, batch, frames, dtype=torch.int64)
         clips = NativeClips(x.unbind(0))
@@ -211,8 +253,3 @@ def _code_rows(codes: Tensor) -> tuple[ctypes.Array[c_void_p], ctypes.Array[c_in
     _, batch, frames = codes.shape
     rows = [codes.data_ptr() + codes.element_size() * frames * b for b in range(batch)]
     return (c_void_p * batch)(*rows), _ints([batch * frames] * batch)
-
-
-def _require_float32(x: Tensor, batch: int) -> None:
-    if x.dtype != torch.float32 or x.device.type != "cpu" or x.dim() != 3 or x.shape[0] != batch:
-        raise ValueError(f"x is {list(x.shape)}, {x.dtype}, on {x.device}; the cpu backend takes [{batch}, C, T], float32, on the CPU")

@@ -8,6 +8,7 @@ The libraries below choose their order of summation by shape: bits may differ be
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -15,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from encodec_fast.executors.base import Executor, QuantizerProgram, StageProgram
+from encodec_fast.executors.base import Executor, QuantizerProgram
+from encodec_fast.executors.batched import BATCH_DIM, BatchedProgram, join_trees, split_tree
 from encodec_fast.plan import LSTM, Conv, Quantizer, ResidualBlock, Stage, Upsample, not_streamable, stage_weights, step_bytes
 
 # The widest activation of one tile of time: 1 s of 24 kHz audio.
@@ -28,7 +30,10 @@ SEARCH_ROWS = 2048
 
 @dataclass
 class ConvState:
-    """row: activated input that later outputs still need, left padding included once `started`.  seen: input steps so far."""
+    """row: input that later outputs still need; once `started` activated and with its left padding.
+
+    seen: input steps so far, modulo the stride. No count grows with time: clips that started at different times can run as one batch.
+    """
 
     row: Tensor | None = None
     seen: int = 0
@@ -49,7 +54,10 @@ class UpsampleState:
 
 @dataclass
 class LSTMState:
-    hidden: tuple[Tensor, Tensor] | None = None
+    """hidden, cell: [layers, B, H]; None stands for zeros."""
+
+    hidden: Tensor | None = field(default=None, metadata={BATCH_DIM: 1})
+    cell: Tensor | None = field(default=None, metadata={BATCH_DIM: 1})
 
 
 class _Step(Protocol):
@@ -72,14 +80,13 @@ class _ConvStep:
                 x = torch.cat([state.row, x], -1)
             if final:
                 return self._convolve(self._whole_row(x))
-            if x.shape[-1] <= conv.pad_left:
-                # reflection needs one step more than it pads
+            if x.shape[-1] < conv.lead:
                 state.row = x
                 return x.new_empty(x.shape[0], conv.out_channels, 0)
-            state.started, state.seen = True, x.shape[-1]
+            state.started, state.seen = True, x.shape[-1] % conv.stride
             row = self._pad(x, conv.pad_left, 0)
         else:
-            state.seen += x.shape[-1]
+            state.seen = (state.seen + x.shape[-1]) % conv.stride
             row = self._continue_row(x, state, conv.extra_padding(state.seen) if final else 0)
         outputs = max(0, (row.shape[-1] - conv.span) // conv.stride + 1)
         state.row = row[..., outputs * conv.stride :].clone()
@@ -230,12 +237,10 @@ class _LSTMStep:
     def push(self, x: Tensor, state: LSTMState, final: bool) -> Tensor:
         if x.shape[-1] == 0:
             return x
-        if state.hidden is None:
-            zeros = x.new_zeros(self.depth, x.shape[0], x.shape[1])
-            state.hidden = (zeros, zeros)
-        steps = x.permute(2, 0, 1)
-        y, h, c = torch.lstm(steps, state.hidden, self.weights, True, self.depth, 0.0, False, False, False)
-        state.hidden = (h, c)
+        if state.hidden is None or state.cell is None:
+            state.hidden = state.cell = x.new_zeros(self.depth, x.shape[0], x.shape[1])
+        steps, carried = x.permute(2, 0, 1), (state.hidden, state.cell)
+        y, state.hidden, state.cell = torch.lstm(steps, carried, self.weights, True, self.depth, 0.0, False, False, False)
         return (y + steps).permute(1, 2, 0)
 
 
@@ -251,8 +256,8 @@ class _Section:
         self.tileable = not_streamable(stages) is None and not self.recurrent
         self.step_bytes = step_bytes(stages)
 
-    def open(self, batch: int) -> list[list[Any]]:
-        return [[step.open() for step in self.steps] for _ in range(batch)]
+    def open(self, groups: int) -> list[list[Any]]:
+        return [[step.open() for step in self.steps] for _ in range(groups)]
 
     def push(self, x: Tensor, states: list[list[Any]], final: bool) -> Tensor:
         clips = x.split(x.shape[0] // len(states))
@@ -277,7 +282,7 @@ class _Section:
         return x
 
 
-class TorchProgram(StageProgram):
+class TorchProgram(BatchedProgram):
     """Sections of stages; the state is one list of step states per section and group of clips."""
 
     def __init__(self, stages: tuple[Stage, ...]) -> None:
@@ -294,12 +299,24 @@ class TorchProgram(StageProgram):
                 run = []
         if run:
             self.sections.append(_Section(tuple(run)))
-        self.on_cpu = stage_weights(stages[0])[0].device.type == "cpu"
+        self.out_channels = stages[-1].out_channels
+        on_cpu = stage_weights(stages[0])[0].device.type == "cpu"
+        self.clip_by_clip = [on_cpu and not section.recurrent for section in self.sections]
 
-    def open(self, batch: int) -> list[list[list[Any]]]:
-        return [section.open(batch if self.on_cpu and not section.recurrent else 1) for section in self.sections]
+    def open_batch(self, batch: int) -> list[list[list[Any]]]:
+        return [section.open(batch if alone else 1) for section, alone in zip(self.sections, self.clip_by_clip)]
 
-    def push(self, x: Tensor, state: list[list[list[Any]]], final: bool) -> Tensor:
+    def split(self, state: list[list[list[Any]]], batch: int) -> list[list[list[list[Any]]]]:
+        sections = [
+            [[group] for group in groups] if alone else split_tree(groups, batch) for groups, alone in zip(state, self.clip_by_clip)
+        ]
+        return [list(clip) for clip in zip(*sections)]
+
+    def join(self, states: Sequence[list[list[list[Any]]]]) -> list[list[list[Any]]]:
+        sections = zip(zip(*states), self.clip_by_clip)
+        return [[group for groups in clips for group in groups] if alone else join_trees(clips) for clips, alone in sections]
+
+    def push_batch(self, x: Tensor, state: list[list[list[Any]]], final: bool) -> Tensor:
         if self.not_streamable and not final:
             raise ValueError(f"these stages run on whole clips only: {self.not_streamable}")
         for section, section_state in zip(self.sections, state):

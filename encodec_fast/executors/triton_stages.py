@@ -5,14 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from encodec_fast.executors import triton_ops
-from encodec_fast.executors.base import QuantizerProgram, StageProgram
+from encodec_fast.executors.base import QuantizerProgram
+from encodec_fast.executors.batched import BATCH_DIM, BatchedProgram
 from encodec_fast.kernels.causal_conv1d import causal_conv1d_triton
 from encodec_fast.kernels.group_norm import group_norm_apply_triton, group_norm_statistics_triton
 from encodec_fast.kernels.lstm import lstm_triton
@@ -51,7 +52,11 @@ class Layer(ABC):
 
 @dataclass
 class Carried:
-    """Input steps that later outputs still need.  start: where the first of them stands in the signal; done: outputs given so far."""
+    """Input steps that later outputs still need.  start: where the first of them stands in the signal; done: outputs given so far.
+
+    Both count from the clip's start or, once the left end is out of reach, from a later step: clips that started at different times
+    then stand at the same place, and run as one batch.
+    """
 
     steps: Tensor | None = None
     start: int = 0
@@ -66,13 +71,17 @@ class Carried:
         # a copy: a view would hold all of x
         self.steps, self.start = x[..., first - self.start :].clone(), first
 
+    def rebase(self, inputs: int, outputs: int, times: int) -> None:
+        """Counts from `times` times `inputs` steps later, which gave `outputs`."""
+        times = max(0, min(times, self.start // inputs))
+        self.start, self.done = self.start - times * inputs, self.done - times * outputs
+
 
 def outputs_so_far(conv: Conv, total: int, final: bool) -> int:
     """How many outputs `total` steps of input determine."""
     if final:
         return conv.output_length(total)
-    # reflection at the left end shows the first pad_left + 1 steps
-    if total <= conv.pad_left:
+    if total < conv.lead:
         return 0
     return max(0, (total + conv.pad_left - conv.span) // conv.stride + 1)
 
@@ -126,6 +135,8 @@ class ConvLayer(Layer):
         y = self._launch(Signal(x), start=state.start, out_start=state.done, out_length=count).values
         state.done += count
         state.keep(x, oldest_needed(self.conv, total, state.done))
+        # an output more than those that reach the padding: so that the rest counts as started
+        state.rebase(self.conv.stride, 1, state.done - self.conv.pad_left // self.conv.stride - 2)
         return y
 
 
@@ -163,6 +174,8 @@ class ResidualLayer(Layer):
         y = self._launch(x, start=state.start, out_start=state.done, out_length=count)
         state.done += count
         state.keep(x, oldest_needed(self.conv, total, state.done))
+        # an output more than those that reach the padding: so that the rest counts as started
+        state.rebase(self.conv.stride, 1, state.done - self.conv.pad_left // self.conv.stride - 2)
         return y
 
 
@@ -230,6 +243,7 @@ class UpsampleLayer(Layer):
         state.done += count
         history = -(-stage.kernel // stage.stride) - 1
         state.keep(x, min(total, (begin + count) // stage.stride - history))
+        state.rebase(1, stage.stride, state.done // stage.stride)
         return y
 
 
@@ -237,8 +251,8 @@ class UpsampleLayer(Layer):
 class Recurrent:
     """hidden [L, 2, B, H], cell [L, B, H]; time: steps taken so far."""
 
-    hidden: Tensor
-    cell: Tensor
+    hidden: Tensor = field(metadata={BATCH_DIM: 2})
+    cell: Tensor = field(metadata={BATCH_DIM: 1})
     time: int = 0
 
 
@@ -256,7 +270,8 @@ class LSTMLayer(Layer):
         y = lstm_triton(
             x, self.input_weight, self.weights, self.bias, state.hidden, state.cell, state.time, lengths, precision=self.precision
         )
-        state.time += x.shape[2]
+        # only whether it is even matters
+        state.time = (state.time + x.shape[2]) % 2
         return y
 
     def run(self, x: Signal, lengths: Tensor | None) -> Signal:
@@ -269,6 +284,14 @@ class LSTMLayer(Layer):
 
     def push(self, x: Tensor, state: Recurrent, final: bool) -> Tensor:
         return self._launch(x, state, None)
+
+
+@dataclass
+class LibraryRecurrent:
+    """hidden, cell: [L, B, H]."""
+
+    hidden: Tensor = field(metadata={BATCH_DIM: 1})
+    cell: Tensor = field(metadata={BATCH_DIM: 1})
 
 
 class LibraryLSTMLayer(Layer):
@@ -287,14 +310,15 @@ class LibraryLSTMLayer(Layer):
         # causal: what stands behind a clip's end reaches none of its steps
         return Signal(self.push(x.applied(), self.open(x.values.shape[0]), final=True))
 
-    def open(self, batch: int) -> list[Tensor]:
+    def open(self, batch: int) -> LibraryRecurrent:
         weight: Tensor = self.lstm.all_weights[0][1]
-        return [weight.new_zeros(self.lstm.num_layers, batch, self.lstm.hidden_size) for _ in range(2)]
+        zeros = weight.new_zeros(self.lstm.num_layers, batch, self.lstm.hidden_size)
+        return LibraryRecurrent(zeros, zeros)
 
-    def push(self, x: Tensor, state: list[Tensor], final: bool) -> Tensor:
+    def push(self, x: Tensor, state: LibraryRecurrent, final: bool) -> Tensor:
         if x.shape[2] == 0:
             return x.clone()
-        y, state[:] = self.lstm(x.permute(2, 0, 1), tuple(state))
+        y, (state.hidden, state.cell) = self.lstm(x.permute(2, 0, 1), (state.hidden, state.cell))
         return y.permute(1, 2, 0).contiguous() + x
 
 
@@ -315,7 +339,7 @@ def _device_of(x: Tensor) -> AbstractContextManager[Any]:
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
-class TritonProgram(StageProgram):
+class TritonProgram(BatchedProgram):
     """Consecutive stages on Triton kernels.
 
     precision: of products, 'ieee', 'tf32x3' or 'tf32'.  library_lstm: leave the recurrence to cuDNN, and with it the order of summation.
@@ -325,11 +349,8 @@ class TritonProgram(StageProgram):
         self.stages = stages
         self.layers = [make_layer(stage, precision, library_lstm) for stage in stages]
         self.exact = not any(isinstance(layer, LibraryLSTMLayer) for layer in self.layers)
+        self.out_channels = stages[-1].out_channels
         self.registered = triton_ops.register(self)
-
-    @property
-    def out_channels(self) -> int:
-        return self.stages[-1].out_channels
 
     def output_length(self, length: int) -> int:
         for stage in self.stages:
@@ -365,10 +386,10 @@ class TritonProgram(StageProgram):
         table = torch.tensor(rows, dtype=torch.int32, pin_memory=x.is_cuda)
         return table.to(x.device, non_blocking=True)
 
-    def open(self, batch: int) -> list[Any]:
+    def open_batch(self, batch: int) -> list[Any]:
         return [layer.open(batch) for layer in self.layers]
 
-    def push(self, x: Tensor, state: list[Any], final: bool) -> Tensor:
+    def push_batch(self, x: Tensor, state: list[Any], final: bool) -> Tensor:
         with _device_of(x):
             for layer, carried in zip(self.layers, state, strict=True):
                 x = layer.push(x, carried, final)

@@ -137,6 +137,7 @@ int64_t Chain::run_tile(const Ops& ops, ChainState& state, Rows x, int64_t count
     const int64_t held = window.held(before) + added;
     const int64_t windows = window.advance(place.progress, added, final);
     if (place.progress.started && !before.started) window.fill_left(rows, place.progress.length);
+    if (!place.progress.started) std::fill_n(rows, window.pad_left * window.channels, 0.0f);  // kept, and perhaps saved
     if (final) window.fill_right(rows, place.progress);
 
     const Emitted survivors = emitted(stage, before, windows, final);

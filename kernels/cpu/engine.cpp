@@ -1,5 +1,6 @@
 #include "engine.h"
 
+#include <algorithm>
 #include <cmath>
 #include <exception>
 #include <stdexcept>
@@ -13,7 +14,7 @@ using namespace encodec;
 
 struct encodec_state {
   const encodec_program* program;
-  std::vector<ClipState> clips;
+  ClipState clip;
 };
 
 struct encodec_codebooks {
@@ -165,30 +166,53 @@ int encodec_add_lstm(encodec_program* program, int64_t channels, int64_t layers,
   });
 }
 
-encodec_state* encodec_open(const encodec_program* program, int64_t batch) {
+encodec_state* encodec_open(const encodec_program* program) {
   return guarded_new([&] {
     require(!program->parts.empty(), "a program has at least one stage");
-    return new encodec_state{program, std::vector<ClipState>(batch, program->open())};
+    return new encodec_state{program, program->open()};
   });
 }
 
 void encodec_close(encodec_state* state) { delete state; }
 
-int encodec_ready(const encodec_state* state, const int64_t* lengths, int final, int64_t* out_lengths) {
+int encodec_ready(const encodec_state* const* states, int64_t batch, const int64_t* lengths, const int64_t* final,
+                  int64_t* out_lengths) {
   return guarded([&] {
-    for (size_t b = 0; b < state->clips.size(); ++b)
-      out_lengths[b] = state->program->ready(state->clips[b], lengths[b], final != 0);
+    for (int64_t b = 0; b < batch; ++b)
+      out_lengths[b] = states[b]->clip.ended ? 0 : states[b]->program->ready(states[b]->clip, lengths[b], final[b] != 0);
   });
 }
 
-int encodec_push(encodec_state* state, const encodec_clips* x, int final, int threads, const encodec_clips* y) {
+int encodec_push(encodec_state* const* states, int64_t batch, const encodec_clips* x, const int64_t* final, int threads,
+                 const encodec_clips* y) {
   return guarded([&] {
-    for (const ClipState& clip : state->clips) {
-      require(!clip.ended, "these clips have ended: open a new state");
-      require(!state->program->whole_clips_only() || (final && clip.length == 0),
+    std::vector<ClipState*> clips;
+    for (int64_t b = 0; b < batch; ++b) {
+      ClipState& clip = states[b]->clip;
+      require(states[b]->program == states[0]->program, "the clips of one push are on their way through one program");
+      require(!clip.ended || (x->lengths[b] == 0 && !final[b]), "this clip has ended: open a new state");
+      require(!states[b]->program->whole_clips_only() || clip.ended || (final[b] && clip.length == 0),
               "a network with group norm needs whole clips: one push with `final`");
+      clips.push_back(&clip);
     }
-    state->program->push(state->clips, *x, final != 0, std::max(1, threads), *y);
+    if (batch > 0) states[0]->program->push(clips, *x, final, std::max(1, threads), *y);
+  });
+}
+
+int64_t encodec_save(const encodec_state* state, void* bytes, int64_t size) {
+  int64_t written = 0;
+  const int failed = guarded([&] {
+    std::vector<char> saved;
+    state->program->save(state->clip, saved);
+    written = static_cast<int64_t>(saved.size());
+    if (written == size) std::copy(saved.begin(), saved.end(), static_cast<char*>(bytes));
+  });
+  return failed ? failed : written;
+}
+
+encodec_state* encodec_load(const encodec_program* program, const void* bytes, int64_t size) {
+  return guarded_new([&] {
+    return new encodec_state{program, program->load(static_cast<const char*>(bytes), size)};
   });
 }
 

@@ -1,7 +1,7 @@
 // The C interface of the CPU engine. Bound by library.py, field for field.
 //
 // A program is a run of stages with its weights packed for one instruction-set tier; it never changes once built and serves any
-// number of threads. A state is a batch of clips on their way through a program; one call at a time may use it.
+// number of threads. A state is one clip on its way through a program; one call at a time may use it.
 // Functions that can fail return null or -1, and encodec_error() then says why (per thread).
 #pragma once
 
@@ -12,7 +12,7 @@
 extern "C" {
 #endif
 
-#define ENCODEC_ABI 1
+#define ENCODEC_ABI 2
 
 typedef struct encodec_program encodec_program;
 typedef struct encodec_state encodec_state;
@@ -54,13 +54,21 @@ int encodec_add_upsample(encodec_program* program, const encodec_conv* conv);
 // x + lstm(x); weights: w_ih, w_hh [4 * channels, channels], b_ih, b_hh [4 * channels] of each layer in turn.
 int encodec_add_lstm(encodec_program* program, int64_t channels, int64_t layers, const float* const* weights);
 
-encodec_state* encodec_open(const encodec_program* program, int64_t batch);
+// A clip at its first step.
+encodec_state* encodec_open(const encodec_program* program);
 void encodec_close(encodec_state* state);
-// Steps that a push of lengths [batch] would give out.
-int encodec_ready(const encodec_state* state, const int64_t* lengths, int final, int64_t* out_lengths);
-// The outputs that the next steps of every clip complete; with `final` the clips end here. Output lengths as encodec_ready says.
-// A clip's bits depend on its own samples alone: not on the batch, the pieces, `threads` or the tier.
-int encodec_push(encodec_state* state, const encodec_clips* x, int final, int threads, const encodec_clips* y);
+// Steps that a push of lengths [batch] would give out. final [batch]: whether the clip ends there.
+int encodec_ready(const encodec_state* const* states, int64_t batch, const int64_t* lengths, const int64_t* final,
+                  int64_t* out_lengths);
+// The outputs that the next steps of every clip complete; a clip with `final` ends here. Output lengths as encodec_ready says.
+// The states are those of one program, each clip's own. A clip's bits depend on its own samples alone: not on the batch, the
+// pieces, `threads` or the tier.
+int encodec_push(encodec_state* const* states, int64_t batch, const encodec_clips* x, const int64_t* final, int threads,
+                 const encodec_clips* y);
+// Bytes that hold the state, for encodec_load of the same program anywhere; written to `bytes` if `size` is that many.
+int64_t encodec_save(const encodec_state* state, void* bytes, int64_t size);
+// Null where the bytes are not of a state of such a program.
+encodec_state* encodec_load(const encodec_program* program, const void* bytes, int64_t size);
 
 // entries [levels, size, dim], copied.
 encodec_codebooks* encodec_codebooks_new(const char* tier, const float* entries, int64_t levels, int64_t size, int64_t dim);

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .build import LIBRARY, SOURCES
 
-ABI = 1
+ABI = 2
 ISA_VARIABLE = "ENCODEC_FAST_CPU_ISA"
 PAD_MODES = {"reflect": 0, "constant": 1, "replicate": 2}
 FUNCTIONS = {"exp": 0, "elu": 1, "sigmoid": 2, "tanh": 3}
@@ -54,10 +54,12 @@ SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     "encodec_add_residual": (c_int, (c_void_p, *(POINTER(ConvRecord),) * 3)),
     "encodec_add_upsample": (c_int, (c_void_p, POINTER(ConvRecord))),
     "encodec_add_lstm": (c_int, (c_void_p, c_int64, c_int64, POINTER(c_void_p))),
-    "encodec_open": (c_void_p, (c_void_p, c_int64)),
+    "encodec_open": (c_void_p, (c_void_p,)),
     "encodec_close": (None, (c_void_p,)),
-    "encodec_ready": (c_int, (c_void_p, INTS, c_int, INTS)),
-    "encodec_push": (c_int, (c_void_p, POINTER(ClipsRecord), c_int, c_int, POINTER(ClipsRecord))),
+    "encodec_ready": (c_int, (POINTER(c_void_p), c_int64, INTS, INTS, INTS)),
+    "encodec_push": (c_int, (POINTER(c_void_p), c_int64, POINTER(ClipsRecord), INTS, c_int, POINTER(ClipsRecord))),
+    "encodec_save": (c_int64, (c_void_p, c_void_p, c_int64)),
+    "encodec_load": (c_void_p, (c_void_p, c_char_p, c_int64)),
     "encodec_codebooks_new": (c_void_p, (c_char_p, c_void_p, c_int64, c_int64, c_int64)),
     "encodec_codebooks_free": (None, (c_void_p,)),
     "encodec_search": (c_int, (c_void_p, POINTER(ClipsRecord), c_int64, c_int64, c_int, POINTER(c_void_p), INTS)),

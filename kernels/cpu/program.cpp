@@ -205,7 +205,7 @@ int64_t encodec_program::chunk_steps(int64_t clips) const {
   return INT64_MAX;
 }
 
-void encodec_program::push(std::vector<ClipState>& clips, const encodec_clips& x, bool final, int threads,
+void encodec_program::push(const std::vector<ClipState*>& clips, const encodec_clips& x, const int64_t* final, int threads,
                            const encodec_clips& y) const {
   for (size_t from = 0; from < clips.size(); from += kClips) {
     const size_t end = std::min(clips.size(), from + kClips);
@@ -218,13 +218,13 @@ void encodec_program::push(std::vector<ClipState>& clips, const encodec_clips& x
       std::vector<size_t> sources;
       for (size_t b = from; b < end; ++b) {
         const int64_t left = x.lengths[b] - done[b - from], steps = std::min(left, chunk);
-        if (steps == 0 && (clips[b].ended || !final)) continue;
+        if (steps == 0 && (clips[b]->ended || !final[b])) continue;
         const Rows rows = {x.data[b] + done[b - from], 1, x.strides[b]};
-        flows.push_back({&clips[b], rows, {}, steps, 0, final && steps == left});
+        flows.push_back({clips[b], rows, {}, steps, 0, final[b] && steps == left});
         sources.push_back(b - from);
         done[b - from] += steps;
-        clips[b].length += steps;
-        clips[b].ended = flows.back().final;
+        clips[b]->length += steps;
+        clips[b]->ended = flows.back().final;
       }
       if (flows.empty()) break;
 

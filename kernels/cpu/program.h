@@ -41,8 +41,11 @@ struct encodec_program {
   encodec::ClipState open() const;
   // Outputs of `added` more steps.
   int64_t ready(const encodec::ClipState& clip, int64_t added, bool final) const;
-  void push(std::vector<encodec::ClipState>& clips, const encodec_clips& x, bool final, int threads,
+  void push(const std::vector<encodec::ClipState*>& clips, const encodec_clips& x, const int64_t* final, int threads,
             const encodec_clips& y) const;
+  // The state as bytes, appended; and back, or std::invalid_argument.
+  void save(const encodec::ClipState& clip, std::vector<char>& bytes) const;
+  encodec::ClipState load(const char* bytes, int64_t size) const;
 
   const encodec::Ops& ops;
   std::vector<encodec::Part> parts;

@@ -114,6 +114,7 @@ class Chain {
   int64_t out_channels() const { return stages_.back()->out_channels; }
   bool normed() const;
   ChainState open() const { return ChainState(stages_.size()); }
+  const Window& window(size_t stage) const { return stages_[stage]->window; }
 
   // Outputs that `added` more steps complete; `progress` moves on.
   int64_t advance(std::vector<Progress>& progress, int64_t added, bool final) const;

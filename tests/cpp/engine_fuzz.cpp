@@ -176,26 +176,48 @@ class Clips {
 
 int64_t length_of(const Clip& clip) { return static_cast<int64_t>(clip[0].size()); }
 
-// pieces: the number of pushes.
+encodec_state* reopened(const encodec_program* program, encodec_state* state) {
+  std::vector<char> bytes(encodec_save(state, nullptr, 0));
+  if (encodec_save(state, bytes.data(), static_cast<int64_t>(bytes.size())) < 0) fail("encodec_save");
+  encodec_close(state);
+  encodec_state* again = encodec_load(program, bytes.data(), static_cast<int64_t>(bytes.size()));
+  if (!again) fail("encodec_load");
+  if (encodec_state* cut = encodec_load(program, bytes.data(), static_cast<int64_t>(bytes.size()) - 1)) {
+    encodec_close(cut);
+    fail("encodec_load takes a state that was cut short");
+  }
+  return again;
+}
+
+// pieces: the number of pushes. A clip may end before the last one, and between two of them move to another state by its bytes.
 std::vector<Clip> run(const encodec_program* program, const Recipe& recipe, const std::vector<Clip>& clips, int threads,
                       int pieces, Random& random) {
   std::vector<Clip> results(clips.size(), Clip(recipe.out_channels));
   std::vector<int64_t> done(clips.size(), 0), lengths(clips.size()), ready(clips.size());
-  encodec_state* state = encodec_open(program, static_cast<int64_t>(clips.size()));
-  if (!state) fail("encodec_open");
+  std::vector<int64_t> final(clips.size(), 0);
+  std::vector<bool> ended(clips.size(), false);
+  std::vector<encodec_state*> states;
+  for (size_t b = 0; b < clips.size(); ++b) {
+    states.push_back(encodec_open(program));
+    if (!states.back()) fail("encodec_open");
+  }
+  const auto batch = static_cast<int64_t>(clips.size());
   for (int piece = 1; piece <= pieces; ++piece) {
     for (size_t b = 0; b < clips.size(); ++b) {
       const int64_t left = length_of(clips[b]) - done[b];
       lengths[b] = piece == pieces ? left : random.below(left + 1);
+      final[b] = !ended[b] && (piece == pieces || (lengths[b] == left && random.below(2) == 0));
+      ended[b] = ended[b] || final[b];
+      if (piece > 1 && random.below(4) == 0) states[b] = reopened(program, states[b]);
     }
-    if (encodec_ready(state, lengths.data(), piece == pieces, ready.data())) fail("encodec_ready");
+    if (encodec_ready(states.data(), batch, lengths.data(), final.data(), ready.data())) fail("encodec_ready");
     const Clips x(clips, done, lengths), y(recipe.out_channels, ready);
     const encodec_clips in = x.record(), out = y.record();
-    if (encodec_push(state, &in, piece == pieces, threads, &out)) fail("encodec_push");
+    if (encodec_push(states.data(), batch, &in, final.data(), threads, &out)) fail("encodec_push");
     y.append_to(results);
     for (size_t b = 0; b < clips.size(); ++b) done[b] += lengths[b];
   }
-  encodec_close(state);
+  for (encodec_state* state : states) encodec_close(state);
   return results;
 }
 

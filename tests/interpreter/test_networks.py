@@ -120,12 +120,12 @@ def test_pushed_in_any_pieces_is_pushed_whole(part, changes):
         x = torch.randn(2, network.stages[0].in_channels, length)
         whole = program.run(x)
         assert whole.shape[2] == network.output_length(length)
-        state, at, parts = program.open(2), 0, []
+        state, at, parts = program.open_batch(2), 0, []
         while at < length:
             step = int(torch.randint(0, 2 + length // 2, (), generator=generator))
-            parts.append(program.push(x[..., at : at + step], state, final=False))
+            parts.append(program.push_batch(x[..., at : at + step], state, final=False))
             at += step
-        parts.append(program.push(x[..., :0], state, final=True))
+        parts.append(program.push_batch(x[..., :0], state, final=True))
         assert_same_bits(torch.cat(parts, 2), whole)
 
 
@@ -138,9 +138,9 @@ def test_any_causal_convolution_can_be_pushed(kernel, stride, dilation, pad_mode
     program = TritonExecutor().prepare((conv,))
     for length in (1, 2, 5, 10, 11):
         x = torch.randn(1, 3, length)
-        state = program.open(1)
-        parts = [program.push(step, state, final=False) for step in x.split(1, 2)]
-        parts.append(program.push(x[..., :0], state, final=True))
+        state = program.open_batch(1)
+        parts = [program.push_batch(step, state, final=False) for step in x.split(1, 2)]
+        parts.append(program.push_batch(x[..., :0], state, final=True))
         assert_same_bits(torch.cat(parts, 2), program.run(x))
 
 
