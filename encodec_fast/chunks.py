@@ -35,10 +35,12 @@ class EncodeWalk:
 
     def placeholder(self, input_values: Tensor) -> Tensor:
         """Stands for the chunk's codes, [B, K, F]."""
-        model = self._model
-        levels = min(model.quantizer.get_num_quantizers_for_bandwidth(self.bandwidth), len(model.quantizer.layers))
-        frames = encoded_length(model.config, input_values.shape[-1])
-        return torch.empty(input_values.shape[0], levels, frames, dtype=torch.int64, device=input_values.device)
+        frames = encoded_length(self.config, input_values.shape[-1])
+        return torch.empty(input_values.shape[0], self.levels(), frames, dtype=torch.int64, device=input_values.device)
+
+    def levels(self) -> int:
+        """Codebooks in use."""
+        return levels_of(self._model, self.bandwidth)
 
 
 class DecodeWalk:
@@ -53,6 +55,18 @@ class DecodeWalk:
 
     def _linear_overlap_add(self, chunks: list[tuple[Tensor, Tensor | None]], stride: int) -> Tensor:
         return overlap_add(decode_chunks(self._model, chunks), stride)
+
+
+def levels_of(model: hf.EncodecModel, bandwidth: float) -> int:
+    """Codebooks that the bandwidth (kbps) uses."""
+    return min(model.quantizer.get_num_quantizers_for_bandwidth(bandwidth), len(model.quantizer.layers))
+
+
+def normalized(audio: Tensor) -> tuple[Tensor, Tensor]:
+    """A chunk [C, T] of unit volume, and the scale [1, 1] that was taken off.  Source: EncodecModel._encode_frame."""
+    mono = torch.sum(audio[None], 1, keepdim=True) / audio.shape[0]
+    scale = mono.pow(2).mean(dim=-1, keepdim=True).sqrt() + 1e-8
+    return (audio[None] / scale)[0], scale.view(-1, 1)
 
 
 def hop_length(config: Any) -> int:

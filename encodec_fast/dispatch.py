@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from encodec_fast.autograd import with_recomputed_backward
 from encodec_fast.executors.base import Executor, QuantizerProgram, StageProgram
-from encodec_fast.plan import Network, Quantizer, Stage, convolutions
+from encodec_fast.plan import Network, Quantizer, Stage, convolutions, step_bytes
 from encodec_fast.plan_cache import cache_of
 from encodec_fast.plan_reader import Unplannable, inner_modules, read_network, read_quantizer, weight_norm_hook
 
@@ -163,6 +163,14 @@ def hook_reason(module: nn.Module) -> str | None:
     return None
 
 
+def own_hook_reason(module: nn.Module) -> str | None:
+    """Which hook or patched forward of `module` itself needs it to be called as a whole, or None."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    if any(hooks) or "forward" in module.__dict__:
+        return f"{type(module).__name__} has a hook or a patched forward"
+    return None
+
+
 def log_once(message: str) -> None:
     """One warning per distinct message and process."""
     if message not in _logged:
@@ -204,6 +212,11 @@ class PreparedNetwork:
     def exact(self) -> bool:
         """Whether bits are independent of batch and pieces."""
         return all(program.exact for program in self.programs)
+
+    @property
+    def held_bytes(self) -> float:
+        """Bytes that a call holds per clip and step of the network's input, beside input and output; about."""
+        return max(program.activations_held for program in self.programs) * step_bytes(self.network.stages)
 
     def open(self) -> list[Any]:
         """The state of one clip at time zero."""

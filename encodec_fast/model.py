@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor
 from transformers.models.encodec import modeling_encodec as hf
 from transformers.utils import ModelOutput
 
-from encodec_fast import chunks, compiled, dispatch
+from encodec_fast import chunks, clips, compiled, dispatch
 from encodec_fast.plan import Plan
 from encodec_fast.plan_reader import read_plan
 
@@ -82,7 +83,13 @@ class EncodecModel(hf.EncodecModel):
     """`transformers.EncodecModel`, several times faster: same constructor, weights, signatures, outputs and errors.
 
     Beyond it: `encode_batch` and `decode_batch` for clips of any lengths, `plan()` for the model as data.
+
+    max_memory: bytes that `encode`, `decode` and the batch methods may hold beside the model, their input and their result; longer
+    audio of a causal model runs in pieces of time with carried state (one second at least). None: 128 MiB on the cpu backend; half
+    of the free memory on GPUs, and on the torch backend, where pieces may change bits. `decode` under grad mode is not cut.
     """
+
+    max_memory: int | None = None
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
@@ -105,31 +112,57 @@ class EncodecModel(hf.EncodecModel):
         bandwidth: float | None = None,
         return_dict: bool | None = None,
     ) -> Any:
-        """HF's `encode`; the chunks of a chunked model run as common batches."""
+        """HF's `encode`; the chunks of a chunked model run as common batches, long audio of a causal one in pieces of time."""
         if not self._walks_apply(input_values):
             return super().encode(input_values, padding_mask, bandwidth, return_dict)
         walk = chunks.EncodeWalk(self)
-        whole = self.config.chunk_length is None and padding_mask is None and input_values.shape[-1] > 0
         # HF multiplies by a mask of ones here, which changes nothing and copies the audio twice: it walks one sample instead
+        whole = self.config.chunk_length is None and _is_mask(padding_mask, input_values)
         walked = input_values[..., :1] if whole else input_values
-        output = hf.EncodecModel.encode(walk, walked, padding_mask, bandwidth, return_dict)
-        if whole:
-            walk.chunks = [(input_values, mask) for _, mask in walk.chunks]
-        return _with_codes(output, chunks.encode_chunks(self, walk.chunks, walk.bandwidth))
+        walked_mask = padding_mask[..., :1] if whole and padding_mask is not None else padding_mask
+        output = hf.EncodecModel.encode(walk, walked, walked_mask, bandwidth, return_dict)
+        if not whole:
+            return _with_codes(output, chunks.encode_chunks(self, walk.chunks, walk.bandwidth))
+        mask = None if padding_mask is None else padding_mask.view(input_values.shape[0], -1, input_values.shape[-1]).bool()
+        codes = self._encode_long(input_values, mask, walk.levels())
+        if codes is not None:
+            return _with_codes(output, [(codes, None)])
+        masked = input_values if mask is None else mask * input_values
+        return _with_codes(output, chunks.encode_chunks(self, [(masked, inside) for _, inside in walk.chunks], walk.bandwidth))
+
+    def _encode_long(self, audio: Tensor, mask: Tensor | None, levels: int) -> Tensor | None:
+        """Codes [B, K, F] of audio long enough to think of memory, or None."""
+        short = self.max_memory is None and audio.numel() < LONG_SAMPLES
+        if short or self.config.normalize or torch.compiler.is_compiling():
+            return None
+        with torch.no_grad():
+            codes = clips.encode_clips(self, audio.unbind(0), levels, None if mask is None else mask.unbind(0))
+        return None if codes is None else torch.stack(codes)
 
     @functools.wraps(hf.EncodecModel.decode)
     def decode(self, *args: Any, **kwargs: Any) -> Any:
-        """HF's `decode`; the chunks of a chunked model run as common batches."""
+        """HF's `decode`; the chunks of a chunked model run as common batches, long audio of a causal one in pieces of time."""
         codes = kwargs.get("audio_codes", args[0] if args else None)
         if self.config.chunk_length is None or not self._walks_apply(codes):
             return super().decode(*args, **kwargs)
         return hf.EncodecModel.decode(chunks.DecodeWalk(self), *args, **kwargs)
 
+    def _decode_frame(self, codes: Tensor, scale: Tensor | None = None) -> Tensor:
+        audio = None
+        samples = codes.shape[0] * codes.shape[-1] * chunks.hop_length(self.config)
+        short = self.max_memory is None and samples < LONG_SAMPLES
+        wanted = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.decoder.parameters())
+        if not (short or wanted or torch.compiler.is_compiling() or self.config.normalize):
+            audio = clips.decode_clips(self, codes.unbind(0))
+        if audio is None:
+            return super()._decode_frame(codes, scale)
+        return audio[0][None] if len(audio) == 1 else torch.stack(audio)
+
     def _walks_apply(self, tensor: Any) -> bool:
         # somebody's own _encode_frame must see HF's own loop, and so must a traced call
         overridden = "_encode_frame" in self.__dict__ or "_decode_frame" in self.__dict__
         overridden = overridden or type(self)._encode_frame is not EncodecModel._encode_frame
-        overridden = overridden or type(self)._decode_frame is not hf.EncodecModel._decode_frame
+        overridden = overridden or type(self)._decode_frame is not EncodecModel._decode_frame
         if overridden or not isinstance(tensor, Tensor) or tensor.dim() < 3:
             return False
         return torch.compiler.is_compiling() or dispatch.call_reason(tensor) is None
@@ -146,31 +179,62 @@ class EncodecModel(hf.EncodecModel):
         bandwidth = self.config.target_bandwidths[0] if bandwidth is None else bandwidth
         if bandwidth not in self.config.target_bandwidths:
             raise ValueError(f"bandwidth: the model has no {bandwidth} kbps. Choose one of {list(self.config.target_bandwidths)}.")
-        clips = [self._clip(waveform, index) for index, waveform in enumerate(waveforms)]
-        walked = []
-        for clip in clips:
-            for length, start in self._chunks_of(clip.shape[-1]):
-                audio = clip[None, :, start : start + length]
-                walked.append((audio, (torch.ones_like(audio, dtype=torch.bool),) * _MASKS_INSIDE))
-        results = iter(chunks.encode_chunks(self, walked, bandwidth))
-        return [self._join_chunks([next(results) for _ in self._chunks_of(clip.shape[-1])], clip.shape[-1]) for clip in clips]
+        whole = [self._clip(waveform, index) for index, waveform in enumerate(waveforms)]
+        if not whole:
+            return []
+        audio = [clip[:, start : start + length] for clip in whole for length, start in self._chunks_of(clip.shape[-1])]
+        results = iter(self._encode_chunks(audio, bandwidth))
+        return [self._join_chunks([next(results) for _ in self._chunks_of(clip.shape[-1])], clip.shape[-1]) for clip in whole]
+
+    def _encode_chunks(self, audio: list[Tensor], bandwidth: float) -> list[tuple[Tensor, Tensor | None]]:
+        """(codes [1, K, F], scale [1, 1] or None) of whole clips or chunks [C, T]."""
+        if self._walks_apply(audio[0][None]):
+            scales = [None] * len(audio)
+            clean = audio
+            if self.config.normalize:
+                clean, scales = zip(*(chunks.normalized(chunk) for chunk in audio))  # type: ignore[assignment]
+            codes = clips.encode_clips(self, clean, chunks.levels_of(self, bandwidth))
+            if codes is not None:
+                return [(part[None], scale) for part, scale in zip(codes, scales)]
+        walked = [(chunk[None], (torch.ones_like(chunk[None], dtype=torch.bool),) * _MASKS_INSIDE) for chunk in audio]
+        return chunks.encode_chunks(self, walked, bandwidth)
 
     @torch.no_grad()
-    def decode_batch(self, clips: Sequence[EncodedClip]) -> list[Tensor]:
-        """The audio [C, num_samples] of each clip, what `decode` gives for that clip alone."""
+    def decode_batch(self, encoded: Sequence[EncodedClip]) -> list[Tensor]:
+        """The audio [C, num_samples] of each clip, what `decode` gives for that clip alone.  Bits: as in `encode_batch`."""
+        moved = [clip.to(self.device) for clip in encoded]
         walked: list[tuple[Tensor, Tensor | None]] = []
-        for clip in (clip.to(self.device) for clip in clips):
+        for clip in moved:
             for index, (length, _) in enumerate(self._chunks_of(clip.num_samples)):
                 codes = clip.codes[index, :, : chunks.encoded_length(self.config, length)]
-                walked.append((codes[None], None if clip.scales is None else clip.scales[index, None]))
-        decoded = iter(chunks.decode_chunks(self, walked))
+                walked.append((codes, None if clip.scales is None else clip.scales[index]))
+        decoded = iter(self._decode_chunks(walked))
         waveforms = []
-        for clip in clips:
+        for clip in moved:
             frames = [next(decoded) for _ in self._chunks_of(clip.num_samples)]
             if self.config.chunk_length is not None:
                 frames = [chunks.overlap_add(frames, self.config.chunk_stride, clip.num_samples)]
             waveforms.append(frames[0][0, :, : clip.num_samples])
         return waveforms
+
+    def _decode_chunks(self, walked: list[tuple[Tensor, Tensor | None]]) -> list[Tensor]:
+        """Audio [1, C, T] of (codes [K, F], scale [] or None) of whole clips or chunks, in order."""
+        results: list[Any] = [None] * len(walked)
+        by_levels: dict[int, list[int]] = defaultdict(list)
+        for index, (codes, _) in enumerate(walked):
+            by_levels[codes.shape[0]].append(index)
+        for members in by_levels.values():
+            applies = self._walks_apply(walked[members[0]][0][None])
+            audio = clips.decode_clips(self, [walked[index][0] for index in members]) if applies else None
+            if audio is None:
+                scaled = [(codes[None], None if scale is None else scale.reshape(1)) for codes, scale in (walked[i] for i in members)]
+                audio = [part[0] for part in chunks.decode_chunks(self, scaled)]
+            else:
+                scales = [walked[index][1] for index in members]
+                audio = [part if scale is None else part * scale for part, scale in zip(audio, scales)]
+            for index, part in zip(members, audio):
+                results[index] = part[None]
+        return results
 
     def _clip(self, waveform: Tensor, index: int) -> Tensor:
         channels = self.config.audio_channels
@@ -192,6 +256,18 @@ class EncodecModel(hf.EncodecModel):
         scales = [scale.reshape(-1) for _, scale in results if scale is not None]
         return EncodedClip(codes, torch.cat(scales) if scales else None, frames[0] - frames[-1], num_samples)
 
+
+def _is_mask(padding_mask: Tensor | None, audio: Tensor) -> bool:
+    """Whether the mask is none or one that HF's `encode` multiplies with this audio, which has samples."""
+    batch, channels, samples = audio.shape
+    if padding_mask is not None and _MASKS_INSIDE:
+        return False
+    shapes = ((batch, samples), (batch, 1, samples), (batch, channels, samples))
+    return samples > 0 and (padding_mask is None or tuple(padding_mask.shape) in shapes)
+
+
+# Less than this is not worth the look at memory: three minutes of 24 kHz audio.
+LONG_SAMPLES = 1 << 22
 
 # transformers before 4.53 hands the padding mask to _encode_frame
 _MASKS_INSIDE = int("padding_mask" in inspect.signature(hf.EncodecModel._encode_frame).parameters)

@@ -11,6 +11,7 @@ Legend: B batch, C channels, T samples or frames at the layer's own rate, F code
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -193,6 +194,11 @@ class Network:
     def device(self) -> torch.device:
         return stage_weights(self.stages[0])[0].device
 
+    @property
+    def hop_length(self) -> int:
+        """Samples per codec frame."""
+        return math.prod(stage.stride for stage in self.stages if isinstance(stage, (Conv, Upsample)))
+
     def output_length(self, length: int) -> int:
         for stage in self.stages:
             length = stage.output_length(length)
@@ -225,6 +231,17 @@ def not_streamable(stages: tuple[Stage, ...]) -> str | None:
             if isinstance(conv, Conv) and not conv.causal:
                 return f"{conv.name} looks ahead (use_causal_conv=False)"
     return None
+
+
+def outputs_ready(stages: tuple[Stage, ...], length: int) -> int:
+    """Output steps that the first `length` input steps of a clip determine, whatever follows them."""
+    for stage in stages:
+        conv = stage.conv1 if isinstance(stage, ResidualBlock) else stage
+        if isinstance(conv, Conv):
+            length = max(0, (length + conv.pad_left - conv.span) // conv.stride + 1) if length >= conv.lead else 0
+        elif isinstance(conv, Upsample):
+            length = max(0, length * conv.stride - conv.trim_left)
+    return length
 
 
 def step_bytes(stages: tuple[Stage, ...]) -> float:

@@ -21,6 +21,8 @@ class StageProgram(ABC):
     """
 
     exact: bool = False
+    # How many activations of the widest layer a call holds at once; 0 where it works through a clip in tiles.
+    activations_held: int = 0
 
     @abstractmethod
     def run(self, x: Tensor) -> Tensor:

@@ -300,6 +300,8 @@ class TorchProgram(BatchedProgram):
         if run:
             self.sections.append(_Section(tuple(run)))
         self.out_channels = stages[-1].out_channels
+        # the convolutions run in tiles, but the LSTM's input, output and gates are those of the whole clip
+        self.activations_held = 1
         on_cpu = stage_weights(stages[0])[0].device.type == "cpu"
         self.clip_by_clip = [on_cpu and not section.recurrent for section in self.sections]
 

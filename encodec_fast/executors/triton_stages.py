@@ -350,6 +350,8 @@ class TritonProgram(BatchedProgram):
         self.layers = [make_layer(stage, precision, library_lstm) for stage in stages]
         self.exact = not any(isinstance(layer, LibraryLSTMLayer) for layer in self.layers)
         self.out_channels = stages[-1].out_channels
+        # input, output and the input with what was carried
+        self.activations_held = 3
         self.registered = triton_ops.register(self)
 
     def output_length(self, length: int) -> int:

@@ -1,0 +1,163 @@
+"""Batches of any clips and clips of any length: the codes and the audio of each clip alone, within the memory allowed."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cpu_fixtures import engine
+from encodec_fast import dispatch, memory, use_backend
+from encodec_fast.clips import prepare_codec
+from fixtures import audio_like, pair, small_config
+
+CONFIGS = [
+    small_config(),
+    small_config(pad_mode="replicate", trim_right_ratio=0.5, audio_channels=2),
+    small_config(use_causal_conv=False, norm_type="time_group_norm", audio_channels=2),
+    small_config(normalize=True, chunk_length_s=0.1, overlap=0.01, norm_type="time_group_norm", use_causal_conv=False),
+]
+MODELS = {}
+
+
+def model_of(index: int):
+    if index not in MODELS:
+        MODELS[index] = pair(CONFIGS[index])[1]
+    return MODELS[index]
+
+
+@pytest.fixture(autouse=True)
+def needs_engine():
+    engine()
+
+
+@pytest.fixture
+def allowed():
+    """Sets how much memory the models may take, and takes it back."""
+
+    def allow(model, size):
+        model.max_memory = size
+
+    yield allow
+    for model in MODELS.values():
+        model.__dict__.pop("max_memory", None)
+
+
+def top(model) -> float:
+    return model.config.target_bandwidths[-1]
+
+
+def alone(model, clip):
+    return model.encode(clip[None], bandwidth=top(model))
+
+
+def same_clip(encoded, output) -> bool:
+    scales = [] if output.audio_scales[0] is None else [torch.cat(output.audio_scales).flatten()]
+    own = [] if encoded.scales is None else [encoded.scales]
+    return torch.equal(encoded.codes, output.audio_codes[:, 0]) and all(map(torch.equal, own, scales)) and len(own) == len(scales)
+
+
+lengths = st.lists(st.one_of(st.integers(1, 30), st.integers(1, 900)), min_size=1, max_size=5)
+
+
+@given(st.integers(0, len(CONFIGS) - 1), lengths, st.sampled_from([None, 1, 50_000]), st.integers(0, 99))
+def test_a_clip_of_a_batch_is_the_clip_alone(index, sizes, max_memory, seed):
+    model = model_of(index)
+    clips = [audio_like(1, model.config.audio_channels, size, seed + i)[0] for i, size in enumerate(sizes)]
+    expected = [alone(model, clip) for clip in clips]
+    model.max_memory = max_memory
+    try:
+        encoded = model.encode_batch(clips, top(model))
+        decoded = model.decode_batch(encoded)
+    finally:
+        model.max_memory = None
+    for clip, own, output, audio in zip(clips, encoded, expected, decoded):
+        assert same_clip(own, output)
+        assert torch.equal(audio, model.decode_batch([own])[0]) and audio.shape == clip.shape
+
+
+def test_neighbours_full_of_nan_change_nothing():
+    for index in range(len(CONFIGS)):
+        model = model_of(index)
+        channels = model.config.audio_channels
+        clip, noise = audio_like(1, channels, 500, 1)[0], torch.full((channels, 700), float("nan"))
+        encoded = model.encode_batch([noise, clip, noise[:, :500]], top(model))[1]
+        assert same_clip(encoded, alone(model, clip))
+
+
+def test_threads_change_nothing():
+    before = torch.get_num_threads()
+    try:
+        for index in range(len(CONFIGS)):
+            model = model_of(index)
+            clips = [audio_like(1, model.config.audio_channels, size, size)[0] for size in (900, 40, 333)]
+            results = []
+            for threads in (1, 2, 3):
+                torch.set_num_threads(threads)
+                results.append(model.encode_batch(clips, top(model)))
+            for other in results[1:]:
+                assert all(torch.equal(a.codes, b.codes) for a, b in zip(results[0], other))
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize("masked", [False, True])
+def test_long_audio_in_pieces_is_the_audio_whole(index, masked, allowed):
+    model = model_of(index)
+    audio = audio_like(2, model.config.audio_channels, 30_001, 3)
+    mask = torch.arange(30_001) < torch.tensor([[30_001], [17_003]]) if masked else None
+    bandwidth = top(model)
+    whole = model.encode(audio, mask, bandwidth)
+    with torch.no_grad():
+        sound = model.decode(whole.audio_codes, [None], mask).audio_values
+        allowed(model, 1)
+        pieces = model.encode(audio, mask, bandwidth)
+        assert torch.equal(pieces.audio_codes, whole.audio_codes) and pieces.keys() == whole.keys()
+        assert torch.equal(model.decode(whole.audio_codes, [None], mask).audio_values, sound)
+
+
+def test_no_piece_is_longer_than_the_memory_allowed(monkeypatch, allowed):
+    model = model_of(0)
+    audio = audio_like(1, 1, 50_000, 4)[0]
+    pushed: list[int] = []
+    original = dispatch.PreparedNetwork.push
+
+    def push(self, pieces, states, final):
+        pushed.append(sum(piece.shape[1] for piece in pieces))
+        return original(self, pieces, states, final)
+
+    monkeypatch.setattr(dispatch.PreparedNetwork, "push", push)
+    rate = model.config.sampling_rate
+    codec = prepare_codec(model.encoder, model.quantizer, audio)
+    per_sample = 4 * codec.network.network.stages[-1].out_channels / codec.network.network.hop_length
+    allowed(model, int(per_sample * 3 * rate))
+    model.encode_batch([audio], top(model))
+    assert max(pushed) <= 3 * rate and sum(pushed) == 50_000
+
+
+def test_the_torch_backend_cuts_only_what_does_not_fit(monkeypatch):
+    model = model_of(0)
+    audio = audio_like(1, 1, 20_000, 4)
+    with use_backend("torch"):
+        whole = model.encode(audio, bandwidth=top(model)).audio_codes
+        assert torch.equal(model.encode_batch(list(audio), top(model))[0].codes, whole[:, 0])
+    assert memory.budget(None, False, torch.device("cpu")) > memory.budget(None, True, torch.device("cpu"))
+
+
+def test_hooks_on_the_encoder_see_the_batch():
+    model, seen = model_of(0), []
+    handle = model.encoder.register_forward_hook(lambda module, args, output: seen.append(output.shape))
+    try:
+        model.encode_batch(list(audio_like(2, 1, 200, 0)), top(model))
+    finally:
+        handle.remove()
+    assert seen
+
+
+def test_free_memory_is_known_here():
+    free = memory.free_bytes(torch.device("cpu"))
+    assert 0 < free <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
