@@ -24,6 +24,10 @@ _HOMES = {
     "BackendError": "encodec_fast.dispatch",
     "explain": "encodec_fast.explanation",
     "load_model": "encodec_fast.pretrained",
+    "StreamingEncoder": "encodec_fast.streaming",
+    "StreamingDecoder": "encodec_fast.streaming",
+    "encode_pieces": "encodec_fast.streaming",
+    "decode_pieces": "encodec_fast.streaming",
 }
 
 __all__ = ["__version__", *_HOMES]

@@ -1,0 +1,241 @@
+"""Live streams: audio in pieces of any size in, codes out as soon as they are determined, and back.
+
+The codes (and the audio) of a stream are those of the whole clip: bit for bit on the cpu and triton backends, to rounding on torch.
+Only models whose layers look at the past alone can stream: weight norm and causal convolutions, as the 24 kHz model.
+
+    encoder = StreamingEncoder(model, bandwidth=6.0)
+    for samples in microphone:              # [T], any T
+        (codes,) = encoder.push(samples)    # [K, F], F may be 0
+    (codes,) = encoder.flush()
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from encodec_fast.clips import PreparedCodec, prepare_codec
+from encodec_fast.model import EncodecModel
+from encodec_fast.plan import Network, outputs_ready, stage_weights
+
+# The first weights of each layer tell two models apart.
+FINGERPRINT_VALUES = 64
+
+
+class _Streams:
+    """A batch of streams, each at its own place in time."""
+
+    def __init__(self, model: EncodecModel, part: str, batch_size: int) -> None:
+        if not isinstance(model, EncodecModel):
+            raise TypeError(f"model: expected an encodec_fast.EncodecModel, got {type(model).__module__}.{type(model).__name__}.")
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; 1 or more.")
+        self.model = model
+        self.batch_size = batch_size
+        self._codec = _streamable(model, part)
+        self._states = [self._codec.network.open() for _ in range(batch_size)]
+        self._ended = [False] * batch_size
+
+    @property
+    def network(self) -> Network:
+        """What the streams run through, as data."""
+        return self._codec.network.network
+
+    def _push(self, pieces: Sequence[Tensor], final: Sequence[bool]) -> list[Tensor]:
+        for index, (piece, ended) in enumerate(zip(pieces, self._ended)):
+            if ended and (piece.shape[-1] or final[index]):
+                raise ValueError(f"stream {index} has ended: reset it before it starts anew.")
+        running = [index for index, ended in enumerate(self._ended) if not ended]
+        states = [self._states[index] for index in running]
+        outputs = self._codec.network.push([pieces[index] for index in running], states, [final[index] for index in running])
+        for index in running:
+            self._ended[index] = final[index]
+        by_stream = dict(zip(running, outputs))
+        nothing = pieces[0].new_empty(self.network.stages[-1].out_channels, 0)
+        return [by_stream.get(index, nothing) for index in range(self.batch_size)]
+
+    def _selected(self, mask: Sequence[bool] | Tensor | None) -> list[bool]:
+        selected = [True] * self.batch_size if mask is None else [bool(value) for value in mask]
+        if len(selected) != self.batch_size:
+            raise ValueError(f"mask has {len(selected)} entries for {self.batch_size} streams.")
+        return selected
+
+    def reset(self, mask: Sequence[bool] | Tensor | None = None) -> None:
+        """Starts streams anew at time zero, whatever they still owed: those where `mask` [batch_size] is true, None for all."""
+        for index, chosen in enumerate(self._selected(mask)):
+            if chosen:
+                self._states[index], self._ended[index] = self._codec.network.open(), False
+
+    def state_dict(self) -> dict[str, Any]:
+        """All streams as nested lists of tensors, integers and strings, for `load_state_dict` in any process; `torch.save` takes it."""
+        return {
+            "kind": type(self).__name__,
+            "backends": self._backends(),
+            "weights": self._fingerprint(),
+            "ended": [int(ended) for ended in self._ended],
+            "streams": [self._codec.network.save(state) for state in self._states],
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on where the streams of `state_dict` stood.
+
+        Raises ValueError where it is of another batch size, model, backend or direction; nothing has changed then.
+        """
+        expected = {"kind": type(self).__name__, "backends": self._backends(), "weights": self._fingerprint()}
+        for key, value in expected.items():
+            if state_dict.get(key) != value:
+                raise ValueError(f"state_dict: {key} is {state_dict.get(key)!r}, here it is {value!r}.")
+        if len(state_dict["streams"]) != self.batch_size:
+            raise ValueError(f"state_dict: it has {len(state_dict['streams'])} streams, here are {self.batch_size}.")
+        states = [self._codec.network.load(saved) for saved in state_dict["streams"]]
+        self._states, self._ended = states, [bool(ended) for ended in state_dict["ended"]]
+
+    def _backends(self) -> list[str]:
+        return [choice.backend for choice in self._codec.network.choices]
+
+    def _fingerprint(self) -> int:
+        parts = [weight.detach().flatten()[:FINGERPRINT_VALUES].float() for stage in self.network.stages for weight in stage_weights(stage)]
+        return zlib.crc32(torch.cat(parts).cpu().numpy().tobytes())
+
+
+class StreamingEncoder(_Streams):
+    """`batch_size` streams of audio on their way to codes.
+
+    bandwidth: kbps, None for the lowest, as in `encode`.  The model's weights and the backend are those of this moment.
+    Raises TypeError for a model that is not ours; ValueError for a bandwidth that the model lacks and for a model that can't stream.
+    """
+
+    def __init__(self, model: EncodecModel, bandwidth: float | None = None, batch_size: int = 1) -> None:
+        super().__init__(model, "encoder", batch_size)
+        bandwidths = model.config.target_bandwidths
+        self.bandwidth = bandwidths[0] if bandwidth is None else bandwidth
+        if self.bandwidth not in bandwidths:
+            raise ValueError(f"bandwidth: the model has no {bandwidth} kbps. Choose one of {list(bandwidths)}.")
+        quantizer = model.quantizer
+        self.num_quantizers = min(quantizer.get_num_quantizers_for_bandwidth(self.bandwidth), len(quantizer.layers))
+
+    def frames_ready(self, num_samples: int) -> int:
+        """Frames that a stream has given out once it took `num_samples`.
+
+        The 24 kHz model gives none before its 2,240th sample (93 ms: the last convolution reflects its first 7 frames), from then
+        on frame f, counted from 0, with sample 320 * (f + 1): no look-ahead beyond the frame itself.
+        """
+        return outputs_ready(self.network.stages, num_samples)
+
+    @torch.no_grad()
+    def push(self, samples: Tensor | Sequence[Tensor | None]) -> list[Tensor]:
+        """Codes [num_quantizers, F_b], int64, of the frames that these samples complete, one tensor per stream.
+
+        samples: [batch_size, C, T] or, for a mono model, [batch_size, T]; [C, T] or [T] for a single stream. Or a list of one tensor
+        [C, T_b] or [T_b] per stream, with None where a stream has nothing new.  Float32 in the model's scale, usually -1 ... 1.
+        Raises ValueError for another shape and for samples of a stream that has ended.
+        """
+        return self._search(self._push(self._pieces(samples), [False] * self.batch_size))
+
+    @torch.no_grad()
+    def flush(self, mask: Sequence[bool] | Tensor | None = None) -> list[Tensor]:
+        """Ends streams and gives their last codes: those where `mask` [batch_size] is true, None for all that run."""
+        chosen = self._selected([not ended for ended in self._ended] if mask is None else mask)
+        return self._search(self._push(self._pieces([None] * self.batch_size), chosen))
+
+    def _search(self, embeddings: list[Tensor]) -> list[Tensor]:
+        # a frame's codes depend on it alone: the frames of all streams are one search
+        if not any(part.shape[1] for part in embeddings):
+            return [torch.empty(self.num_quantizers, 0, dtype=torch.int64, device=self.network.device) for _ in embeddings]
+        codes = self._codec.quantizer.program.encode(torch.cat(embeddings, 1)[None], self.num_quantizers)[:, 0]
+        return list(codes.split([part.shape[1] for part in embeddings], 1))
+
+    def _pieces(self, samples: Tensor | Sequence[Tensor | None]) -> list[Tensor]:
+        channels = self.model.config.audio_channels
+        if isinstance(samples, Tensor) and self.batch_size == 1 and samples.dim() <= 2:
+            samples = [samples]
+        nothing = torch.empty(channels, 0)
+        pieces = [(nothing if piece is None else piece).to(self.network.device, self.network.dtype) for piece in samples]
+        if channels == 1:
+            pieces = [piece[None] if piece.dim() == 1 else piece for piece in pieces]
+        if len(pieces) != self.batch_size:
+            raise ValueError(f"samples: {len(pieces)} pieces came for {self.batch_size} streams. Give each one, None for nothing new.")
+        for index, piece in enumerate(pieces):
+            if piece.dim() != 2 or piece.shape[0] != channels:
+                raise ValueError(f"samples of stream {index} have shape {list(piece.shape)}, not [{channels}, T].")
+        return pieces
+
+
+class StreamingDecoder(_Streams):
+    """`batch_size` streams of codes on their way to audio.  Raises as `StreamingEncoder` does."""
+
+    def __init__(self, model: EncodecModel, batch_size: int = 1) -> None:
+        super().__init__(model, "decoder", batch_size)
+
+    def samples_ready(self, num_frames: int) -> int:
+        """Samples that a stream has given out once it took `num_frames`.
+
+        The 24 kHz model gives its first with frame 8 (the first convolution reflects 7 frames), then 320 for each frame; the last
+        ones come with `flush`.
+        """
+        return outputs_ready(self.network.stages, num_frames)
+
+    @torch.no_grad()
+    def push(self, codes: Tensor | Sequence[Tensor | None]) -> list[Tensor]:
+        """Audio [C, T_b] that these codes complete, one tensor per stream.
+
+        codes: [batch_size, K, F], or [K, F] for a single stream; or a list of one [K_b, F_b] per stream, with None for nothing new.
+        Raises ValueError for another shape and for codes of a stream that has ended, IndexError for a code outside its codebook.
+        """
+        return self._push(self._embeddings(codes), [False] * self.batch_size)
+
+    @torch.no_grad()
+    def flush(self, mask: Sequence[bool] | Tensor | None = None) -> list[Tensor]:
+        """Ends streams and gives their last audio: those where `mask` [batch_size] is true, None for all that run."""
+        chosen = self._selected([not ended for ended in self._ended] if mask is None else mask)
+        return self._push(self._embeddings([None] * self.batch_size), chosen)
+
+    def _embeddings(self, codes: Tensor | Sequence[Tensor | None]) -> list[Tensor]:
+        if isinstance(codes, Tensor) and self.batch_size == 1 and codes.dim() == 2:
+            codes = [codes]
+        pieces = [torch.empty(1, 0, dtype=torch.int64) if piece is None else piece for piece in codes]
+        if len(pieces) != self.batch_size:
+            raise ValueError(f"codes: {len(pieces)} pieces came for {self.batch_size} streams. Give each one, None for nothing new.")
+        levels = len(self.model.quantizer.layers)
+        for index, piece in enumerate(pieces):
+            if piece.dim() != 2 or not 1 <= piece.shape[0] <= levels:
+                raise ValueError(f"codes of stream {index} have shape {list(piece.shape)}, not [K, F] with K from 1 to {levels}.")
+        program = self._codec.quantizer.program
+        dim = self.network.stages[0].in_channels
+        weight = stage_weights(self.network.stages[0])[0]
+        return [program.decode(piece.to(weight.device)[:, None])[0] if piece.shape[1] else weight.new_empty(dim, 0) for piece in pieces]
+
+
+def encode_pieces(model: EncodecModel, pieces: Iterable[Tensor], bandwidth: float | None = None) -> Iterator[Tensor]:
+    """The codes [K, F_i] of one clip that comes in pieces [C, T_i] (or [T_i]), as they are determined; the last ones after its end."""
+    encoder = StreamingEncoder(model, bandwidth)
+    for piece in pieces:
+        yield from (codes for codes in encoder.push(piece) if codes.shape[1])
+    yield from (codes for codes in encoder.flush() if codes.shape[1])
+
+
+def decode_pieces(model: EncodecModel, pieces: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The audio [C, T_i] of one clip whose codes come in pieces [K, F_i]; whole codec frames, so up to a frame more than was encoded."""
+    decoder = StreamingDecoder(model)
+    for piece in pieces:
+        yield from (audio for audio in decoder.push(piece) if audio.shape[1])
+    yield from (audio for audio in decoder.flush() if audio.shape[1])
+
+
+def _streamable(model: EncodecModel, part: str) -> PreparedCodec:
+    module = getattr(model, part)
+    parameter = next(module.parameters())
+    codec = prepare_codec(module, model.quantizer, torch.empty(1, 1, dtype=parameter.dtype, device=parameter.device))
+    reason = codec if isinstance(codec, str) else codec.not_streamable
+    if model.config.chunk_length is not None and reason is None:
+        reason = f"it encodes chunks of {model.config.chunk_length} samples, each by itself"
+    if model.config.normalize:
+        reason = "it scales every clip by the volume of the whole of it (normalize=True)"
+    if isinstance(codec, str) or reason is not None:
+        remedy = "Use encode_batch and decode_batch, which take clips of any length and run a chunked model's chunks as common batches."
+        raise ValueError(f"model: this one can't stream: {reason}. {remedy}")
+    return codec
