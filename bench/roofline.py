@@ -1,8 +1,25 @@
-"""Vendor figures of the GPUs that projections and measurements are set beside."""
+"""What the hardware allows: vendor figures of GPUs, measured rates of this machine, and the floor of a stage and of a whole call."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
+
+import torch
+from cases import Case, levels_of
+from transformers import EncodecModel
+
+from encodec_fast.chunks import encoded_length
+from encodec_fast.demo import demo_config
+from encodec_fast.plan import Plan, Stage, fused_bytes, multiply_adds, stage_weights
+from encodec_fast.plan_reader import read_plan
+
+# Side of the square product, and floats of the copy: past the last-level cache of anything but the largest servers.
+MATMUL_SIZE = 768
+COPY_FLOATS = 32 << 20
 
 
 class Peak(NamedTuple):
@@ -23,3 +40,99 @@ PEAKS = {
     "sm_100": Peak("B200", 8.0, {"ieee": 75, "tf32": 1100, "tf32x3": 367}),
     "gfx942": Peak("MI300X", 5.3, {"ieee": 163, "tf32": 653}),
 }
+
+
+class MachineRates:
+    """Measures torch's float32 matrix product and copy at the current number of threads."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        size = MATMUL_SIZE if device.type == "cpu" else 8192
+        self.square = torch.full((size, size), 0.5, device=device)
+        self.product = torch.empty_like(self.square)
+        self.source = torch.ones(COPY_FLOATS, device=device)
+        self.target = torch.empty_like(self.source)
+
+    def measure(self) -> dict[str, float]:
+        """{"flops": FLOP/s, "copy": byte/s read and written}; the faster of three products and of two copies."""
+        product = min(self._seconds(lambda: torch.mm(self.square, self.square, out=self.product)) for _ in range(3))
+        copy = min(self._seconds(lambda: self.target.copy_(self.source)) for _ in range(2))
+        return {"flops": 2 * self.square.shape[0] ** 3 / product, "copy": 2 * self.source.nbytes / copy}
+
+    def _seconds(self, call: Callable[[], object]) -> float:
+        start = time.perf_counter()
+        call()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class Work:
+    """Arithmetic and traffic of one stage, or of a whole call, over all clips and chunks.  flops: two per multiply-add."""
+
+    name: str
+    flops: float
+    bytes: float
+
+    def floor(self, flop_rate: float, byte_rate: float) -> float:
+        """Seconds: the longer of arithmetic and traffic."""
+        return max(self.flops / flop_rate, self.bytes / byte_rate)
+
+
+@cache
+def meta_plan(model: str) -> Plan:
+    """The plan of a built-in model's shapes, without weights."""
+    with torch.device("meta"):
+        return read_plan(EncodecModel(demo_config(model)))
+
+
+def chunk_lengths(case: Case) -> list[int]:
+    """Samples of each chunk of one clip."""
+    config = demo_config(case.model)
+    samples = int(case.seconds * config.sampling_rate)
+    return [min(config.chunk_length or samples, samples - start) for start in range(0, samples, config.chunk_stride or samples)]
+
+
+def stage_work(case: Case) -> list[Work]:
+    """The stages of a call in order, each as if it read its input and weights once and wrote its output once."""
+    config, plan = demo_config(case.model), meta_plan(case.model)
+    network = plan.encoder if case.call == "encode" else plan.decoder
+    totals: dict[str, tuple[float, float]] = {}
+    for length in chunk_lengths(case):
+        steps = length if case.call == "encode" else encoded_length(config, length)
+        for stage in network.stages:
+            flops, moved = totals.get(stage.name, (0.0, _weight_bytes(stage)))
+            flops += 2.0 * case.batch * multiply_adds(stage, steps)
+            moved += case.batch * (fused_bytes(stage, steps) - _weight_bytes(stage))
+            totals[stage.name] = flops, moved
+            steps = stage.output_length(steps)
+    names = {stage.name: f"{stage.name} {type(stage).__name__} {stage.in_channels} -> {stage.out_channels}" for stage in network.stages}
+    work = [Work(names[name], *total) for name, total in totals.items()]
+    quantizer = _quantizer_work(case, plan)
+    return [*work, quantizer] if case.call == "encode" else [quantizer, *work]
+
+
+def _weight_bytes(stage: Stage) -> int:
+    return 4 * sum(weight.numel() for weight in stage_weights(stage))
+
+
+def _quantizer_work(case: Case, plan: Plan) -> Work:
+    """Search: one product with every entry of each level in use.  Sum of entries: one addition a value.  Codes are int64."""
+    frames = case.batch * sum(encoded_length(demo_config(case.model), length) for length in chunk_lengths(case))
+    levels, (_, entries, dim) = levels_of(case), plan.quantizer.codebooks.shape
+    moved = 4 * frames * dim + 8 * frames * levels + 4 * levels * entries * dim
+    if case.call == "encode":
+        return Work("quantizer search", 2.0 * frames * levels * entries * dim, moved)
+    return Work("quantizer sum", frames * levels * dim, moved)
+
+
+def whole_work(case: Case) -> Work:
+    """A call as if nothing but its audio, codes and weights ever left the caches: a bound for any implementation."""
+    config, plan = demo_config(case.model), meta_plan(case.model)
+    network = plan.encoder if case.call == "encode" else plan.decoder
+    weights = sum(_weight_bytes(stage) for stage in network.stages) + 4 * levels_of(case) * plan.quantizer.codebooks[0].numel()
+    frames = sum(encoded_length(config, length) for length in chunk_lengths(case))
+    audio = 4 * case.batch * config.audio_channels * int(case.seconds * config.sampling_rate)
+    codes = 8 * case.batch * frames * levels_of(case)
+    return Work(str(case), sum(work.flops for work in stage_work(case)), weights + audio + codes)

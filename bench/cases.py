@@ -1,0 +1,141 @@
+"""What is measured: calls on the real 24 and 48 kHz configurations, in named sets, with the inputs that every contender gets."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+
+from encodec_fast import demo
+from encodec_fast.audio import read_audio
+from encodec_fast.chunks import encoded_length
+
+CACHE = Path(__file__).parent / ".cache"
+# of this tree, whichever revision of the package is installed
+DEMO_SOURCE = Path(__file__).parents[1] / "encodec_fast" / "demo.py"
+KILOHERTZ = {"demo": 24, "demo-48khz": 48}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call: `batch` clips of `seconds` each.  bandwidth: kbps.  model: a name in `demo.DEMO_MODELS`."""
+
+    model: str
+    call: str
+    batch: int
+    seconds: float
+    bandwidth: float
+
+    def __str__(self) -> str:
+        return f"{KILOHERTZ[self.model]} kHz {self.call}, {self.batch} x {self.seconds:g} s, {self.bandwidth:g} kbps"
+
+    @property
+    def audio_seconds(self) -> float:
+        return self.batch * self.seconds
+
+    def fields(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def _cases(model: str, batches: tuple[int, ...], seconds: tuple[float, ...], bandwidths: tuple[float, ...]) -> tuple[Case, ...]:
+    grid = itertools.product(batches, seconds, bandwidths, ("encode", "decode"))
+    return tuple(Case(model, call, batch, length, bandwidth) for batch, length, bandwidth, call in grid)
+
+
+# The 48 kHz model has no 1.5 kbps; its lowest is 3.
+FULL = _cases("demo", (1, 4, 8, 32), (1, 10, 60), (1.5, 6, 24)) + _cases("demo-48khz", (1, 4, 8, 32), (1, 10, 60), (3, 6, 24))
+SETS: dict[str, tuple[Case, ...]] = {
+    "quick": _cases("demo", (1, 4), (1,), (6,)),
+    "readme": (
+        *_cases("demo", (1,), (10,), (6,)),
+        *_cases("demo", (8,), (10,), (6,)),
+        *_cases("demo-48khz", (1,), (10,), (6,)),
+        *_cases("demo", (1,), (1,), (6,)),
+        *_cases("demo", (32,), (1,), (6,)),
+        *_cases("demo", (4,), (10,), (6,)),
+        *_cases("demo", (1,), (60,), (6,)),
+        *_cases("demo", (1,), (10,), (1.5, 24)),
+        *_cases("demo-48khz", (4,), (10,), (6,)),
+    ),
+    "full": FULL,
+}
+
+
+def weights_file(model: str) -> Path:
+    """The state dict of a built-in model, made at the first call: fitting its codebooks takes most of a minute.
+
+    The name carries a hash of the code that draws the weights, so that no other weights are taken for them.
+    """
+    digest = hashlib.sha256(DEMO_SOURCE.read_bytes()).hexdigest()[:12]
+    path = CACHE / f"{model}-{digest}.pt"
+    if not path.exists():
+        CACHE.mkdir(exist_ok=True)
+        scratch = path.with_suffix(f".{os.getpid()}")
+        torch.save(demo.demo_model(model).state_dict(), scratch)
+        scratch.replace(path)
+    return path
+
+
+def stock_model(model: str) -> transformers.EncodecModel:
+    """Stock transformers with the built-in weights, on the CPU."""
+    stock = transformers.EncodecModel(demo.demo_config(model)).eval()
+    stock.load_state_dict(torch.load(weights_file(model)))
+    return stock
+
+
+def audio_of(case: Case) -> Tensor:
+    """[B, C, T] float32: the bundled clips end to end, each clip of the batch from another place, over faint noise.
+
+    The noise keeps digital silence out, where every entry of a codebook is equally near.
+    """
+    config = demo.demo_config(case.model)
+    rate, channels = config.sampling_rate, config.audio_channels
+    loop = torch.cat([torch.from_numpy(read_audio(path, rate, channels)[0]) for path in demo.bundled_clips()], dim=1)
+    samples = int(case.seconds * rate)
+    starts = torch.arange(case.batch)[:, None] * (loop.shape[1] // max(case.batch, 1))
+    audio = loop[:, (starts + torch.arange(samples)) % loop.shape[1]].transpose(0, 1).contiguous()
+    return audio + 1e-4 * torch.randn(audio.shape, generator=torch.Generator().manual_seed(0))
+
+
+def codes_of(case: Case, levels: int) -> tuple[Tensor, list[Tensor | None], int]:
+    """(codes [chunks, B, levels, F], scale of each chunk or None, frames of zeros at the end of the last chunk), drawn at random.
+
+    Decoding takes as long for any codes, and drawing them costs nothing.
+    """
+    config, generator = demo.demo_config(case.model), torch.Generator().manual_seed(0)
+    samples = int(case.seconds * config.sampling_rate)
+    chunk, stride = config.chunk_length or samples, config.chunk_stride or samples
+    lengths = [encoded_length(config, min(chunk, samples - start)) for start in range(0, samples, stride)]
+    # drawn frame by frame: a shorter clip has the beginning of a longer one
+    shape = (lengths[0], len(lengths), case.batch, levels)
+    codes = torch.randint(config.codebook_size, shape, generator=generator).permute(1, 2, 3, 0).contiguous()
+    codes[-1, ..., lengths[-1] :] = 0
+    scales: list[Tensor | None] = [None] * len(lengths)
+    if config.normalize:
+        scales = [0.05 + 0.1 * torch.rand(case.batch, 1, generator=generator) for _ in lengths]
+    return codes, scales, lengths[0] - lengths[-1]
+
+
+def levels_of(case: Case) -> int:
+    """Codebooks in use at the case's bandwidth."""
+    config = demo.demo_config(case.model)
+    frame_rate = math.ceil(config.sampling_rate / math.prod(config.upsampling_ratios))
+    return int(1000 * case.bandwidth // (frame_rate * math.log2(config.codebook_size)))
+
+
+def stock_bytes(case: Case) -> int:
+    """Memory that transformers needs for a call beyond model and audio: five activations of the widest layer at once, measured.
+
+    14.8 MiB per second of 24 kHz audio on the CPU; of a chunked model one chunk at a time.
+    """
+    config = demo.demo_config(case.model)
+    seconds = min(case.seconds, config.chunk_length_s or case.seconds)
+    return int(5 * 4 * config.num_filters * config.sampling_rate * seconds * case.batch)

@@ -1,0 +1,344 @@
+"""The measurement: contenders in processes of their own, checked against transformers, then run in turn, round after round.
+
+Every contender keeps its process and its model for all cases; while one runs, the others wait on their standard input. After each
+round the rates of this machine's matrix product and copy are measured with the same number of threads, so that floors and the
+canary are those of the very minutes in which the contenders ran.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import select
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from cases import Case, stock_bytes, weights_file
+from roofline import whole_work
+from torch import Tensor
+
+BENCH = Path(__file__).parent
+ROOT = BENCH.parent
+REFERENCE = "hf"
+MACHINE = "machine"
+PACKAGES = ("torch", "transformers", "encodec", "openvino", "triton", "numpy")
+
+# A timed run is repeated until it lasts this long: the kernel counts CPU time in hundredths of a second.
+SHORTEST_RUN_S = 0.2
+# Idle threads of OpenMP spin for some milliseconds after their work; the next contender starts after them.
+SETTLE_S = 0.03
+# What other processes may take of the machine's cores, and how far the matrix product may fall behind its median, before a
+# measurement is marked. An idle machine shows up to 2 % and 8 %.
+OTHERS_LIMIT, SLOWDOWN_LIMIT = 0.05, 0.8
+# A whole call may use this share of the memory that is free when it starts.
+MEMORY_SHARE = 0.6
+CALL_TIMEOUT_S = 900.0
+
+# Answers. A flip is a frame of which any code differs from transformers'. float32 in another order of summation flips about one
+# frame in a thousand of the demo models (docs/benchmarks.md), and in a small case that may be one of few.
+FLIPS_SHARE, FLIPS_SLACK = 0.005, 2
+AUDIO_ERROR = 1e-4
+
+Row = dict[str, Any]
+
+
+class WrongAnswer(Exception):
+    """A contender's answer is not that of transformers: its speed is not printed."""
+
+
+class ContenderFailed(Exception):
+    """A contender raised, ran too long or died; the message says which."""
+
+
+class Process:
+    """A worker, and the conversation with it.  name: of the row; contender: of the worker's class."""
+
+    def __init__(self, name: str, contender: str, threads: int, device: str, packages: Path | None = None) -> None:
+        """packages: a folder of installed packages that comes before all others; how another revision is measured."""
+        self.name = name
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+        if packages is not None:
+            environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(packages), environment.get("PYTHONPATH"))))
+        command = [sys.executable, str(BENCH / "worker.py"), contender, "--threads", str(threads), "--device", device]
+        self.log = tempfile.TemporaryFile("w+")
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, env=environment, text=True, bufsize=1
+        )
+
+    def ask(self, **message: Any) -> Row:
+        """The worker's answer.  Raises ContenderFailed where it has none."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        try:
+            self.process.stdin.write(json.dumps(message) + "\n")
+        except BrokenPipeError:
+            raise ContenderFailed(f"{self.name} is gone: {self._last_words()}") from None
+        if not select.select([self.process.stdout], [], [], CALL_TIMEOUT_S)[0]:
+            self.close()
+            raise ContenderFailed(f"{self.name} gave no answer to {message['do']} in {CALL_TIMEOUT_S:g} s")
+        line = self.process.stdout.readline()
+        if not line:
+            raise ContenderFailed(f"{self.name} ended with code {self.process.wait()}: {self._last_words()}")
+        reply = json.loads(line)
+        if "error" in reply:
+            raise ContenderFailed(f"{self.name}: {reply['error']}")
+        return reply
+
+    def _last_words(self) -> str:
+        self.log.seek(0)
+        return (self.log.read().strip().splitlines() or ["it said nothing"])[-1]
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+@dataclass
+class Measured:
+    """One contender's runs of one case."""
+
+    setup_seconds: float
+    times: int = 1
+    seconds: list[float] = field(default_factory=list)
+    cpu_seconds: float = 0.0
+    elapsed: float = 0.0
+    busy: float = 0.0
+    joules: list[float] = field(default_factory=list)
+    check: Row = field(default_factory=dict)
+
+    def add(self, reply: Row, busy: float) -> None:
+        self.seconds.append(reply["seconds"])
+        self.cpu_seconds += reply["cpu_seconds"]
+        self.elapsed += reply["seconds"] * self.times
+        self.busy += busy
+        if "joules" in reply:
+            self.joules.append(reply["joules"])
+
+    @property
+    def others_share(self) -> float:
+        """Share of all cores that other processes used during the runs, at least 0."""
+        return max(0.0, self.busy - self.cpu_seconds) / max(self.elapsed * (os.cpu_count() or 1), 1e-9)
+
+
+class Harness:
+    """Processes of contenders, each started at its first case and kept for all others."""
+
+    def __init__(self, threads: int, device: str = "cpu") -> None:
+        self.threads, self.device = threads, device
+        self.processes: dict[str, Process] = {}
+        self.scratch = tempfile.TemporaryDirectory()
+
+    def process(self, name: str) -> Process:
+        """The contender's process; a fresh one where the last one has died."""
+        if name not in self.processes or self.processes[name].process.poll() is not None:
+            self.processes[name] = Process(name, name, self.threads, self.device)
+        return self.processes[name]
+
+    def close(self) -> None:
+        """Ends all processes."""
+        for process in self.processes.values():
+            process.close()
+        self.scratch.cleanup()
+
+    def measure(self, case: Case, contenders: Sequence[str], rounds: int, seconds: float) -> list[Row]:
+        """One row per contender: its times, its check and the machine's rates, or why it has none.
+
+        rounds: how often each contender runs; fewer, though at least 3, where the case would take longer than `seconds`.
+        Raises ContenderFailed where the reference itself fails.
+        """
+        weights_file(case.model)
+        measured: dict[str, Measured] = {}
+        rows: list[Row] = []
+        expected = self._expected(case)
+        for name in contenders:
+            try:
+                measured[name] = self._prepare(case, name, expected)
+            except (ContenderFailed, WrongAnswer) as error:
+                rows.append({"case": case.fields(), "contender": name, "failed": str(error)})
+        rates: list[Row] = []
+        end = time.monotonic() + seconds
+        for number in range(rounds if measured else 0):
+            if number >= 3 and time.monotonic() > end:
+                break
+            for name in measured if number % 2 == 0 else reversed(measured):
+                self._run(self.process(name), measured[name])
+            rates.append(self.process(MACHINE).ask(do="run"))
+        return [row(case, name, runs, rates) for name, runs in measured.items()] + rows
+
+    def _expected(self, case: Case) -> Tensor:
+        """The answer of transformers, from as many clips at a time as memory allows."""
+        path = Path(self.scratch.name) / "expected.pt"
+        clips = max(1, int(case.batch * min(1.0, self._room() / stock_bytes(case))))
+        self.process(REFERENCE).ask(do="answer_in_pieces", case=case.fields(), clips=clips, path=str(path))
+        return torch.load(path)
+
+    def _room(self) -> float:
+        return MEMORY_SHARE * available_bytes() if self.device == "cpu" else math.inf
+
+    def _prepare(self, case: Case, name: str, expected: Tensor) -> Measured:
+        """The contender, ready for `case` and with the right answer."""
+        if name in HUNGRY and stock_bytes(case) > self._room():
+            raise ContenderFailed(f"{name} was not run: it needs about {stock_bytes(case) / 2**30:.0f} GiB of memory")
+        process = self.process(name)
+        measured = Measured(process.ask(do="prepare", case=case.fields())["seconds"])
+        path = Path(self.scratch.name) / "answer.pt"
+        process.ask(do="answer", path=str(path))
+        measured.check = check(case, torch.load(path), expected)
+        # the second run: the first one may have compiled
+        once = process.ask(do="run", times=1)["seconds"]
+        measured.times = max(1, math.ceil(SHORTEST_RUN_S / once))
+        return measured
+
+    def _run(self, process: Process, measured: Measured) -> None:
+        time.sleep(SETTLE_S)
+        before = busy_seconds()
+        reply = process.ask(do="run", times=measured.times)
+        measured.add(reply, busy_seconds() - before)
+
+
+# Contenders that hold whole activations of all layers of the longest clip.
+HUNGRY = ("hf", "folded", "compile", "encodec", "openvino")
+
+
+def check(case: Case, answer: Tensor, expected: Tensor) -> Row:
+    """How far an answer is from that of transformers.  Raises WrongAnswer where it is another one."""
+    if answer.shape != expected.shape:
+        raise WrongAnswer(f"the answer has shape {list(answer.shape)}, that of transformers {list(expected.shape)}")
+    if case.call == "encode":
+        differs = (answer != expected).any(2)
+        flips, frames = int(differs.sum()), differs.numel()
+        if flips > FLIPS_SLACK + FLIPS_SHARE * frames:
+            raise WrongAnswer(f"{flips} of {frames} frames have other codes than those of transformers")
+        return {"frames": frames, "flips": flips}
+    error = ((answer - expected).abs().max() / expected.abs().max()).item()
+    if not error <= AUDIO_ERROR:
+        raise WrongAnswer(f"the audio is {error:.1e} of its peak away from that of transformers; allowed is {AUDIO_ERROR:g}")
+    return {"largest_error": error}
+
+
+def row(case: Case, name: str, measured: Measured, rates: list[Row]) -> Row:
+    """What is kept of one contender's runs.  spread: (slowest - fastest) / median."""
+    median = statistics.median(measured.seconds)
+    flops, copy = (statistics.median(rate[key] for rate in rates) for key in ("flops", "copy"))
+    work = whole_work(case)
+    result: Row = {
+        "case": case.fields(),
+        "contender": name,
+        "seconds": measured.seconds,
+        "median": median,
+        "spread": (max(measured.seconds) - min(measured.seconds)) / median,
+        "x_real_time": case.audio_seconds / median,
+        "setup_seconds": measured.setup_seconds,
+        "check": measured.check,
+        "flops": flops,
+        "copy": copy,
+        "floor_seconds": work.floor(flops, copy),
+        "share_of_floor": work.floor(flops, copy) / median,
+        "others_share": measured.others_share,
+        "disturbed": disturbance(measured.others_share, [rate["flops"] for rate in rates]),
+    }
+    if measured.joules:
+        result["joules_per_hour"] = statistics.median(measured.joules) / case.audio_seconds * 3600
+    return result
+
+
+def disturbance(others_share: float, flop_rates: list[float]) -> str | None:
+    """The canary: what says that the machine was not ours alone, or None."""
+    if others_share > OTHERS_LIMIT:
+        return f"other processes used {others_share:.0%} of the cores"
+    slowest = min(flop_rates) / statistics.median(flop_rates)
+    if slowest < SLOWDOWN_LIMIT:
+        return f"the matrix product fell to {slowest:.0%} of its median rate"
+    return None
+
+
+def busy_seconds() -> float:
+    """Seconds that all cores of this machine have worked since it started, those stolen by its host included; 0 off Linux."""
+    stat = Path("/proc/stat")
+    if not stat.exists():
+        return 0.0
+    user, nice, system, _, _, irq, softirq, steal, *_ = map(int, stat.read_text().split("\n", 1)[0].split()[1:])
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def available_bytes() -> int:
+    """Memory that a new process can have; without limit where the system does not say."""
+    info = Path("/proc/meminfo")
+    if not info.exists():
+        return 1 << 62
+    line = next(line for line in info.read_text().splitlines() if line.startswith("MemAvailable"))
+    return int(line.split()[1]) * 1024
+
+
+def environment(threads: int, device: str = "cpu") -> Row:
+    """Machine, versions, revision and command, as every row of results carries them."""
+    machine = {
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "memory_gib": _memory_gib(),
+        "system": platform.system(),
+        "arch": platform.machine(),
+    }
+    if device == "cuda":
+        machine["gpu"] = torch.cuda.get_device_name()
+    versions = {name: metadata.version(name) for name in PACKAGES if _is_installed(name)}
+    return {
+        "machine": machine,
+        "threads": threads,
+        "dtype": "float32",
+        "tier": _tier(),
+        "python": platform.python_version(),
+        "versions": versions,
+        "revision": revision(),
+        "command": " ".join(["python", "bench/" + Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def revision() -> str:
+    """The short hash of the commit, with a + where tracked files differ from it; "" outside a git checkout."""
+    done = subprocess.run(
+        ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"], cwd=ROOT, capture_output=True, text=True
+    )
+    return done.stdout.strip()
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith(("model name", "CPU part"))]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _memory_gib() -> int:
+    return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30)
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _tier() -> str | None:
+    from encodec_fast.kernels.cpu import library
+
+    try:
+        engine = library.load()
+    except library.LibraryMissing:
+        return None
+    requested = library.requested_tier()
+    return requested.decode() if requested else library.tiers(engine)[0]

@@ -1,0 +1,44 @@
+"""Results as JSON lines: appended, never rewritten, read back by suite."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+RESULTS = Path(__file__).parent / "results"
+
+
+def append(path: Path, rows: Iterable[Row]) -> None:
+    """Adds rows at the end of the file, which is made where there is none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row) + "\n")
+
+
+def read(path: Path) -> list[Row]:
+    """All rows of a file, none where it does not exist."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+
+
+def key(row: Row) -> str:
+    """What a row is about: suite, case, contender, threads and machine. Of two rows with one key the later one counts."""
+    about = {name: row.get(name) for name in ("suite", "case", "stage", "contender")}
+    about["machine"] = row["environment"]["machine"]
+    about["threads"] = row["environment"]["threads"]
+    return json.dumps(about, sort_keys=True)
+
+
+def latest(rows: Iterable[Row]) -> list[Row]:
+    """The last row of every key, in the order in which the keys first came."""
+    return list({key(row): row for row in rows}.values())
+
+
+def done(rows: Iterable[Row], revision: str) -> set[str]:
+    """Keys that this revision has a row for: a run that was cut off goes on after them."""
+    return {key(row) for row in rows if row["environment"]["revision"] == revision}

@@ -1,0 +1,176 @@
+"""One contender in a process of its own, told by JSON lines on standard input what to do; used by `harness`.
+
+    {"do": "prepare", "case": {...}}   makes inputs, runs a first time     -> {"seconds": s}
+    {"do": "answer", "path": p}        saves the answer of that run to p   -> {}
+    {"do": "answer_in_pieces", ...}    answers a case that was not prepared, `clips` clips at a time
+    {"do": "once", ...}                runs a case that was not prepared, after one of its first second
+    {"do": "run", "times": n}          runs n times                       -> {"seconds": s per run, "cpu_seconds": of all}
+
+The contender `machine` has no cases: its run measures the rates of matrix products and of copies.
+A failed command answers {"error": "..."}; the process goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+Message = dict[str, Any]
+
+
+class Worker:
+    """Answers the commands of the harness."""
+
+    def __init__(self, contender: str, device: torch.device) -> None:
+        from contenders import CONTENDERS
+
+        self.device = device
+        self.contender = CONTENDERS[contender](device)
+        self.case: Any = None
+        self.call: Callable[[], Any] = lambda: None
+        self.energy = energy_meter(device)
+
+    def prepare(self, message: Message) -> Message:
+        """Loads the model, makes the inputs and runs a first time, which is where some contenders compile."""
+        from cases import Case
+
+        self.call = lambda: None  # lets go of the inputs of the case before
+        self.case = Case(**message["case"])
+        start = time.perf_counter()
+        self.call = self.contender.prepare(self.case)
+        self.result = self.call()
+        self.wait()
+        return {"seconds": time.perf_counter() - start}
+
+    def answer(self, message: Message) -> Message:
+        """Saves the answer of the first run."""
+        torch.save(self.contender.answer(self.case, self.result), message["path"])
+        self.result = None
+        return {}
+
+    def answer_in_pieces(self, message: Message) -> Message:
+        """Saves the answer to a case whose whole batch does not fit into memory."""
+        from cases import Case
+
+        torch.save(self.contender.answer_in_pieces(Case(**message["case"]), message["clips"]), message["path"])
+        return {}
+
+    def run(self, message: Message) -> Message:
+        """Wall time per run, CPU time of all threads and runs, joules per run where a meter is there."""
+        joules = self.energy()
+        cpu, start = time.process_time(), time.perf_counter()
+        for _ in range(message["times"]):
+            self.call()
+            self.wait()
+        seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+        answer = {"seconds": seconds / message["times"], "cpu_seconds": cpu}
+        if joules is not None:
+            answer["joules"] = (self.energy() - joules) / message["times"]
+        return answer
+
+    def once(self, message: Message) -> Message:
+        """Time and peak memory of a single run, after one of the clip's first second; for clips too long to run twice."""
+        from cases import Case
+        from harness import busy_seconds
+
+        case = Case(**message["case"])
+        self.contender.prepare(replace(case, seconds=1))()
+        self.case, self.call = case, self.contender.prepare(case)
+        before = resident_bytes()
+        forget_peak()
+        busy, cpu, start = busy_seconds(), time.process_time(), time.perf_counter()
+        result = self.call()
+        seconds, cpu, busy = time.perf_counter() - start, time.process_time() - cpu, busy_seconds() - busy
+        peak = peak_bytes() - before
+        torch.save(self.contender.answer(case, result), message["path"])
+        return {"seconds": seconds, "cpu_seconds": cpu, "busy_seconds": busy, "peak_bytes": peak}
+
+    def wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+class Machine:
+    """The rates that floors are computed from."""
+
+    def __init__(self, device: torch.device) -> None:
+        from roofline import MachineRates
+
+        self.rates = MachineRates(device)
+
+    def run(self, message: Message) -> Message:
+        """FLOP/s and byte/s, with the CPU time that measuring took."""
+        cpu, start = time.process_time(), time.perf_counter()
+        measured = self.rates.measure()
+        return {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu, **measured}
+
+
+def energy_meter(device: torch.device) -> Callable[[], float | None]:
+    """A function that returns the joules the GPU has used since its driver was loaded, or None where nothing counts them."""
+    if device.type != "cuda":
+        return lambda: None
+    try:
+        import pynvml
+    except ImportError:
+        return lambda: None
+    pynvml.nvmlInit()
+    # NVML counts all GPUs of the machine, torch those that CUDA_VISIBLE_DEVICES leaves: the UUID is common to both
+    handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+    return lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000
+
+
+def _status_bytes(key: str) -> int:
+    status = Path("/proc/self/status")
+    if not status.exists():  # not Linux
+        return 0
+    line = next(line for line in status.read_text().splitlines() if line.startswith(key))
+    return int(line.split()[1]) * 1024
+
+
+def resident_bytes() -> int:
+    return _status_bytes("VmRSS")
+
+
+def peak_bytes() -> int:
+    return _status_bytes("VmHWM")
+
+
+def forget_peak() -> None:
+    """Sets the process's peak of resident memory back to what it is now."""
+    if os.access("/proc/self/clear_refs", os.W_OK):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("contender")
+    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    # what libraries print must not end up between the answers
+    replies = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    torch.set_num_threads(options.threads)
+    torch.set_grad_enabled(False)
+    device = torch.device(options.device)
+    worker: Any = Machine(device) if options.contender == "machine" else Worker(options.contender, device)
+    for line in sys.stdin:
+        message = json.loads(line)
+        try:
+            reply = getattr(worker, message["do"])(message)
+        except Exception as error:  # whatever a contender does wrong is its row in the table, not the end of the run
+            reply = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(reply), file=replies, flush=True)
+
+
+if __name__ == "__main__":
+    main()
