@@ -28,6 +28,7 @@ _HOMES = {
     "StreamingDecoder": "encodec_fast.streaming",
     "encode_pieces": "encodec_fast.streaming",
     "decode_pieces": "encodec_fast.streaming",
+    "load_codes": "encodec_fast.formats.folder",
 }
 
 __all__ = ["__version__", *_HOMES]

@@ -1,16 +1,17 @@
-"""What the command line prints: lines, a progress bar, the list of failed clips."""
+"""What the command line prints: lines, progress, the list of failed clips."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
-    from encodec_fast.dataset import Summary
+    from encodec_fast.dataset.run import Summary
     from encodec_fast.formats import ClipFailure
 
 FAILURES_SHOWN = 20
@@ -34,25 +35,21 @@ def complain(text: str) -> None:
 
 
 class ProgressBar:
-    """Clips, times real time and time left: a bar in a terminal, else a plain line now and then."""
+    """How many of how many: a bar in a terminal, else a plain line now and then."""
 
-    def __init__(self, total: int):
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self._total = total
-        self._last_line = time.perf_counter()
+    def __init__(self, total: int, things: str = "clips"):
+        self._total, self._things = total, things
+        self._started = self._last_line = time.perf_counter()
         out = console()
-        self._bar = Progress(
+        self._plain = not out.is_terminal
+        columns = (
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
-            TextColumn("clips  {task.fields[speed]:>6.1f} x real time  left"),
+            TextColumn(f"{things}  {{task.fields[speed]}}left"),
             TimeRemainingColumn(),
-            console=out,
-            transient=True,
-            disable=not out.is_terminal,
         )
-        self._plain = not out.is_terminal
-        self._task = self._bar.add_task("", total=total, speed=0.0)
+        self._bar = Progress(*columns, console=out, transient=True, disable=self._plain)
+        self._task = self._bar.add_task("", total=total, speed="")
 
     def __enter__(self) -> ProgressBar:
         self._bar.start()
@@ -61,14 +58,75 @@ class ProgressBar:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def update(self, done: int, speed: float, wall_seconds: float) -> None:
-        """done: clips so far, failed ones included."""
-        self._bar.update(self._task, completed=done, speed=speed)
+    def update(self, done: int, total: int | None = None, speed: str = "") -> None:
+        """done: so far, failed ones included. total: where it turns out to be another. speed: in words."""
+        self._total = self._total if total is None else total
+        self._bar.update(self._task, completed=done, total=self._total, speed=f"{speed}  " if speed else "")
         now = time.perf_counter()
         if self._plain and done < self._total and now - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = now
-            left = wall_seconds / max(done, 1) * (self._total - done)
-            say(f"{done}/{self._total} clips, {speed:.1f} x real time, about {left:.0f} s left")
+            left = (now - self._started) / max(done, 1) * (self._total - done)
+            say(f"{done}/{self._total} {self._things}, {speed + ', ' if speed else ''}about {left:.0f} s left")
+
+
+class RunProgress:
+    """A tokenizing run: clips, hours, x real time, errors, both rates, time left by audio; a bar, or plain lines."""
+
+    def __init__(self) -> None:
+        self._last_line = time.perf_counter()
+        out = console()
+        self._plain = not out.is_terminal
+        self._bar = Progress(BarColumn(bar_width=None), TextColumn("{task.fields[text]}"), console=out, transient=True, disable=self._plain)
+        self._task = self._bar.add_task("", total=None, text="")
+
+    def __enter__(self) -> RunProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def update(self, summary: Summary) -> None:
+        """Shows the run as it is now."""
+        text = progress_line(summary)
+        self._bar.update(self._task, completed=summary.seconds, total=summary.planned_seconds, text=text)
+        now = time.perf_counter()
+        if self._plain and now - self._last_line >= SECONDS_BETWEEN_LINES:
+            self._last_line = now
+            say(text)
+
+
+def progress_line(summary: Summary) -> str:
+    """`120/568 clips, 0.12/0.42 h, 95.1 x real time (encoder 97, readers 2400), 1 error, about 12 s left`."""
+    errors = len(summary.failures)
+    left = (summary.planned_seconds - summary.seconds) / summary.times_real_time if summary.times_real_time else 0.0
+    return (
+        f"{summary.clips + errors}/{summary.planned_clips} clips, {summary.seconds / 3600:.2f}/{summary.planned_seconds / 3600:.2f} h, "
+        f"{summary.times_real_time:.1f} x real time (encoder {summary.encoding:.0f}, readers {summary.reading:.0f}), "
+        f"{errors} error{'s' * (errors != 1)}, about {max(0.0, left):.0f} s left"
+    )
+
+
+def summary_lines(summary: Summary, failures: int) -> Iterator[str]:
+    """What a tokenizing run did. failures: of all runs into that folder."""
+    yield speed_line(summary)
+    if summary.clips:
+        waited = 100 * summary.waited / summary.wall_seconds if summary.wall_seconds else 0.0
+        yield f"encoder {summary.encoding:.1f} x real time, readers {summary.reading:.0f}; the encoder waited {waited:.1f} % of the time"
+    if summary.done_before:
+        yield f"{summary.done_before} clips were done before"
+    if summary.left:
+        yield f"{summary.left} clips are left to other shards"
+    if failures:
+        yield f"{failures} clips have no codes: errors.parquet lists them, --retry-failed tries them again"
+    if summary.verified is not None:
+        counts = summary.verified
+        verdict = "the same codec" if not counts["failed"] and not counts["changed"] else "NOT the same codec"
+        yield (
+            f"verified {counts['clips']} clips, {counts['codes']} codes: {counts['flips']} frames differ from transformers "
+            f"(its own float32 from float64: {counts['reference_flips']}), largest margin {counts['worst_margin']:.2f} of its bound, "
+            f"{counts['changed']} stored frames differ from the clip alone: {verdict}"
+        )
 
 
 def report_failures(failures: Sequence[ClipFailure]) -> None:

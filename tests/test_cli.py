@@ -11,7 +11,8 @@ import soundfile
 import torch
 
 from encodec_fast import cli, pretrained
-from encodec_fast.formats.parquet import iter_rows, read_failures, read_ids, read_info
+from encodec_fast.formats.folder import load_codes, read_ids, read_info
+from encodec_fast.formats.parquet import read_failures
 from encodec_fast.pretrained import weights_sha256
 from fixtures import audio_like, config_48khz, pair, small_config
 from venvs import ROOT
@@ -64,8 +65,9 @@ def test_tokenize_and_decode_give_every_clip_back_at_its_length_and_rate(capsys,
     codes, wavs = tmp_path / "codes", tmp_path / "wavs"
     code, out, err = tokenize(capsys, corpus, codes, model_folder, "--threads", "1", "--workers", "1")
     assert (code, err) == (cli.OK, "")
-    assert "3 clips" in out and "x real time" in out and str(codes / "part-00000.parquet") in out
-    assert read_ids(codes) == ["a.wav", "b/a.flac", "b/a.wav"]
+    assert "3 clips" in out and "x real time" in out and str(codes / "part-00000000.parquet") in out
+    # longest first
+    assert read_ids(codes) == ["a.wav", "b/a.wav", "b/a.flac"]
     info = read_info(codes)
     assert info.model_id == str(model_folder) and info.weights_sha256 == weights_sha256(model)
     assert info.options["bandwidth"] == 2.4 and info.backend
@@ -73,7 +75,7 @@ def test_tokenize_and_decode_give_every_clip_back_at_its_length_and_rate(capsys,
     code, out, err = run(capsys, "decode", codes, "--out", wavs)
     assert (code, err) == (cli.OK, "") and "wrote 3 WAV files" in out
     assert sorted(str(path.relative_to(wavs)) for path in wavs.rglob("*.wav")) == ["a.wav", "b/a.wav", "b/a~2.wav"]
-    for row, name in zip(iter_rows(codes), ["a.wav", "b/a.wav", "b/a~2.wav"]):
+    for row, name in zip(load_codes(codes), ["a.wav", "b/a.wav", "b/a~2.wav"]):
         written = soundfile.info(wavs / name)
         assert (written.frames, written.samplerate) == (row.num_samples, 2400)
 
@@ -89,11 +91,13 @@ def test_a_broken_clip_is_named_with_its_reason_and_costs_only_itself(capsys, co
     assert len(read_ids(tmp_path / "codes")) == 3
 
 
-def test_a_codes_folder_is_replaced_only_when_asked(capsys, corpus, model_folder, tmp_path):
+def test_a_codes_folder_is_continued_and_replaced_only_when_asked(capsys, corpus, model_folder, tmp_path):
     codes, wavs = tmp_path / "codes", tmp_path / "wavs"
     assert tokenize(capsys, corpus, codes, model_folder)[0] == cli.OK
-    code, _, err = tokenize(capsys, corpus, codes, model_folder)
-    assert code == cli.WRONG_ARGUMENT and "holds codes already" in err
+    code, out, err = tokenize(capsys, corpus, codes, model_folder)
+    assert (code, err) == (cli.OK, "") and "3 clips were done before" in out
+    code, _, err = tokenize(capsys, corpus / "b", codes, model_folder)
+    assert code == cli.WRONG_ARGUMENT and "holds codes made otherwise: sources was" in err
     assert tokenize(capsys, corpus / "b", codes, model_folder, "--overwrite")[0] == cli.OK
     assert len(read_ids(codes)) == 2
     assert run(capsys, "decode", codes, "--out", wavs)[0] == cli.OK

@@ -23,7 +23,7 @@ _LAYERS = [
     {"clips", "compiled"},
     {"model"},
     {"acceleration", "audio", "ecdc", "explanation", "formats", "streaming", "verify"},
-    {"demo"},
+    {"corpus", "demo"},
     {"pretrained"},
     {"dataset"},
     {"terminal"},
@@ -33,7 +33,7 @@ _RANK = {name: rank for rank, layer in enumerate(_LAYERS) for name in layer}
 # These stand on their own: they import nothing of the package.
 _LEAVES = {"kernels", "audio", "ecdc", "formats"}
 # Tools that only look at codes need not load torch.
-_TORCH_FREE = {"ecdc", "formats"}
+_TORCH_FREE = {"audio", "corpus", "ecdc", "formats"}
 _SOURCES = sorted([*(ROOT / "encodec_fast").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")])
 
 

@@ -1,6 +1,6 @@
-"""Output formats: how codes are stored. No torch here, so that a reader of codes needs none.
+"""How codes are stored, and read again. No torch here, so that a reader of codes needs none.
 
-A new format is one module with a writer of ParquetShardWriter's shape and one line in WRITERS.
+A format is one module with a class `Shard` (see ShardFile), `SUFFIX`, `read_shard` and `read_shard_info`, and one line in FORMATS.
 """
 
 from __future__ import annotations
@@ -9,12 +9,16 @@ import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol
 
 import numpy as np
 
-WRITERS = {"parquet": "encodec_fast.formats.parquet:ParquetShardWriter"}
+FORMATS = {
+    "parquet": "encodec_fast.formats.parquet",
+    "webdataset": "encodec_fast.formats.webdataset",
+    "npy": "encodec_fast.formats.npy",
+}
+FORMAT_VERSION = 1
 
 
 class FormatError(ValueError):
@@ -67,7 +71,7 @@ class DatasetInfo:
     """What made the codes of a data set, stored in every shard.
 
     model_id: name or folder. weights_sha256: of the state dict (pretrained.weights_sha256). codebook_size: entries, so
-    codes are 0 ... codebook_size - 1. backend: as asked for. versions: package to version. options: of the run.
+    codes are 0 ... codebook_size - 1. backend: what ran. versions: package to version. options: of the run.
     """
 
     model_id: str
@@ -77,27 +81,39 @@ class DatasetInfo:
     versions: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def code_dtype(self) -> type[np.unsignedinteger[Any]]:
+        """What codes are stored as."""
+        return np.uint16 if self.codebook_size <= 1 << 16 else np.uint32
 
-class ClipWriter(Protocol):
-    """What a format's writer does. As a context manager it closes itself, also on KeyboardInterrupt."""
+
+class ShardFile(Protocol):
+    """A shard that is being written under a temporary name: Shard(folder, name, info, packed=False).
+
+    It gets its own name, name + SUFFIX, when it is whole and on the disk, so that a reader never meets half a one. Its
+    bytes depend on name, info and rows alone.
+    """
 
     def write(self, row: ClipRow) -> None:
-        """Adds a clip."""
+        """Adds a clip. Raises FormatError if its codes are no codes of the model."""
 
-    def write_failure(self, failure: ClipFailure) -> None:
-        """Notes a clip that has no codes."""
+    def finish(self) -> Path:
+        """Makes it a shard; returns its path."""
 
-    def close(self) -> list[Path]:
-        """Finishes what is open; returns the files written, in order."""
-
-    def __enter__(self) -> ClipWriter: ...
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+    def discard(self) -> None:
+        """Removes it."""
 
 
-def writer_class(name: str) -> Any:
-    """The writer class of a format in WRITERS; its module is imported here. Raises ValueError for another name."""
-    if name not in WRITERS:
-        raise ValueError(f"format is {name!r}; allowed are {', '.join(WRITERS)}.")
-    module, attribute = WRITERS[name].split(":")
-    return getattr(importlib.import_module(module), attribute)
+def format_module(name: str) -> Any:
+    """The module of a format in FORMATS, imported here. Raises ValueError for another name."""
+    if name not in FORMATS:
+        raise ValueError(f"format is {name!r}; allowed are {', '.join(FORMATS)}.")
+    return importlib.import_module(FORMATS[name])
+
+
+def check_codes(row: ClipRow, info: DatasetInfo) -> np.ndarray:
+    """The row's codes in the dtype they are stored as. Raises FormatError if they are none, or not [n_chunks, K, F]."""
+    codes = row.codes
+    if codes.ndim != 3 or (codes.size and not 0 <= codes.min() <= codes.max() < info.codebook_size):
+        raise FormatError(f"{row.id}: codes of shape {list(codes.shape)} must be [n_chunks, K, F], each 0 ... {info.codebook_size - 1}.")
+    return codes.astype(info.code_dtype, copy=False)

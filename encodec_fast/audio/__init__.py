@@ -1,0 +1,25 @@
+"""Audio files: finding them, reading them at a model's rate and channels, naming and writing decoded ones. No torch."""
+
+from encodec_fast.audio.files import AUDIO_SUFFIXES, AudioFile, find_audio, utf8_name
+from encodec_fast.audio.reading import AudioError, AudioInfo, audio_blocks, audio_info, open_audio, read_audio
+from encodec_fast.audio.samples import RESAMPLE_QUALITY, mix_channels, resample
+from encodec_fast.audio.wav import WAV_SUBTYPES, wav_paths, write_wav
+
+__all__ = [
+    "AUDIO_SUFFIXES",
+    "RESAMPLE_QUALITY",
+    "WAV_SUBTYPES",
+    "AudioError",
+    "AudioFile",
+    "AudioInfo",
+    "audio_blocks",
+    "audio_info",
+    "find_audio",
+    "mix_channels",
+    "open_audio",
+    "read_audio",
+    "resample",
+    "utf8_name",
+    "wav_paths",
+    "write_wav",
+]

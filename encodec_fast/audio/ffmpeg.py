@@ -1,0 +1,78 @@
+"""Audio that libsndfile doesn't read (AAC, M4A, WebM, WMA, ...), decoded by the ffmpeg program where one is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import struct
+import subprocess
+from collections.abc import Iterator
+from typing import IO
+
+import numpy as np
+
+# Sun's AU: magic, bytes before the samples, their length, encoding (6: float32, big-endian), rate, channels. The one
+# format of a fixed header that ffmpeg can write to a pipe.
+_AU_HEADER = struct.Struct(">4sIIIII")
+_DURATION = re.compile(rb"Duration: (\d+):(\d+):([\d.]+)")
+
+
+class FfmpegError(ValueError):
+    """ffmpeg can't read the file; the message is its own last line."""
+
+
+def ffmpeg_program() -> str | None:
+    """The program on the PATH, or the one that the package imageio-ffmpeg brings; None if there is neither."""
+    found = shutil.which("ffmpeg")
+    if found is None and importlib.util.find_spec("imageio_ffmpeg") is not None:
+        import imageio_ffmpeg
+
+        found = imageio_ffmpeg.get_ffmpeg_exe()
+    return found
+
+
+class FfmpegFile:
+    """A file's first audio stream. rate in Hz, seconds as the container says (0.0 where it doesn't)."""
+
+    def __init__(self, program: str, path: str | os.PathLike[str]):
+        self._program, self._path = program, os.fspath(path)
+        with self._start(["-t", "0"]) as process:
+            output, errors = process.communicate()
+        if len(output) < _AU_HEADER.size:
+            raise FfmpegError(_last_line(errors))
+        *_, self.rate, self.channels = _AU_HEADER.unpack_from(output)
+        duration = _DURATION.search(errors)
+        hours, minutes, seconds = (float(part) for part in duration.groups()) if duration else (0.0, 0.0, 0.0)
+        self.seconds = 3600 * hours + 60 * minutes + seconds
+
+    def blocks(self, block_frames: int) -> Iterator[np.ndarray]:
+        """The samples, float32 [T, C], block_frames at a time. Raises FfmpegError for a damaged file."""
+        with self._start(["-xerror"]) as process:
+            assert process.stdout is not None and process.stderr is not None
+            try:
+                header = process.stdout.read(_AU_HEADER.size)
+                if len(header) == _AU_HEADER.size:
+                    process.stdout.read(_AU_HEADER.unpack(header)[1] - _AU_HEADER.size)
+                    yield from self._read(process.stdout, block_frames)
+                errors = process.stderr.read()
+                if process.wait():
+                    raise FfmpegError(_last_line(errors))
+            finally:
+                process.kill()
+
+    def _read(self, stream: IO[bytes], block_frames: int) -> Iterator[np.ndarray]:
+        while data := stream.read(4 * self.channels * block_frames):
+            yield np.frombuffer(data, ">f4").astype(np.float32).reshape(-1, self.channels)
+
+    def _start(self, options: list[str]) -> subprocess.Popen[bytes]:
+        # -v info: the duration stands there; -nostats: nothing else fills the pipe of errors while samples are read
+        command = [self._program, "-nostdin", "-nostats", "-hide_banner", "-v", "info", "-i", f"file:{self._path}", "-map", "a:0"]
+        command += [*options, "-c:a", "pcm_f32be", "-f", "au", "-"]
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def _last_line(errors: bytes) -> str:
+    lines = [line.strip() for line in errors.decode(errors="replace").splitlines() if line.strip()]
+    return lines[-1].rstrip(".") if lines else "no reason given"

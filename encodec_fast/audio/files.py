@@ -1,0 +1,159 @@
+"""Finding audio: files, folders, patterns, here or behind a URL that fsspec understands; and an id for each."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from glob import glob, has_magic
+from pathlib import Path
+from typing import Any
+
+# What libsndfile >= 1.1 reads, and what ffmpeg reads besides. Folders are searched for these; a file named by the caller is tried
+# whatever its name.
+SNDFILE_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".caf", ".w64", ".rf64"})
+FFMPEG_SUFFIXES = frozenset({".m4a", ".aac", ".mp4", ".webm", ".wma", ".mka", ".amr", ".3gp"})
+AUDIO_SUFFIXES = SNDFILE_SUFFIXES | FFMPEG_SUFFIXES
+
+
+@dataclass(frozen=True)
+class AudioFile:
+    """A file to tokenize. id: unique in its run, the POSIX path below the source it was found in. path: or URL."""
+
+    id: str
+    path: str
+
+
+def find_audio(sources: Iterable[str | os.PathLike[str]], suffixes: frozenset[str] = AUDIO_SUFFIXES) -> list[AudioFile]:
+    """Audio files of the sources, each once, sorted by id.
+
+    sources: files, folders (searched below, links followed, names starting with a dot left out) and glob patterns
+    (`**` for any depth), each also as a URL (s3://, gs://, hf://, ...) that fsspec has a file system for. An id is the
+    file's path below its folder, below the fixed part of its pattern, or its bare name. Where two roots give the same
+    id, as many of each root's last folders as are needed go before its ids; the order of the sources plays no part.
+    A folder that can't be listed stands in the result itself, so that it is reported when it is read.
+    Raises FileNotFoundError if a source doesn't exist or holds no audio file; the message names it.
+    """
+    root_of: dict[str, str] = {}
+    for source in sources:
+        expand = _expand_url if is_url(source) else _expand
+        for root, path in expand(os.fspath(source), lambda path: _has_suffix(path, suffixes)):
+            # the outermost root wins where a file is named twice, so `corpus corpus/a.wav` is `corpus`
+            if path not in root_of or len(root) < len(root_of[path]):
+                root_of[path] = root
+    return sorted((AudioFile(id, path) for id, path in _unique_ids(root_of)), key=lambda file: file.id)
+
+
+def is_url(source: str | os.PathLike[str]) -> bool:
+    """Whether the source names a file system, as in s3://bucket/folder."""
+    return "://" in os.fspath(source)
+
+
+def file_system(url: str) -> tuple[Any, str]:
+    """fsspec's file system for a URL, and the path in it.
+
+    Raises ValueError that says what to install if fsspec or the protocol's own package is missing.
+    """
+    protocol = url.partition("://")[0]
+    try:
+        from fsspec.core import url_to_fs
+
+        return url_to_fs(url)
+    except ImportError as error:
+        raise ValueError(f"{url}: {error}; pip install 'encodec-fast[fsspec]' 'fsspec[{protocol}]'.") from error
+
+
+def _expand(source: str, wanted: Callable[[str], bool]) -> Iterator[tuple[str, str]]:
+    """Pairs of absolute (root folder, file) for one source."""
+    if os.path.isfile(source):
+        path = os.path.abspath(source)
+        yield os.path.dirname(path), path
+    elif os.path.isdir(source):
+        root = os.path.abspath(source)
+        yield from _at_least_one(((root, path) for path in _walk(root, wanted)), source, "no audio file in this folder")
+    elif has_magic(source):
+        fixed = os.path.dirname(os.path.abspath(source[: _first_magic(source)] + "x"))
+        found = (os.path.abspath(path) for path in glob(source, recursive=True) if os.path.isfile(path) and wanted(path))
+        yield from _at_least_one(((fixed, path) for path in found), source, "the pattern matches no audio file")
+    else:
+        raise FileNotFoundError(f"{source}: no such file or folder.")
+
+
+def _expand_url(source: str, wanted: Callable[[str], bool]) -> Iterator[tuple[str, str]]:
+    """Pairs of (root folder, file) for one source, both as URLs."""
+    files, path = file_system(source)
+
+    def pairs(root: str, paths: Iterable[str]) -> Iterator[tuple[str, str]]:
+        return ((files.unstrip_protocol(root), files.unstrip_protocol(each)) for each in paths)
+
+    if files.isfile(path):
+        yield from pairs(os.path.dirname(path), [path])
+    elif files.isdir(path):
+        found = [each for each in files.find(path) if wanted(each) and "/." not in each[len(path) :]]
+        yield from _at_least_one(pairs(path.rstrip("/"), found), source, "no audio file in this folder")
+    elif has_magic(path):
+        found = [each for each in files.glob(path) if wanted(each)]
+        yield from _at_least_one(
+            pairs(os.path.dirname(path[: _first_magic(path)] + "x"), found), source, "the pattern matches no audio file"
+        )
+    else:
+        raise FileNotFoundError(f"{source}: no such file or folder.")
+
+
+def _first_magic(pattern: str) -> int:
+    return next(index for index, char in enumerate(pattern) if char in "*?[")
+
+
+def _at_least_one(pairs: Iterable[tuple[str, str]], source: str, complaint: str) -> Iterator[tuple[str, str]]:
+    found = False
+    for pair in pairs:
+        found = True
+        yield pair
+    if not found:
+        raise FileNotFoundError(f"{source}: {complaint} (looked for {' '.join(sorted(AUDIO_SUFFIXES))}).")
+
+
+def _walk(root: str, wanted: Callable[[str], bool]) -> Iterator[str]:
+    """Files below the folder; and folders that can't be listed, or vanish meanwhile."""
+    seen = set()
+    closed: list[str] = []
+    for folder, folders, names in os.walk(root, followlinks=True, onerror=lambda error: closed.append(error.filename)):
+        try:
+            status = os.stat(folder)
+        except OSError:
+            closed.append(folder)
+            continue
+        if (status.st_dev, status.st_ino) in seen:  # a link back to a folder above
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if wanted(name):
+                yield os.path.join(folder, name)
+    yield from closed
+
+
+def _has_suffix(path: str, suffixes: frozenset[str]) -> bool:
+    name = os.path.basename(path)
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes
+
+
+def _unique_ids(root_of: dict[str, str]) -> list[tuple[str, str]]:
+    """(id, path) for every path, ids distinct: paths are distinct, so enough leading folders always tell them apart."""
+    depth = dict.fromkeys(root_of.values(), 0)
+    while True:
+        paths_of: dict[str, list[str]] = {}
+        for path, root in root_of.items():
+            prefix = Path(root).parts[-depth[root] :] if depth[root] else ()
+            paths_of.setdefault(utf8_name("/".join([*prefix, *Path(path).relative_to(root).parts])), []).append(path)
+        clashes = {root_of[path] for paths in paths_of.values() if len(paths) > 1 for path in paths}
+        if not clashes:
+            return [(id, paths[0]) for id, paths in paths_of.items()]
+        for root in clashes:
+            depth[root] += 1
+
+
+def utf8_name(name: str) -> str:
+    """The name with bytes that are not UTF-8 written as \\xNN, so that every id can be stored as text."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

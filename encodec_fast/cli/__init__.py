@@ -1,0 +1,67 @@
+"""The command `encodec-fast`, a module per subcommand. Heavy packages are imported inside the commands, so that --help is quick."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+import typer
+
+import encodec_fast
+from encodec_fast.cli.app import CLIPS_FAILED, INTERRUPTED, OK, STOPPED, WRONG_ARGUMENT, Stopped, WrongArgument, app
+from encodec_fast.terminal import complain, say
+
+# each adds its command to the app, in the order of --help
+from encodec_fast.cli import tokenize, decode, verify, info, demo  # isort: skip
+
+__all__ = ["CLIPS_FAILED", "INTERRUPTED", "OK", "STOPPED", "WRONG_ARGUMENT", "app", "decode", "demo", "info", "main", "tokenize", "verify"]
+
+# the class of typer's own complaints about arguments, which it doesn't export by itself
+UsageError: Any = typer.BadParameter.__base__
+
+
+def version_callback(asked: bool) -> None:
+    if asked:
+        say(f"encodec-fast {encodec_fast.__version__}")
+        raise typer.Exit()
+
+
+@app.callback(
+    epilog="[bold]Start here[/bold]\n\n"
+    "encodec-fast demo                            try everything, no download\n\n"
+    "encodec-fast tokenize corpus/ --out codes/   audio to codes\n\n"
+    "encodec-fast decode codes/ --out wavs/       codes to audio\n\n"
+    "Each command has its own --help."
+)
+def top_level(
+    version: Annotated[
+        bool, typer.Option("--version", callback=version_callback, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """EnCodec, several times faster: audio to codes and back, with the codes of Hugging Face transformers."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit code; an error is one line on standard error."""
+    command: Callable[..., Any] = typer.main.get_command(app).main
+    try:
+        code = command(args=arguments, prog_name="encodec-fast", standalone_mode=False) or OK
+    except UsageError as error:
+        context = getattr(error, "ctx", None)
+        name = context.command_path if context is not None else "encodec-fast"
+        message = error.format_message().rstrip(".")
+        if message:  # none for the bare command, which has shown its help instead
+            complain(f"{name}: {message}. See {name} --help.")
+        return WRONG_ARGUMENT
+    except WrongArgument as error:
+        complain(f"encodec-fast: {error}")
+        return WRONG_ARGUMENT
+    except Stopped as error:
+        complain(f"encodec-fast: {error}")
+        return STOPPED
+    # typer makes an exit code of it, or Abort before 0.26
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    if code == INTERRUPTED:
+        complain("encodec-fast: interrupted; what was finished is kept, and the same command goes on from there.")
+    return code

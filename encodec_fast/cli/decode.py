@@ -1,0 +1,110 @@
+"""`encodec-fast decode`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from encodec_fast.cli.app import (
+    CLIPS_FAILED,
+    OK,
+    BackendOption,
+    BatchOption,
+    DeviceOption,
+    OverwriteOption,
+    ThreadsOption,
+    WrongArgument,
+    app,
+    check_batch_seconds,
+    checking_arguments,
+    prepared_model,
+)
+from encodec_fast.terminal import ProgressBar, report_failures, say, speed_line
+
+if TYPE_CHECKING:
+    from encodec_fast.dataset.run import Summary
+    from encodec_fast.model import EncodecModel
+
+
+@app.command(
+    epilog="[bold]Examples[/bold]\n\n"
+    "encodec-fast decode codes/ --out wavs/\n\n"
+    "encodec-fast decode codes/ --out wavs/ --subtype FLOAT\n\n"
+    "Exit code: 0 all clips done, 1 some clips failed (listed on standard error), 2 wrong argument."
+)
+def decode(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that `encodec-fast tokenize` wrote.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="WAVS", help="Folder for the WAV files, named after the ids.")],
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", metavar="NAME", help="Default: the model named in the codes' metadata.")
+    ] = None,
+    device: DeviceOption = "auto",
+    backend: BackendOption = "auto",
+    threads: ThreadsOption = 0,
+    batch_seconds: BatchOption = 60.0,
+    subtype: Annotated[str, typer.Option(metavar="NAME", help="Samples as PCM_16, PCM_24 or FLOAT.")] = "PCM_16",
+    overwrite: OverwriteOption = False,
+) -> int:
+    """Turn stored codes back into WAV files.
+
+    The weights must be those that made the codes; others are refused.
+    """
+    with checking_arguments():
+        from encodec_fast.audio import WAV_SUBTYPES, wav_paths
+        from encodec_fast.formats.folder import read_ids, read_info
+
+        check_batch_seconds(batch_seconds)
+        if subtype not in WAV_SUBTYPES:
+            raise ValueError(f"--subtype is {subtype}; allowed are {', '.join(WAV_SUBTYPES)}.")
+        info = read_info(folder)
+        targets = [out / path for path in wav_paths(read_ids(folder))]
+        existing = [path for path in targets if path.exists()]
+        if existing and not overwrite:
+            raise ValueError(f"{existing[0]} exists already; choose another --out or add --overwrite.")
+    with prepared_model(model or info.model_id, device, backend, threads) as (loaded, model_id):
+        from encodec_fast.pretrained import weights_sha256
+
+        found = weights_sha256(loaded)
+        if found != info.weights_sha256:
+            raise WrongArgument(
+                f"{folder} was made by {info.model_id} with weights {info.weights_sha256[:16]}, "
+                f"but {model_id} has weights {found[:16]}; give the model that made the codes."
+            )
+        summary = decode_folder(folder, loaded, targets, batch_seconds, subtype)
+    say(speed_line(summary))
+    say(f"wrote {summary.clips} WAV files to {out}")
+    if summary.failures:
+        report_failures(summary.failures)
+        return CLIPS_FAILED
+    return OK
+
+
+def decode_folder(
+    folder: Path, model: EncodecModel, targets: Sequence[Path], batch_seconds: float = 60.0, subtype: str = "PCM_16"
+) -> Summary:
+    """Decodes every row of the folder into its target file, with a progress bar."""
+    from encodec_fast.audio import write_wav
+    from encodec_fast.dataset.decoding import decode
+    from encodec_fast.dataset.run import Summary
+    from encodec_fast.formats import ClipFailure
+    from encodec_fast.formats.folder import load_codes
+
+    summary = Summary()
+    start = time.perf_counter()
+    with ProgressBar(len(targets)) as bar:
+        decoded = decode(model, load_codes(folder), batch_seconds=batch_seconds)
+        for target, (row, audio) in zip(targets, decoded, strict=True):
+            if isinstance(audio, str):
+                summary.failures.append(ClipFailure(row.id, row.path, audio))
+            else:
+                write_wav(target, audio, row.sampling_rate, subtype)
+                summary.clips += 1
+                summary.seconds += row.duration
+                summary.files.append(target)
+            summary.wall_seconds = time.perf_counter() - start
+            bar.update(summary.clips + len(summary.failures), speed=f"{summary.times_real_time:.1f} x real time")
+    return summary

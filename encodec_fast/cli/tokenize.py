@@ -1,0 +1,292 @@
+"""`encodec-fast tokenize`."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from encodec_fast.cli.app import (
+    CLIPS_FAILED,
+    OK,
+    BackendOption,
+    BandwidthOption,
+    BatchOption,
+    DeviceOption,
+    ModelOption,
+    OverwriteOption,
+    Stopped,
+    ThreadsOption,
+    app,
+    check_batch_seconds,
+    checking_arguments,
+    prepared_model,
+)
+from encodec_fast.terminal import ProgressBar, RunProgress, report_failures, say, summary_lines
+
+if TYPE_CHECKING:
+    from encodec_fast.corpus.tasks import Task
+    from encodec_fast.dataset.run import Summary, TokenizeOptions
+    from encodec_fast.model import EncodecModel
+
+SOURCES = "What to read"
+RUNNING = "How to run"
+STORING = "What to store"
+
+
+@app.command(
+    epilog="[bold]Examples[/bold]\n\n"
+    "encodec-fast tokenize corpus/ --out codes/\n\n"
+    "encodec-fast tokenize 'a/**/*.flac' b/ -o codes/ -m facebook/encodec_48khz -b 12\n\n"
+    "encodec-fast tokenize train.jsonl 'shards/*.tar' data.parquet --out codes/ --devices cuda\n\n"
+    "encodec-fast tokenize talk.mp3 --out codes/ --model demo    (no download)\n\n"
+    "The same command continues a run that was interrupted, and adds clips that are new in the sources.\n\n"
+    "Exit code: 0 all clips done, 1 some clips failed (listed on standard error and in errors.parquet), 2 wrong argument, "
+    "3 stopped (a full disk, ...)."
+)
+def tokenize(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SRC",
+            help="Audio files, folders, quoted patterns, manifests (.tsv .csv .jsonl, NeMo, lhotse), .tar, .parquet; or URLs of them.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for the codes.")],
+    model: ModelOption = "facebook/encodec_24khz",
+    bandwidth: BandwidthOption = 6.0,
+    device: DeviceOption = "auto",
+    backend: BackendOption = "auto",
+    threads: ThreadsOption = 0,
+    batch_seconds: BatchOption = 60.0,
+    overwrite: OverwriteOption = False,
+    workers: Annotated[int, typer.Option(min=1, metavar="N", help="Processes that read and resample ahead.")] = 2,
+    long_clip_seconds: Annotated[float, typer.Option(metavar="SECONDS", help="Longer clips run in pieces.")] = 300.0,
+    audio_column: Annotated[str, typer.Option(metavar="NAME", help="Column of tables that holds the audio.")] = "audio",
+    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the first N clips, by id.")] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try those clips again that failed before.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be done, from the headers.")] = False,
+    format: Annotated[str, typer.Option(metavar="NAME", help="parquet, webdataset or npy.")] = "parquet",
+    packed: Annotated[bool, typer.Option("--packed", help="Codes in as few bits as they need: 10, not 16 (parquet).")] = False,
+    rows_per_shard: Annotated[int, typer.Option(min=1, metavar="N", help="Clips per shard.")] = 10_000,
+    shard_minutes: Annotated[
+        float, typer.Option(metavar="MINUTES", help="A shard ends after this time: the most work a power cut costs.")
+    ] = 10.0,
+    shard: Annotated[
+        str, typer.Option(metavar="I/N", help="This process's part. auto: as torchrun or SLURM say in the environment.")
+    ] = "auto",
+    devices: Annotated[
+        str | None, typer.Option(metavar="LIST", help="Several at once: cuda (all GPUs), cuda:0,cuda:1 or cpu,cpu (cores in groups).")
+    ] = None,
+    verify: Annotated[float, typer.Option(metavar="SHARE", help="Share of the clips to compare with transformers, 0 to 1.")] = 0.0,
+    report: Annotated[bool, typer.Option("--report/--no-report", help="Write report.html at the end.")] = True,
+) -> int:
+    """Turn audio into EnCodec codes, one row per clip, in shards; go on where an earlier run ended.
+
+    WAV, FLAC, OGG, Opus, MP3 and what else libsndfile reads, of any rate, and the rest by ffmpeg where it is installed; channels are
+    mixed to the model's.
+    """
+    with checking_arguments():
+        from encodec_fast.corpus.sources import find_tasks
+        from encodec_fast.dataset.run import TokenizeOptions
+        from encodec_fast.dataset.split import local_rank, parse_shard, shard_of_environment
+
+        check_batch_seconds(batch_seconds)
+        options = TokenizeOptions(
+            bandwidth,
+            format=format,
+            packed=packed,
+            batch_seconds=batch_seconds,
+            long_clip_seconds=long_clip_seconds,
+            rows_per_shard=rows_per_shard,
+            shard_seconds=60 * shard_minutes,
+            workers=workers,
+            audio_column=audio_column,
+            verify_share=verify,
+        )
+        part, said = (parse_shard(shard), "") if shard != "auto" else _environment_shard(shard_of_environment(os.environ))
+        # before the model is loaded, which may take a while
+        tasks = find_tasks(sources, audio_column)
+        rank = local_rank(os.environ)
+    if dry_run:
+        return show_plan(tasks if limit is None else tasks[:limit], audio_column, out)
+    if said:
+        say(f"shard {part[0]}/{part[1]}, as {said} say")
+    if device == "auto" and rank is not None:
+        device = _device_of_rank(rank)
+    names = None
+    if devices is not None:
+        with checking_arguments():
+            from encodec_fast.dataset.devices import parse_devices
+
+            names = parse_devices(devices)
+            device = names[0]
+    with ending_on_sigterm(), prepared_model(model, device, backend, threads) as (loaded, model_id):
+        summary = tokenize_sources(
+            sources,
+            loaded,
+            model_id,
+            out,
+            options,
+            tasks=tasks,
+            part=part,
+            devices=names,
+            backend=backend,
+            threads=threads,
+            overwrite=overwrite,
+            retry_failed=retry_failed,
+            limit=limit,
+        )
+    return finish(summary, out, report)
+
+
+def _environment_shard(found: tuple[int, int, str]) -> tuple[tuple[int, int], str]:
+    index, count, said = found
+    return (index, count), said
+
+
+def _device_of_rank(rank: int) -> str:
+    import torch
+
+    return f"cuda:{rank % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
+
+
+def show_plan(tasks: Sequence[Task], audio_column: str, out: Path) -> int:
+    """What a run would do, from the headers alone."""
+    from encodec_fast.corpus.sources import scan_seconds
+    from encodec_fast.dataset.encoding import failure_of
+    from encodec_fast.dataset.ledger import Ledger
+
+    with ProgressBar(len(tasks), "headers") as bar:
+        scanned = scan_seconds(tasks, audio_column, bar.update)
+    seconds = [task.seconds for task in scanned if task.problem is None]
+    failures = [failure_of(task, task.problem) for task in scanned if task.problem is not None]
+    say(f"{len(seconds)} clips, {sum(seconds) / 3600:.2f} hours, the longest {max(seconds, default=0.0):.1f} s")
+    new = len(Ledger(out).new_tasks(scanned))
+    if new < len(scanned):
+        say(f"{len(scanned) - new} of them are known in {out} already")
+    if failures:
+        report_failures(failures)
+        return CLIPS_FAILED
+    return OK
+
+
+def tokenize_sources(
+    sources: Sequence[str],
+    model: EncodecModel,
+    model_id: str,
+    out: Path,
+    options: TokenizeOptions,
+    *,
+    tasks: list[Task] | None = None,
+    part: tuple[int, int] = (0, 1),
+    devices: Sequence[str] | None = None,
+    backend: str = "auto",
+    threads: int = 0,
+    overwrite: bool = False,
+    retry_failed: bool = False,
+    limit: int | None = None,
+) -> Summary:
+    """Plans and runs, with progress. tasks: of the sources, where they were listed already. devices: several at once."""
+    from encodec_fast.corpus.sources import find_tasks
+    from encodec_fast.dataset.encoding import ClipEncoder, dataset_info
+    from encodec_fast.dataset.ledger import Ledger
+    from encodec_fast.dataset.run import Run, identity, plan
+    from encodec_fast.formats import format_module
+    from encodec_fast.pretrained import weights_sha256
+
+    with checking_arguments():
+        ClipEncoder(model, options.bandwidth)
+        format_module(options.format)
+        if overwrite and part[1] > 1:
+            raise ValueError("--overwrite with a --shard would remove the other shards' work; remove the folder instead.")
+        kept = {"bandwidth": options.bandwidth, "device": str(model.device), "sources": list(sources)}
+        info = dataset_info(model, model_id, weights_sha256(model), kept)
+        ledger = Ledger(out, *part)
+        found = find_tasks(sources, options.audio_column) if tasks is None else tasks
+        bar = ProgressBar(len(found), "headers")
+        with bar:
+            plan(
+                ledger,
+                identity(info, model, options, sources),
+                lambda: found,
+                options,
+                overwrite=overwrite,
+                retry_failed=retry_failed,
+                limit=limit,
+                progress=bar.update,
+            )
+    with stopping(out), RunProgress() as progress:
+        if devices is None:
+            return Run(model, info, ledger, options).run(progress.update)
+        from encodec_fast.dataset.devices import DeviceJob, core_groups, run_on_devices
+
+        (index, count), groups = part, core_groups(devices)
+        writers = [(index * len(devices) + number, count * len(devices)) for number in range(len(devices))]
+        jobs = [
+            DeviceJob(model_id, name, backend, threads, cores, info, options, str(out), *writer)
+            for name, cores, writer in zip(devices, groups, writers, strict=True)
+        ]
+        return run_on_devices(jobs, progress.update)
+
+
+@contextmanager
+def stopping(out: Path) -> Iterator[None]:
+    """Turns what ends a run midway into one line, and exit code 3; another process in the folder into exit code 2."""
+    from encodec_fast.dataset.devices import DeviceError
+    from encodec_fast.dataset.ledger import LedgerError
+
+    try:
+        with checking_arguments():
+            try:
+                yield
+            except LedgerError:
+                raise
+            except OSError as error:
+                raise Stopped(f"{error.filename or out}: {error.strerror or error}. {_KEPT}") from error
+    except DeviceError as error:
+        raise Stopped(f"{error} {_KEPT}") from error
+
+
+_KEPT = "What was finished is kept, and the same command goes on from there."
+
+
+@contextmanager
+def ending_on_sigterm() -> Iterator[None]:
+    """Lets SIGTERM, which schedulers send before they kill, end the run as Ctrl-C does: after the shard that is open."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def finish(summary: Summary, out: Path, report: bool) -> int:
+    """Tells what was done; the exit code."""
+    from encodec_fast.dataset.ledger import Ledger
+
+    failures = Ledger(out).failures()
+    for line in summary_lines(summary, len(failures)):
+        say(line)
+    for path in summary.files:
+        say(f"wrote {path}")
+    if report:
+        from encodec_fast.dataset.report import ReportError, write_report
+
+        try:
+            say(f"wrote {write_report(out)}")
+        except ReportError as error:
+            say(f"no report: {error}")
+    if failures:
+        report_failures(failures)
+    wrong = summary.verified is not None and (summary.verified["failed"] or summary.verified["changed"])
+    return CLIPS_FAILED if failures or wrong else OK

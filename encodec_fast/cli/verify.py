@@ -1,0 +1,86 @@
+"""`encodec-fast verify`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from encodec_fast.cli.app import (
+    CLIPS_FAILED,
+    OK,
+    BackendOption,
+    DeviceOption,
+    ModelOption,
+    ThreadsOption,
+    app,
+    checking_arguments,
+    prepared_model,
+)
+from encodec_fast.terminal import report_failures, say
+
+if TYPE_CHECKING:
+    from encodec_fast.corpus.tasks import Task
+    from encodec_fast.formats import ClipFailure
+    from encodec_fast.model import EncodecModel
+    from encodec_fast.verify import VerifyReport
+
+
+@app.command(
+    epilog="[bold]Examples[/bold]\n\n"
+    "encodec-fast verify --model demo\n\n"
+    "encodec-fast verify recordings/ --model facebook/encodec_48khz --bandwidth 12\n\n"
+    "Exit code: 0 the same codec, 1 not the same or a clip could not be read, 2 wrong argument."
+)
+def verify(
+    sources: Annotated[
+        list[str] | None, typer.Argument(metavar="AUDIO", help="Files, folders, patterns. Default: the bundled clips.")
+    ] = None,
+    model: ModelOption = "facebook/encodec_24khz",
+    bandwidth: Annotated[
+        float | None,
+        typer.Option("--bandwidth", "-b", metavar="KBPS", help="Default: the highest, which compares every codebook."),
+    ] = None,
+    device: DeviceOption = "auto",
+    backend: BackendOption = "auto",
+    threads: ThreadsOption = 0,
+) -> int:
+    """Compare codes and audio with Hugging Face transformers in float32 and float64, on your audio and weights."""
+    with checking_arguments():
+        from encodec_fast.corpus.sources import find_tasks
+        from encodec_fast.demo import bundled_clips
+
+        tasks = find_tasks(sources or bundled_clips())
+    with prepared_model(model, device, backend, threads) as (loaded, _):
+        if bandwidth is not None:
+            with checking_arguments():
+                from encodec_fast.dataset.encoding import ClipEncoder
+
+                ClipEncoder(loaded, bandwidth)
+        report, failures = verify_tasks(tasks, loaded, bandwidth)
+    if report is not None:
+        say(str(report))
+    if failures:
+        report_failures(failures)
+    return OK if report is not None and report.passed and not failures else CLIPS_FAILED
+
+
+def verify_tasks(tasks: Sequence[Task], model: EncodecModel, bandwidth: float | None) -> tuple[VerifyReport | None, list[ClipFailure]]:
+    """The comparison with HF on the files that can be read (None if none can), and those that can't."""
+    import torch
+
+    from encodec_fast.corpus.reader import LongClip, Reader, UnreadableClip
+    from encodec_fast.dataset.encoding import failure_of
+    from encodec_fast.verify import verify as compare
+
+    clips, failures = [], []
+    # few clips: processes would take longer to start than to read them
+    with Reader(model.config.sampling_rate, model.config.audio_channels, workers=0) as reader:
+        for clip in reader.read(tasks):
+            assert not isinstance(clip, LongClip)
+            if isinstance(clip, UnreadableClip):
+                failures.append(failure_of(clip.task, clip.reason))
+            else:
+                clips.append(torch.from_numpy(clip.samples))
+    return (compare(model, clips, bandwidth) if clips else None), failures

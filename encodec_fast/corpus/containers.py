@@ -1,0 +1,176 @@
+"""Audio inside other files: the members of WebDataset tar shards, the rows of Parquet and Arrow tables."""
+
+from __future__ import annotations
+
+import os
+import tarfile
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from encodec_fast.audio import AUDIO_SUFFIXES, AudioError, utf8_name
+from encodec_fast.audio.files import file_system, is_url
+from encodec_fast.corpus.tasks import Task
+
+TAR_SUFFIXES = (".tar",)
+TABLE_SUFFIXES = (".parquet", ".arrow")
+CONTAINER_SUFFIXES = frozenset({*TAR_SUFFIXES, *TABLE_SUFFIXES})
+# Row groups kept in memory at once; Hugging Face writes 100 clips into one
+CACHED_GROUPS = 2
+
+
+class TableError(ValueError):
+    """A table without audio; the message names it and its columns."""
+
+
+def is_container(path: str) -> bool:
+    """Whether the name is that of a tar or a table."""
+    return os.path.splitext(path)[1].lower() in CONTAINER_SUFFIXES
+
+
+def container_tasks(path: str, id: str, audio_column: str) -> Iterator[Task]:
+    """The clips of a tar or a table, in its order. id: of the container, before that of each clip."""
+    yield from tar_tasks(path, id) if path.lower().endswith(TAR_SUFFIXES) else table_tasks(path, id, audio_column)
+
+
+def tar_tasks(path: str, id: str) -> Iterator[Task]:
+    """A task per audio member; only the headers are read. A damaged archive ends in a task with its problem."""
+    try:
+        with _open_binary(path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
+            for member in archive:
+                archive.members.clear()  # type: ignore[attr-defined]
+                if member.isfile() and os.path.splitext(member.name)[1].lower() in AUDIO_SUFFIXES:
+                    yield Task(f"{id}/{utf8_name(member.name)}", path, offset=member.offset_data, size=member.size)
+    except (tarfile.TarError, EOFError) as error:
+        yield Task(id, path, problem=f"the archive is damaged ({error}); what stands before is read.")
+    except OSError as error:
+        yield Task(id, path, problem=f"the archive can't be opened ({error.strerror or error}).")
+
+
+def table_tasks(path: str, id: str, audio_column: str) -> Iterator[Task]:
+    """A task per row of a Parquet or Arrow file; a row without bytes is that of the file it names.
+
+    Where the table has a column `duration` (seconds), that is trusted, and no audio is read here.
+    Raises TableError for a file without the column.
+    """
+    try:
+        with _open_table(path, audio_column) as table:
+            names = [name for name in ("id", "key", "duration") if name in table.names]
+            index = 0
+            for group in range(table.groups):
+                for row in table.read(group, names):
+                    clip_id = next((str(row[name]) for name in ("id", "key") if row.get(name) is not None), f"{id}#{index}")
+                    yield Task(clip_id, path, row=index, seconds=float(row.get("duration") or 0.0))
+                    index += 1
+    except OSError as error:
+        yield Task(id, path, problem=f"the table can't be opened ({error.strerror or error}).")
+
+
+class TableReader:
+    """Gives the bytes of rows; keeps the last row groups, so that rows read in their order cost one reading."""
+
+    def __init__(self, audio_column: str):
+        self._audio_column = audio_column
+        self._lock = threading.Lock()
+        self._starts: dict[str, np.ndarray] = {}
+        self._groups: OrderedDict[tuple[str, int], list[Any]] = OrderedDict()
+
+    def group(self, path: str, row: int) -> int:
+        """The row group that the row stands in."""
+        with self._lock:
+            return self._group(path, row)
+
+    def audio(self, task: Task) -> bytes:
+        """The audio file in the task's row. Raises AudioError where there is none."""
+        assert task.row is not None
+        try:
+            with self._lock:
+                cell = self._cell(task.path, task.row)
+        except (OSError, TableError) as error:
+            raise AudioError(task.shown_path, f"the table can't be read ({error}).") from error
+        data = cell.get("bytes") if isinstance(cell, dict) else cell
+        if data is None and isinstance(cell, dict) and cell.get("path"):
+            name = os.path.join(os.path.dirname(task.path), cell["path"])
+            try:
+                with _open_binary(name) as file:
+                    data = file.read()
+            except OSError as error:
+                raise AudioError(name, f"the file can't be opened ({error.strerror or error}).") from error
+        if not isinstance(data, bytes):
+            raise AudioError(task.shown_path, f"row {task.row} holds no audio.")
+        return data
+
+    def _group(self, path: str, row: int) -> int:
+        if path not in self._starts:
+            with _open_table(path, self._audio_column) as table:
+                self._starts[path] = np.cumsum([0, *table.lengths])
+        return int(np.searchsorted(self._starts[path], row, side="right")) - 1
+
+    def _cell(self, path: str, row: int) -> Any:
+        group = self._group(path, row)
+        if (path, group) not in self._groups:
+            with _open_table(path, self._audio_column) as table:
+                self._groups[path, group] = [cells[self._audio_column] for cells in table.read(group, [self._audio_column])]
+            while len(self._groups) > CACHED_GROUPS:
+                self._groups.popitem(last=False)
+        self._groups.move_to_end((path, group))
+        return self._groups[path, group][row - int(self._starts[path][group])]
+
+
+class _Table:
+    """A Parquet file, or an Arrow stream as datasets.save_to_disk writes it, by row groups."""
+
+    def __init__(self, path: str, file: Any):
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        self._parquet = self._batches = None
+        try:
+            if path.lower().endswith(".parquet"):
+                self._parquet = pq.ParquetFile(file)
+                metadata = self._parquet.metadata
+                self.lengths = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+                self.names = self._parquet.schema_arrow.names
+            else:
+                reader = pa.ipc.open_stream(pa.memory_map(path) if not is_url(path) else file)
+                self._batches = list(reader)
+                self.lengths = [batch.num_rows for batch in self._batches]
+                self.names = reader.schema.names
+        except pa.ArrowException as error:
+            raise TableError(f"{path}: not a table that can be read ({error}).") from error
+
+    @property
+    def groups(self) -> int:
+        return len(self.lengths)
+
+    def read(self, group: int, columns: list[str]) -> list[dict[str, Any]]:
+        if not columns:
+            return [{}] * self.lengths[group]
+        if self._parquet is not None:
+            return self._parquet.read_row_group(group, columns=columns).to_pylist()
+        assert self._batches is not None
+        return self._batches[group].select(columns).to_pylist()
+
+
+@contextmanager
+def _open_table(path: str, audio_column: str) -> Iterator[_Table]:
+    with _open_binary(path) as file:
+        table = _Table(path, file)
+        if audio_column not in table.names:
+            raise TableError(f"{path}: no column {audio_column!r} among {', '.join(table.names)}; name it with --audio-column.")
+        yield table
+
+
+@contextmanager
+def _open_binary(path: str) -> Iterator[Any]:
+    if is_url(path):
+        files, name = file_system(path)
+        with files.open(name, "rb") as remote:
+            yield remote
+    else:
+        with open(path, "rb") as local:
+            yield local

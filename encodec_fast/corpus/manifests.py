@@ -1,0 +1,146 @@
+"""Manifests: a clip per line of a TSV, CSV or JSONL file; NeMo's manifests and lhotse's cuts and recordings among the latter.
+
+Columns, first of each that is there: path | audio_filepath | audio_path | file | filename | wav; start | offset; duration;
+id | utt_id | utterance_id | key. Only the path is required. A line that names no clip becomes a task with its problem.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+from encodec_fast.audio.files import file_system, is_url
+from encodec_fast.corpus.tasks import Task
+
+SUFFIXES = (".tsv", ".csv", ".jsonl", ".json", ".jsonl.gz", ".tsv.gz", ".csv.gz")
+_PATH = ("path", "audio_filepath", "audio_path", "file", "filename", "wav")
+_START = ("start", "offset")
+_ID = ("id", "utt_id", "utterance_id", "key")
+
+
+class ManifestError(ValueError):
+    """A manifest that can't be read at all; the message names it and says why."""
+
+
+def is_manifest(path: str) -> bool:
+    """Whether the name is that of a manifest."""
+    return path.lower().endswith(SUFFIXES)
+
+
+def read_manifest(path: str) -> Iterator[Task]:
+    """The tasks of a manifest, in its order; ids may repeat. Paths are relative to its folder, or else to the current one.
+
+    Raises ManifestError for a table without a path column and for a file that is no text.
+    """
+    folder = path.rpartition("/")[0] if is_url(path) else os.path.dirname(os.path.abspath(path))
+    with _open_text(path) as file:
+        try:
+            records = _json_lines(file) if ".json" in os.path.basename(path).lower() else _table(file, path)
+            for number, record in records:
+                try:
+                    yield _task(record, folder)
+                except ValueError as error:
+                    yield Task(f"{os.path.basename(path)}:{number}", path, problem=f"line {number} of the manifest: {error}")
+        except (UnicodeDecodeError, gzip.BadGzipFile, csv.Error) as error:
+            raise ManifestError(f"{path}: not a manifest that can be read ({error}).") from error
+
+
+@contextmanager
+def _open_text(path: str) -> Iterator[TextIO]:
+    files, name = file_system(path) if is_url(path) else (None, path)
+    with files.open(name, "rb") if files is not None else open(name, "rb") as file:
+        data: Any = gzip.open(file) if path.lower().endswith(".gz") else file
+        yield io.TextIOWrapper(data, encoding="utf-8-sig", newline="")
+
+
+def _table(file: TextIO, path: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    tabs = ".tsv" in os.path.basename(path).lower()
+    rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else csv.DictReader(file)
+    if not set(_PATH) & set(rows.fieldnames or ()):
+        raise ManifestError(f"{path}: its first line names no column {', '.join(_PATH)}; it is {rows.fieldnames}.")
+    for row in rows:
+        yield rows.line_num, row
+
+
+def _json_lines(file: TextIO) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    for number, line in enumerate(file, 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            record = {"": f"no JSON ({error})"}
+        yield number, record if isinstance(record, dict) else {"": "no JSON object"}
+
+
+def _task(record: Mapping[str, Any], folder: str) -> Task:
+    """Raises ValueError with what is wrong with the record."""
+    if "" in record:
+        raise ValueError(f"{record['']}.")
+    if "tracks" in record:
+        raise ValueError("a MixedCut of several tracks; mix it down first (cut.save_audio).")
+    if "recording" in record or "sources" in record:
+        return _lhotse_task(record, folder)
+    path = _first(record, _PATH)
+    if path is None:
+        raise ValueError(f"no path; one of {', '.join(_PATH)} is needed.")
+    start, duration = _seconds(record, _START) or 0.0, _seconds(record, ("duration",))
+    # an offset makes it a part; a duration alone is that of the file, as NeMo writes it, or a part from its start
+    id = _first(record, _ID) or str(path) + (f"#{start:g}+{duration or math.inf:g}" if start else "")
+    return Task(str(id), _resolved(str(path), folder), start=start, duration=duration, seconds=duration or 0.0)
+
+
+def _lhotse_task(record: Mapping[str, Any], folder: str) -> Task:
+    recording = record.get("recording", record)
+    sources = (recording or {}).get("sources") or []
+    if len(sources) != 1 or sources[0].get("type") not in ("file", "url"):
+        kinds = [source.get("type") for source in sources]
+        raise ValueError(f"the recording has sources of type {kinds}; one file or URL is needed.")
+    channel = record.get("channel")
+    if isinstance(channel, list):
+        channel = channel[0] if len(channel) == 1 else None
+    several = len(sources[0].get("channels") or [0]) > 1
+    duration = _seconds(record, ("duration",))
+    start = _seconds(record, ("start",)) or 0.0
+    whole = record is recording
+    return Task(
+        str(record.get("id") or sources[0]["source"]),
+        _resolved(str(sources[0]["source"]), folder),
+        start=start,
+        duration=None if whole else duration,
+        channel=channel if several else None,
+        seconds=duration or 0.0,
+    )
+
+
+def _first(record: Mapping[str, Any], names: tuple[str, ...]) -> Any:
+    return next((record[name] for name in names if record.get(name) not in (None, "")), None)
+
+
+def _seconds(record: Mapping[str, Any], names: tuple[str, ...]) -> float | None:
+    value = _first(record, names)
+    if value is None:
+        return None
+    try:
+        seconds = float(value)
+    except (TypeError, ValueError):
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise ValueError(f"{names[0]} is {value!r}; seconds are needed, 0 or more.")
+    return seconds
+
+
+def _resolved(path: str, folder: str) -> str:
+    if is_url(path) or os.path.isabs(path):
+        return path
+    if is_url(folder):
+        return f"{folder}/{path}"
+    beside = os.path.normpath(os.path.join(folder, path))
+    return beside if os.path.exists(beside) or not os.path.exists(path) else os.path.abspath(path)

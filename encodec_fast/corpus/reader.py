@@ -1,0 +1,351 @@
+"""Clips in the order of their tasks, read ahead by processes."""
+
+from __future__ import annotations
+
+import math
+import os
+import pickle
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from encodec_fast.audio import AudioError
+from encodec_fast.corpus import worker
+from encodec_fast.corpus.containers import TableReader
+from encodec_fast.corpus.tasks import Clip, Task
+from encodec_fast.corpus.worker import Block, Failed, Request
+
+THREAD_NAME = "encodec_fast reader"
+# Blocks of a long clip that wait to be taken
+WAITING_BLOCKS = 3
+_START = "import sys; sys.path[:] = sys.argv[1:]; from encodec_fast.corpus.worker import main; main()"
+
+
+@dataclass(frozen=True)
+class UnreadableClip:
+    """A clip without samples, and why."""
+
+    task: Task
+    reason: str
+
+
+class LongClip:
+    """A clip that comes in blocks: iterating gives float32 [C, T_i] and raises AudioError where the file turns out damaged.
+
+    It has to be iterated to its end, or closed, before the reader's next clip comes.
+    """
+
+    def __init__(self, task: Task, original_rate: int, blocks: Iterator[np.ndarray]):
+        self.task, self.original_rate = task, original_rate
+        self._blocks = blocks
+        self.num_samples = 0
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for block in self._blocks:
+            self.num_samples += block.shape[1]
+            yield block
+
+    def close(self) -> None:
+        """Reads on without using it."""
+        for _ in self._blocks:
+            pass
+
+
+@dataclass
+class ReadingRates:
+    """audio_seconds: read. busy_seconds: that the processes worked for it. waited_seconds: that the consumer waited."""
+
+    audio_seconds: float = 0.0
+    busy_seconds: float = 0.0
+    waited_seconds: float = 0.0
+    workers: int = 1
+
+    @property
+    def times_real_time(self) -> float:
+        """What all workers together could read, had they nothing to wait for."""
+        return self.workers * self.audio_seconds / self.busy_seconds if self.busy_seconds else 0.0
+
+
+class Reader:
+    """Reads clips at a model's rate and channels by `workers` processes; 0: in the calling thread.
+
+    At most prefetch_seconds of audio (and one clip) are read ahead, so memory is bounded. A clip longer than long_seconds
+    comes as LongClip, in blocks of block_seconds.
+    As a context manager it ends its processes. audio_column: of tables.
+    """
+
+    def __init__(
+        self,
+        sampling_rate: int,
+        channels: int,
+        *,
+        workers: int = 2,
+        prefetch_seconds: float = 240.0,
+        long_seconds: float = math.inf,
+        block_seconds: float = 30.0,
+        audio_column: str = "audio",
+    ):
+        if workers < 0:
+            raise ValueError(f"workers is {workers}; 0 or more.")
+        self.sampling_rate, self.channels = sampling_rate, channels
+        self.prefetch_seconds, self.long_seconds, self.block_seconds = prefetch_seconds, long_seconds, block_seconds
+        self.rates = ReadingRates(workers=max(1, workers))
+        self._tables = TableReader(audio_column)
+        self._processes = [_Process() for _ in range(workers)]
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the processes."""
+        for process in self._processes:
+            process.end()
+
+    def read(self, tasks: Iterable[Task]) -> Iterator[Clip | LongClip | UnreadableClip]:
+        """The clip of each task, in order."""
+        return self._read_ahead(iter(tasks)) if self._processes else (self._read_here(task) for task in tasks)
+
+    def _read_here(self, task: Task) -> Clip | LongClip | UnreadableClip:
+        results = self._results(task, worker.read)
+        return _first(task, results)
+
+    def _results(self, task: Task, read: Any) -> Iterator[Block | Failed | np.ndarray]:
+        """What a reading process gives for the task: a Block, its samples, a Block, ... or at some point Failed."""
+        if task.problem is not None:
+            yield Failed(task.problem)
+            return
+        try:
+            data = None if task.row is None else self._tables.audio(task)
+        except AudioError as error:
+            yield Failed(error.reason)
+            return
+        block_seconds = self.block_seconds if task.seconds > self.long_seconds else None
+        for result in read(Request(task, self.sampling_rate, self.channels, block_seconds, data)):
+            if isinstance(result, Failed):
+                yield result
+                return
+            block, samples = result
+            self.rates.busy_seconds += block.busy
+            self.rates.audio_seconds += samples.shape[1] / self.sampling_rate
+            yield block
+            yield samples
+
+    def _read_ahead(self, tasks: Iterator[Task]) -> Iterator[Clip | LongClip | UnreadableClip]:
+        ahead = _Ahead(tasks, self)
+        threads = [threading.Thread(target=ahead.work, args=(process,), name=THREAD_NAME, daemon=True) for process in self._processes]
+        for thread in threads:
+            thread.start()
+        try:
+            yield from ahead.results()
+        finally:
+            ahead.stop()
+            for thread in threads:
+                thread.join()
+
+
+def _first(task: Task, results: Iterator[Block | Failed | np.ndarray]) -> Clip | LongClip | UnreadableClip:
+    first = next(results)
+    if isinstance(first, Failed):
+        return UnreadableClip(task, first.reason)
+    assert isinstance(first, Block)
+    samples = next(results)
+    assert isinstance(samples, np.ndarray)
+    if first.last:
+        return Clip(task, samples, first.original_rate)
+    return LongClip(task, first.original_rate, _samples(task, samples, results))
+
+
+def _samples(task: Task, first: np.ndarray, results: Iterator[Block | Failed | np.ndarray]) -> Iterator[np.ndarray]:
+    yield first
+    for result in results:
+        if isinstance(result, Failed):
+            raise AudioError(task.shown_path, result.reason)
+        if isinstance(result, np.ndarray):
+            yield result
+
+
+@dataclass
+class _Ahead:
+    """What the threads of one `Reader.read` share. held: seconds of audio taken and not given out."""
+
+    tasks: Iterator[Task]
+    reader: Reader
+    changed: threading.Condition = field(default_factory=threading.Condition)
+    ready: dict[int, Clip | LongClip | UnreadableClip | BaseException] = field(default_factory=dict)
+    costs: dict[int, float] = field(default_factory=dict)
+    taken: int = 0
+    held: float = 0.0
+    stopped: bool = False
+    exhausted: bool = False
+
+    def work(self, process: _Process) -> None:
+        """Reads tasks until none is left; run by one thread per process."""
+        while True:
+            with self.changed:
+                # tasks are taken in order, so the one that the consumer waits for never waits here
+                self.changed.wait_for(lambda: self.stopped or self.exhausted or self.held <= self.reader.prefetch_seconds)
+                if self.stopped or self.exhausted:
+                    return
+                try:
+                    task = next(self.tasks)
+                except StopIteration:
+                    self.exhausted = True
+                    self.changed.notify_all()
+                    return
+                except BaseException as error:
+                    self.exhausted = True
+                    self._put(self.taken, error)
+                    self.taken += 1
+                    return
+                index, self.taken = self.taken, self.taken + 1
+                # of a long clip, only some blocks are held
+                self.costs[index] = min(task.seconds, self.reader.long_seconds)
+                self.held += self.costs[index]
+            try:
+                self._read(index, task, process)
+            except BaseException as error:  # raised where the reader is iterated
+                with self.changed:
+                    self._put(index, error)
+
+    def _read(self, index: int, task: Task, process: _Process) -> None:
+        results = self.reader._results(task, process.read)
+        waiting: queue.Queue[Any] = queue.Queue(WAITING_BLOCKS)
+        clip = _first(task, results)
+        if isinstance(clip, LongClip):
+            blocks = clip._blocks
+            clip._blocks = _from_queue(waiting)
+        with self.changed:
+            self._put(index, clip)
+        if isinstance(clip, LongClip):
+            try:
+                for block in blocks:
+                    if not self._hand_over(waiting, block):
+                        process.restart()
+                        return
+                self._hand_over(waiting, None)
+            except BaseException as error:  # raised where the clip is iterated
+                self._hand_over(waiting, error)
+
+    def _hand_over(self, waiting: queue.Queue[Any], item: Any) -> bool:
+        """Whether somebody still wants it."""
+        while not self.stopped:
+            try:
+                waiting.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                pass
+        return False
+
+    def _put(self, index: int, result: Clip | LongClip | UnreadableClip | BaseException) -> None:
+        self.ready[index] = result
+        self.changed.notify_all()
+
+    def results(self) -> Iterator[Clip | LongClip | UnreadableClip]:
+        """What was read, in the order of the tasks."""
+        index = 0
+        while True:
+            start = time.perf_counter()
+            with self.changed:
+                while index not in self.ready and not (self.exhausted and index >= self.taken):
+                    self.changed.wait()
+                if index not in self.ready:
+                    return
+                result = self.ready.pop(index)
+                self.held -= self.costs.pop(index, 0.0)
+                self.changed.notify_all()
+            self.reader.rates.waited_seconds += time.perf_counter() - start
+            if isinstance(result, BaseException):
+                raise result
+            yield result
+            index += 1
+
+    def stop(self) -> None:
+        """Lets the threads end after what they are reading."""
+        with self.changed:
+            self.stopped = True
+            self.changed.notify_all()
+
+
+def _from_queue(waiting: queue.Queue[Any]) -> Iterator[np.ndarray]:
+    while (item := waiting.get()) is not None:
+        if isinstance(item, BaseException):
+            raise item
+        yield item
+
+
+class _Process:
+    """A reading process; started anew when it has died."""
+
+    def __init__(self) -> None:
+        self._popen = self._start()
+
+    def read(self, request: Request) -> Iterator[tuple[Block, np.ndarray] | Failed]:
+        """worker.read, over there. A clip on which two processes die is a failure."""
+        started = False
+        for _ in range(2):
+            try:
+                for result in self._ask(request):
+                    started = True
+                    yield result
+                return
+            except (EOFError, OSError, pickle.UnpicklingError):
+                died = self.restart()
+                if started:
+                    break
+        yield Failed(f"reading it ended the reading process ({_how(died)}).")
+
+    def _ask(self, request: Request) -> Iterator[tuple[Block, np.ndarray] | Failed]:
+        assert self._popen.stdin is not None and self._popen.stdout is not None
+        worker.send(self._popen.stdin, request)
+        last = False
+        while not last:
+            message = pickle.load(self._popen.stdout)
+            if isinstance(message, Failed):
+                yield message
+                return
+            samples = np.empty(message.shape, np.float32)
+            if self._popen.stdout.readinto(samples.data.cast("B")) != samples.nbytes:  # type: ignore[attr-defined]
+                raise EOFError
+            last = message.last
+            yield message, samples
+
+    def restart(self) -> int:
+        """The exit code of the process that was, in whose place there is a new one."""
+        code = self.end()
+        self._popen = self._start()
+        return code
+
+    def end(self) -> int:
+        """Its exit code, after ending it."""
+        assert self._popen.stdin is not None and self._popen.stdout is not None
+        try:
+            self._popen.stdin.close()
+        except OSError:
+            pass  # it died with a request on its way
+        self._popen.stdout.close()
+        try:
+            return self._popen.wait(timeout=2)
+        except subprocess.TimeoutExpired:
+            self._popen.kill()
+            return self._popen.wait()
+
+    @staticmethod
+    def _start() -> subprocess.Popen[bytes]:
+        # one thread each: there are as many processes as cores are to be used
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        return subprocess.Popen([sys.executable, "-c", _START, *sys.path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env)
+
+
+def _how(code: int) -> str:
+    return f"signal {-code}" if code < 0 else f"exit code {code}"

@@ -1,0 +1,97 @@
+"""One clip to tokenize: where its audio lies, and how to open it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from encodec_fast.audio import AudioError, audio_blocks, open_audio, read_audio, utf8_name
+from encodec_fast.audio.files import file_system, is_url
+from encodec_fast.audio.reading import OpenAudio
+
+
+@dataclass(frozen=True)
+class Task:
+    """A clip to tokenize, small enough to exist a million times and to be sent to another process.
+
+    id: unique in its data set. path: file or URL; of the container where offset (and size, in bytes: a tar member) or
+    row (of a table) is not None. start, duration: the part wanted, in seconds; None: to the end. channel: only this
+    one. seconds: length of the clip as far as known; 0.0 else. problem: why it can't be read, if that is known already.
+    """
+
+    id: str
+    path: str
+    offset: int | None = None
+    size: int | None = None
+    row: int | None = None
+    start: float = 0.0
+    duration: float | None = None
+    channel: int | None = None
+    seconds: float = 0.0
+    problem: str | None = None
+
+    @property
+    def key(self) -> tuple[str | int | float | None, ...]:
+        """What makes it this clip, whatever its id."""
+        return (self.path, self.offset, self.row, self.start, self.duration, self.channel)
+
+    @property
+    def shown_path(self) -> str:
+        """The path as text that can be stored."""
+        return utf8_name(self.path)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A clip ready for the model. samples: float32 [C, T] at the model's rate. original_rate: the file's, Hz."""
+
+    task: Task
+    samples: np.ndarray
+    original_rate: int
+
+    @property
+    def num_samples(self) -> int:
+        return self.samples.shape[1]
+
+
+@contextmanager
+def open_task(task: Task, data: bytes | None = None) -> Iterator[OpenAudio]:
+    """The task's audio, open. data: its file's bytes where the caller has them (a row of a table). Raises AudioError."""
+    source = data if data is not None else task.path if task.offset is None else _member(task)
+    with open_audio(source, name=task.shown_path) as file:
+        yield file
+
+
+def read_task(task: Task, sampling_rate: int, channels: int, data: bytes | None = None) -> Clip:
+    """The whole clip. Raises AudioError."""
+    source = data if data is not None else task.path if task.offset is None else _member(task)
+    samples, info = read_audio(
+        source, sampling_rate, channels, name=task.shown_path, start=task.start, duration=task.duration, channel=task.channel
+    )
+    return Clip(task, samples, info.sampling_rate)
+
+
+def read_task_blocks(task: Task, file: OpenAudio, sampling_rate: int, channels: int, block_seconds: float) -> Iterator[np.ndarray]:
+    """The clip in blocks [C, T_i] that make up what read_task gives. Raises AudioError."""
+    return audio_blocks(file, sampling_rate, channels, block_seconds, start=task.start, duration=task.duration, channel=task.channel)
+
+
+def _member(task: Task) -> bytes:
+    """The bytes of a tar's member."""
+    assert task.offset is not None and task.size is not None
+    if is_url(task.path):
+        files, path = file_system(task.path)
+        data = files.cat_file(path, start=task.offset, end=task.offset + task.size)
+    else:
+        try:
+            with open(task.path, "rb") as file:
+                file.seek(task.offset)
+                data = file.read(task.size)
+        except OSError as error:
+            raise AudioError(task.shown_path, f"the file can't be opened ({error.strerror}).") from error
+    if len(data) < task.size:
+        raise AudioError(task.shown_path, f"the archive is cut short: {task.size} bytes announced, {len(data)} there.")
+    return data

@@ -1,0 +1,197 @@
+"""A run on several devices of one machine: a process for each, which takes its share of the batches."""
+
+from __future__ import annotations
+
+import _thread
+import os
+import pickle
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from itertools import pairwise
+from typing import Any
+
+from encodec_fast.dataset.ledger import Ledger
+from encodec_fast.dataset.run import Run, Summary, TokenizeOptions
+from encodec_fast.dataset.writing import add_counts
+from encodec_fast.formats import DatasetInfo
+
+_START = "import sys; sys.path[:] = sys.argv[1:]; from encodec_fast.dataset.devices import main; main()"
+
+
+@dataclass(frozen=True)
+class DeviceJob:
+    """One process's part: what it loads, where it runs, which writer it is. cores: to stay on; None: all.
+
+    threads: of the CPU engine; 0: as many as cores.
+    """
+
+    model: str
+    device: str
+    backend: str
+    threads: int
+    cores: tuple[int, ...] | None
+    info: DatasetInfo
+    options: TokenizeOptions
+    out: str
+    index: int
+    count: int
+
+
+class DeviceError(RuntimeError):
+    """A device's process ended before its part was done; the message says which and how."""
+
+
+def parse_devices(text: str) -> list[str]:
+    """Devices of `cuda:0,cuda:1`; `cuda` stands for all GPUs, `cpu,cpu` for the cores in two groups. Raises ValueError."""
+    import torch
+
+    from encodec_fast.pretrained import torch_device
+
+    devices: list[str] = []
+    for name in text.split(","):
+        if name.strip() == "cuda":
+            devices += [f"cuda:{index}" for index in range(torch.cuda.device_count())] or ["cuda"]
+        else:
+            devices.append(name.strip())
+    for name in devices:
+        torch_device(name)
+    return devices
+
+
+def core_groups(devices: Sequence[str]) -> list[tuple[int, ...] | None]:
+    """The cores of each device: those of the machine dealt out to the `cpu` ones; None where the system can't say."""
+    groups = devices.count("cpu")
+    if groups < 2 or not hasattr(os, "sched_getaffinity"):
+        return [None] * len(devices)
+    cores = sorted(os.sched_getaffinity(0))
+    if groups > len(cores):
+        raise ValueError(f"--devices names cpu {groups} times; there are {len(cores)} cores.")
+    bounds = [len(cores) * index // groups for index in range(groups + 1)]
+    own = iter([tuple(cores[first:end]) for first, end in pairwise(bounds)])
+    return [next(own) if device == "cpu" else None for device in devices]
+
+
+def run_on_devices(jobs: Sequence[DeviceJob], progress: Callable[[Summary], None] | None = None) -> Summary:
+    """Runs the jobs side by side; the sum of what they did.
+
+    Raises DeviceError if one of them ended otherwise than by finishing; the others are then stopped, keeping what they finished.
+    """
+    messages: queue.Queue[tuple[int, Any]] = queue.Queue()
+    processes = [_Child(job, number, messages) for number, job in enumerate(jobs)]
+    latest: dict[int, Summary] = {}
+    running = set(range(len(jobs)))
+    try:
+        while running:
+            number, message = messages.get()
+            if isinstance(message, Summary):
+                latest[number] = message
+                if progress is not None:
+                    progress(_sum(list(latest.values())))
+            elif message == 0:
+                running.discard(number)
+            else:
+                raise DeviceError(f"the process on {jobs[number].device} ended with {message}; run again to go on from there.")
+    finally:
+        for process in processes:
+            process.stop()
+    return _sum(list(latest.values()))
+
+
+class _Child:
+    """A process that works on a job, and the thread that hears from it."""
+
+    def __init__(self, job: DeviceJob, number: int, messages: queue.Queue[tuple[int, Any]]):
+        env = dict(os.environ)
+        if job.cores is not None or job.threads:
+            env["OMP_NUM_THREADS"] = str(job.threads or len(job.cores or ()))
+        self._popen = subprocess.Popen([sys.executable, "-c", _START, *sys.path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env)
+        assert self._popen.stdin is not None
+        pickle.dump(job, self._popen.stdin)
+        self._popen.stdin.flush()
+        threading.Thread(target=self._listen, args=(number, messages), name="encodec_fast device", daemon=True).start()
+
+    def _listen(self, number: int, messages: queue.Queue[tuple[int, Any]]) -> None:
+        assert self._popen.stdout is not None
+        try:
+            while True:
+                messages.put((number, pickle.load(self._popen.stdout)))
+        except (EOFError, pickle.UnpicklingError):
+            code = self._popen.wait()
+            messages.put((number, f"signal {-code}" if code < 0 else f"exit code {code}" if code else 0))
+
+    def stop(self) -> None:
+        """Waits for its end, which the closed pipe asks for."""
+        assert self._popen.stdin is not None
+        self._popen.stdin.close()
+        self._popen.wait()
+
+
+def _sum(summaries: Sequence[Summary]) -> Summary:
+    """What several writers did at the same time. reading, encoding: rates of all together."""
+    total = Summary()
+    for summary in summaries:
+        for each in fields(Summary):
+            one, other = getattr(total, each.name), getattr(summary, each.name)
+            if each.name in ("wall_seconds", "left", "done_before"):
+                setattr(total, each.name, max(one, other))
+            elif each.name == "verified":
+                total.verified = one if other is None else add_counts(one, other)
+            else:
+                setattr(total, each.name, one + other)
+    # each writer counts the others' batches as left
+    total.left = max(0, min(summary.left + summary.planned_clips for summary in summaries) - total.planned_clips)
+    total.busy /= len(summaries)
+    return total
+
+
+def main() -> None:
+    """A device's process: a job on standard input, summaries on standard output, an end when its parent's is."""
+    signal.signal(signal.SIGTERM, lambda *_: _thread.interrupt_main())
+    output = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    job: DeviceJob = pickle.load(sys.stdin.buffer)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if job.cores is not None:
+        os.sched_setaffinity(0, job.cores)
+    try:
+        work(job, lambda summary: _tell(output, summary))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def work(job: DeviceJob, tell: Callable[[Summary], None]) -> None:
+    """Does the job in this process."""
+    import torch
+    from transformers.utils import logging
+
+    from encodec_fast import dispatch
+    from encodec_fast.dataset.encoding import dataset_info
+    from encodec_fast.pretrained import load_model, weights_sha256
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    if job.threads or job.cores:
+        torch.set_num_threads(job.threads or len(job.cores or ()))
+    with dispatch.use_backend(job.backend):
+        model, model_id = load_model(job.model, job.device)
+        own = dataset_info(model, model_id, weights_sha256(model), {})
+        if (own.weights_sha256, own.backend) != (job.info.weights_sha256, job.info.backend):
+            raise ValueError(f"{job.device} runs {own.backend}, the run was begun with {job.info.backend}; name a --backend for all.")
+        tell(Run(model, job.info, Ledger(job.out, job.index, job.count), job.options).run(tell))
+
+
+def _tell(output: Any, summary: Summary) -> None:
+    pickle.dump(summary, output)
+    output.flush()
+
+
+def _end_with_parent() -> None:
+    # not sys.stdin: at exit the interpreter would wait for its lock
+    while os.read(0, 4096):
+        pass
+    _thread.interrupt_main()

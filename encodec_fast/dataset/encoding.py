@@ -1,0 +1,196 @@
+"""Clips to rows of codes: batches of whole clips, long ones piece by piece with carried state."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import transformers
+from torch import Tensor
+
+import encodec_fast
+from encodec_fast.audio import AudioError
+from encodec_fast.corpus.reader import LongClip
+from encodec_fast.corpus.tasks import Clip, Task
+from encodec_fast.dispatch import BackendError
+from encodec_fast.explanation import explain
+from encodec_fast.formats import ClipFailure, ClipRow, DatasetInfo
+from encodec_fast.model import EncodecModel, EncodedClip
+from encodec_fast.streaming import encode_pieces
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def failure_of(task: Task, reason: str) -> ClipFailure:
+    """The failure of one clip, its path as text that can be stored."""
+    return ClipFailure(task.id, task.shown_path, reason)
+
+
+class ClipEncoder:
+    """Turns clips into rows of codes with one model at one bandwidth (kbps)."""
+
+    def __init__(self, model: EncodecModel, bandwidth: float):
+        if bandwidth not in model.config.target_bandwidths:
+            raise ValueError(f"bandwidth is {bandwidth:g}; the model's are {bandwidth_list(model)} kbps.")
+        self.model, self.bandwidth = model, bandwidth
+        self._code_dtype = np.uint16 if model.config.codebook_size <= 1 << 16 else np.uint32
+        self._copies = torch.cuda.Stream(model.device) if model.device.type == "cuda" else None
+
+    def upload(self, clips: Sequence[Clip]) -> Callable[[], list[Tensor]]:
+        """Begins to copy the clips to the model's device; calling the result waits for it and gives them, [C, T] each.
+
+        On CUDA the copy runs from pinned memory on a stream of its own, beside the batch that is being encoded.
+        """
+        if self._copies is None:
+            return lambda: [torch.from_numpy(clip.samples) for clip in clips]
+        pinned = torch.empty(sum(clip.samples.size for clip in clips), pin_memory=True)
+        torch.cat([torch.from_numpy(clip.samples).reshape(-1) for clip in clips], out=pinned)
+        with torch.cuda.stream(self._copies):
+            flat = pinned.to(self.model.device, non_blocking=True)
+            done = self._copies.record_event()
+
+        def waveforms() -> list[Tensor]:
+            current = torch.cuda.current_stream(self.model.device)
+            current.wait_event(done)
+            flat.record_stream(current)
+            parts = flat.split([clip.samples.size for clip in clips])
+            return [part.view(clip.samples.shape) for part, clip in zip(parts, clips, strict=True)]
+
+        return waveforms
+
+    def encode(self, clips: Sequence[Clip], uploaded: Callable[[], list[Tensor]] | None = None) -> list[ClipRow | ClipFailure]:
+        """One row per clip. If the model fails on a batch, its clips are tried one by one and only the culprits fail.
+
+        uploaded: what upload(clips) gave.
+        """
+        if not clips:
+            return []
+        waveforms = (uploaded or self.upload(clips))()
+        results = each_or_reason(lambda batch: self.model.encode_batch(batch, self.bandwidth), waveforms)
+        return [
+            failure_of(clip.task, f"the model can't encode it ({result}).")
+            if isinstance(result, str)
+            else self._row(clip.task, clip.original_rate, result)
+            for clip, result in zip(clips, results, strict=True)
+        ]
+
+    def encode_long(self, clip: LongClip) -> ClipRow | ClipFailure:
+        """The row of a clip that comes in blocks, as `encode` gives it for the whole clip; memory is bounded."""
+        try:
+            encoded = self._encode_blocks(torch.from_numpy(block) for block in clip)
+        except AudioError as error:
+            return failure_of(clip.task, error.reason)
+        except BackendError:
+            raise
+        except (RuntimeError, ValueError, MemoryError) as error:
+            try:
+                clip.close()
+            except AudioError as damage:
+                return failure_of(clip.task, damage.reason)
+            return failure_of(clip.task, f"the model can't encode it ({_first_line(error)}).")
+        return self._row(clip.task, clip.original_rate, encoded)
+
+    def _encode_blocks(self, blocks: Iterable[Tensor]) -> EncodedClip:
+        config = self.model.config
+        counted = _Counted(blocks)
+        if config.chunk_length is not None:
+            return self._encode_chunk_groups(counted)
+        if not config.use_causal_conv or config.normalize or config.norm_type == "time_group_norm":
+            # every frame depends on the whole clip
+            return self.model.encode_batch([torch.cat(list(counted), dim=1)], self.bandwidth)[0]
+        codes = torch.cat([piece.cpu() for piece in encode_pieces(self.model, counted, self.bandwidth)], dim=-1)
+        return EncodedClip(codes[None], None, 0, counted.samples)
+
+    def _encode_chunk_groups(self, blocks: _Counted) -> EncodedClip:
+        """Chunks depend on nothing but themselves, so a block's worth of them is encoded at a time."""
+        stride, length = self.model.config.chunk_stride, self.model.config.chunk_length
+        parts: list[EncodedClip] = []
+        rest = torch.zeros(self.model.config.audio_channels, 0)
+        for block in blocks:
+            rest = torch.cat([rest, block], dim=1)
+            # what stays behind holds a full chunk, so the last group has full ones before its ragged end
+            group = (rest.shape[1] - length) // stride
+            if group > 0:
+                whole = self.model.encode_batch([rest[:, : (group - 1) * stride + length]], self.bandwidth)[0]
+                scales = None if whole.scales is None else whole.scales[:group].cpu()
+                parts.append(EncodedClip(whole.codes[:group].cpu(), scales, 0, group * stride))
+                rest = rest[:, group * stride :]
+        last = self.model.encode_batch([rest], self.bandwidth)[0].to("cpu")
+        codes = [part.codes for part in [*parts, last]]
+        pad = codes[0].shape[-1] - codes[-1].shape[-1]
+        scales = None if last.scales is None else torch.cat([part.scales for part in [*parts, last] if part.scales is not None])
+        return EncodedClip(torch.cat([*codes[:-1], F.pad(codes[-1], (0, pad))]), scales, last.last_frame_pad_length + pad, blocks.samples)
+
+    def _row(self, task: Task, original_rate: int, encoded: EncodedClip) -> ClipRow:
+        return ClipRow(
+            id=task.id,
+            path=task.shown_path,
+            codes=encoded.codes.cpu().numpy().astype(self._code_dtype),
+            scales=None if encoded.scales is None else encoded.scales.float().cpu().numpy(),
+            num_samples=encoded.num_samples,
+            last_frame_pad_length=encoded.last_frame_pad_length,
+            sampling_rate=self.model.config.sampling_rate,
+            original_rate=original_rate,
+            bandwidth=self.bandwidth,
+        )
+
+
+class _Counted:
+    """Blocks [C, T_i], and how many samples have passed."""
+
+    def __init__(self, blocks: Iterable[Tensor]):
+        self._blocks, self.samples = blocks, 0
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for block in self._blocks:
+            self.samples += block.shape[1]
+            yield block
+
+
+def each_or_reason(call: Callable[[Sequence[Item]], Sequence[Result]], batch: Sequence[Item]) -> list[Result | str]:
+    """call(batch); or, if that fails, call on each item alone: its result, or the reason why it has none.
+
+    Raises BackendError where a backend that was asked for by name can't run: that is no clip's fault.
+    """
+    try:
+        return [*call(batch)]
+    except BackendError:
+        raise
+    # RuntimeError: what torch raises, out of memory included
+    except (RuntimeError, ValueError, MemoryError) as error:
+        if len(batch) > 1:
+            return [result for item in batch for result in each_or_reason(call, [item])]
+        return [_first_line(error)]
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def bandwidth_list(model: EncodecModel) -> str:
+    """The model's bandwidths for people: `1.5, 3, 6, 12, 24`."""
+    return ", ".join(f"{bandwidth:g}" for bandwidth in model.config.target_bandwidths)
+
+
+def dataset_info(model: EncodecModel, model_id: str, weights_sha256: str, options: Mapping[str, Any]) -> DatasetInfo:
+    """What makes the codes of a run, for the metadata of its files. options: of the run, as JSON can hold them."""
+    second = torch.zeros(1, model.config.audio_channels, model.config.sampling_rate, device=model.device)
+    backends = dict.fromkeys(row.backend for row in explain(model, second).rows)
+    return DatasetInfo(
+        model_id=model_id,
+        weights_sha256=weights_sha256,
+        codebook_size=model.config.codebook_size,
+        backend="+".join(backends),
+        versions={
+            "encodec_fast": encodec_fast.__version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "python": platform.python_version(),
+        },
+        options=dict(options),
+    )

@@ -1,0 +1,277 @@
+"""What a run's folder knows about itself, beside the shards, in `_encodec_fast/`:
+
+    run.json                  what makes the codes: weights, bandwidth, options. A run with others is refused.
+    schedule-NNN.arrow        the batches; a later one holds clips that were added, or are tried again
+    ledger-I-of-N.jsonl       a line per shard on the disk: its file, its batches, the clips of them that failed
+    lock, writer-I-of-N.lock  held while a process plans, or writes
+
+A line is on the disk before the next shard is begun, and after its shard is. So whatever ends a process, a batch is either in a line
+and in a shard, or in neither and done again: into the same file name, for a shard is named after its first batch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from encodec_fast.corpus.sources import unique_ids
+from encodec_fast.corpus.tasks import Task
+from encodec_fast.dataset.schedule import Schedule, write_schedule
+from encodec_fast.formats import ClipFailure
+from encodec_fast.formats.atomic import TEMPORARY_SUFFIX, sync_folder, write_atomically
+from encodec_fast.formats.folder import SHARD_PATTERN, shard_paths
+from encodec_fast.formats.parquet import ERRORS_FILE, write_errors
+
+FOLDER = "_encodec_fast"
+
+
+class LedgerError(ValueError):
+    """A run that can't begin, or go on, in this folder; the message says why and what to do."""
+
+
+@dataclass
+class Record:
+    """A line of the ledger. file: the shard, or None if no clip of the batches has codes. seconds: of audio.
+
+    busy: that the encoder worked for it. paces: (Unix time, seconds of audio finished since the one before), every few seconds.
+    verified: counts of the comparison with HF, if any.
+    """
+
+    file: str | None
+    batches: list[int]
+    clips: int = 0
+    seconds: float = 0.0
+    failures: list[ClipFailure] = field(default_factory=list)
+    busy: float = 0.0
+    paces: list[tuple[float, float]] = field(default_factory=list)
+    verified: dict[str, Any] | None = None
+
+    def to_json(self) -> str:
+        failures = [[failure.id, failure.path, failure.reason] for failure in self.failures]
+        return json.dumps({**asdict(self), "batches": _runs(self.batches), "failures": failures}, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, line: str) -> Record:
+        stored = json.loads(line)
+        batches = [batch for first, end, step in stored.pop("batches") for batch in range(first, end, step)]
+        failures = [ClipFailure(*failure) for failure in stored.pop("failures")]
+        return cls(batches=batches, failures=failures, **stored)
+
+
+def _runs(numbers: list[int]) -> list[tuple[int, int, int]]:
+    """Increasing numbers as few (first, end, step): a writer takes every n-th batch."""
+    runs: list[tuple[int, int, int]] = []
+    for number in numbers:
+        if runs:
+            first, end, step = runs[-1]
+            if end - first == 1:
+                runs[-1] = (first, number + 1, number - first)
+                continue
+            if number == end - 1 + step:
+                runs[-1] = (first, number + 1, step)
+                continue
+        runs.append((number, number + 1, 1))
+    return runs
+
+
+class Ledger:
+    """The ledger of a run's folder, for writer `index` of `count`."""
+
+    def __init__(self, out: str | os.PathLike[str], index: int = 0, count: int = 1):
+        if not 0 <= index < count:
+            raise ValueError(f"shard is {index}/{count}; allowed are 0/{count} ... {count - 1}/{count}.")
+        self.out = Path(out)
+        self.folder = self.out / FOLDER
+        self.index, self.count = index, count
+        self._log: IO[bytes] | None = None
+
+    # Who may write
+
+    @contextmanager
+    def planning(self) -> Iterator[None]:
+        """Only one process at a time is in here; the others wait."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(exist_ok=True)
+        with _locked(self.folder / "lock", wait=True):
+            yield
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Holds the right to write this writer's batches, after removing what a killed one left of them.
+
+        Raises LedgerError if another process has it, or if processes are at work that split the batches otherwise.
+        """
+        path = self.folder / f"writer-{self.index}-of-{self.count}.lock"
+        with ExitStack() as held:
+            with self.planning():
+                others = self.active_writers()
+                for other in others:
+                    if other == path.name or not other.endswith(f"-of-{self.count}.lock"):
+                        holder = (self.folder / other).read_text(errors="replace")
+                        raise LedgerError(f"{self.out} is being written by {holder}; wait for it, or choose another folder.")
+                lock = held.enter_context(_locked(path))
+                lock.truncate(0)
+                lock.write(f"process {os.getpid()} on {socket.gethostname()} (shard {self.index}/{self.count})".encode())
+                lock.flush()
+                self._remove_leftovers(alone=not others)
+                self._log = held.enter_context(self._open_log())
+            try:
+                yield
+            finally:
+                self._log = None
+
+    def active_writers(self) -> list[str]:
+        """Names of the locks that processes hold."""
+        active = []
+        for path in sorted(self.folder.glob("writer-*.lock")):
+            try:
+                with _locked(path):
+                    pass
+            except BlockingIOError:
+                active.append(path.name)
+        return active
+
+    def _remove_leftovers(self, alone: bool) -> None:
+        """Shards that no line vouches for, and temporary files: all, or those of this writer if others are at work."""
+        vouched = {record.file for record in self.records()}
+        for path in [*self.out.glob(SHARD_PATTERN), *self.out.glob(f".{SHARD_PATTERN}{TEMPORARY_SUFFIX}")]:
+            number = path.name.lstrip(".").removeprefix("part-").partition(".")[0]
+            mine = number.isdigit() and (alone or int(number) % self.count == self.index)
+            if mine and path.name not in vouched:
+                path.unlink()
+
+    def _open_log(self) -> IO[bytes]:
+        path = self.folder / f"ledger-{self.index}-of-{self.count}.jsonl"
+        log = path.open("ab+")
+        # a line that a power cut or a full disk left unfinished counts for nothing
+        log.seek(0)
+        log.truncate(log.read().rfind(b"\n") + 1)
+        log.seek(0, os.SEEK_END)
+        sync_folder(self.folder)
+        return log
+
+    # What makes the codes
+
+    def identify(self, identity: Mapping[str, Any], overwrite: bool = False) -> None:
+        """Compares what makes the codes with what made those that are there; to be called while planning.
+
+        Raises LedgerError that names each difference. overwrite: removes what is there instead.
+        """
+        path = self.folder / "run.json"
+        if overwrite:
+            self._remove_run()
+        if path.exists():
+            stored = json.loads(path.read_text())
+            changed = [name for name in {**stored, **identity} if stored.get(name) != identity.get(name)]
+            if changed:
+                differences = "; ".join(f"{name} was {stored.get(name)!r}, is {identity.get(name)!r}" for name in changed)
+                raise LedgerError(f"{self.out} holds codes made otherwise: {differences}. Choose another folder or add --overwrite.")
+        elif shards := shard_paths(self.out):
+            raise LedgerError(f"{self.out} holds {len(shards)} shards and no ledger of them; choose another folder or add --overwrite.")
+        else:
+            write_atomically(path, json.dumps(dict(identity), indent=1, ensure_ascii=False).encode())
+
+    def _remove_run(self) -> None:
+        if self.active_writers():
+            raise LedgerError(f"{self.out} is being written by another process; wait for it, or choose another folder.")
+        for path in shard_paths(self.out):
+            if path.suffix == ".jsonl":
+                for line in path.read_text().splitlines():
+                    (self.out / json.loads(line)["npy"]).unlink(missing_ok=True)
+            path.unlink()
+        for name in (ERRORS_FILE, "report.html", "info.json"):
+            (self.out / name).unlink(missing_ok=True)
+        for path in self.folder.iterdir():
+            if path.name != "lock":
+                path.unlink()
+
+    # What is to be done
+
+    def schedules(self) -> list[Schedule]:
+        """The schedules in the order they were made."""
+        return [Schedule(path) for path in sorted(self.folder.glob("schedule-*.arrow"))]
+
+    def add_schedule(self, tasks: Sequence[Task], batch_seconds: float, audio_column: str) -> None:
+        """Schedules the tasks behind what is there; to be called while planning."""
+        old = self.schedules()
+        path = self.folder / f"schedule-{len(old):03d}.arrow"
+        write_schedule(path, tasks, batch_seconds, old[-1].end_batch if old else 0, audio_column)
+
+    def new_tasks(self, tasks: Sequence[Task]) -> list[Task]:
+        """Those of the tasks that no schedule holds; an id that is taken gets ~2, ~3, ... after it."""
+        keys, ids = set(), set()
+        for schedule in self.schedules():
+            for task in schedule.tasks():
+                keys.add(task.key)
+                ids.add(task.id)
+        return unique_ids([task for task in tasks if task.key not in keys], ids)
+
+    def failed_tasks(self) -> list[Task]:
+        """The tasks of the clips that failed, to be tried again from the start."""
+        failed = {failure.id for failure in self.failures()}
+        tasks = {task.id: task for schedule in self.schedules() for task in schedule.tasks() if task.id in failed}
+        return [replace(task, problem=None, seconds=task.duration or 0.0) for task in tasks.values()]
+
+    # What is done
+
+    def records(self) -> list[Record]:
+        """Every line of every writer, in the order of their batches."""
+        records = []
+        for path in self.folder.glob("ledger-*.jsonl"):
+            lines = path.read_bytes().split(b"\n")
+            records += [Record.from_json(line.decode()) for line in lines[:-1]]
+        return sorted(records, key=lambda record: record.batches[0])
+
+    def undone(self) -> np.ndarray:
+        """Numbers of the batches that no line holds, int64, increasing."""
+        schedules = self.schedules()
+        undone = np.ones(schedules[-1].end_batch if schedules else 0, bool)
+        for record in self.records():
+            undone[record.batches] = False
+        return np.flatnonzero(undone)
+
+    def failures(self) -> list[ClipFailure]:
+        """The clips that have no codes after their last attempt, by id."""
+        records = self.records()
+        failed: dict[str, ClipFailure] = {}
+        for schedule in self.schedules():
+            own = [record for record in records if schedule.first_batch <= record.batches[0] < schedule.end_batch]
+            if failed:
+                for batch in [batch for record in own for batch in record.batches]:
+                    for task in schedule.tasks(batch):
+                        failed.pop(task.id, None)
+            failed |= {failure.id: failure for record in own for failure in record.failures}
+        return [failed[id] for id in sorted(failed)]
+
+    def write_errors(self) -> Path | None:
+        """The errors table, brought up to date for all writers."""
+        with self.planning():
+            return write_errors(self.out, self.failures())
+
+    def append(self, record: Record) -> None:
+        """Puts a line on the disk."""
+        assert self._log is not None
+        self._log.write(record.to_json().encode() + b"\n")
+        self._log.flush()
+        os.fsync(self._log.fileno())
+
+
+@contextmanager
+def _locked(path: Path, wait: bool = False) -> Iterator[IO[bytes]]:
+    """The file, open, with a lock that ends with the process however it ends. Raises BlockingIOError if another has it."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: the file can't be locked, so that nobody is kept out
+        fcntl = None  # type: ignore[assignment]
+    with path.open("ab+") as file:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield file

@@ -1,0 +1,118 @@
+"""Tasks in batches, longest first; decided once, kept in a file, and read from there by every process that takes part."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from encodec_fast.corpus.containers import TableReader
+from encodec_fast.corpus.tasks import Task
+from encodec_fast.formats.atomic import AtomicFile
+
+# A batch of very short clips ends here: their bookkeeping costs more than their audio
+MAX_BATCH_CLIPS = 512
+_COLUMNS = {
+    "id": pa.string(),
+    "path": pa.binary(),  # file names need not be UTF-8
+    "offset": pa.int64(),
+    "size": pa.int64(),
+    "row": pa.int64(),
+    "start": pa.float64(),
+    "duration": pa.float64(),
+    "channel": pa.int32(),
+    "seconds": pa.float64(),
+    "problem": pa.string(),
+}
+_SCHEMA = pa.schema([*_COLUMNS.items(), ("batch", pa.int64())])
+_BUILD_ROWS = 65_536
+
+
+def order(tasks: Sequence[Task], audio_column: str = "audio") -> list[Task]:
+    """The tasks, longest first and ids in order where lengths are equal; rows of a table stay with their row group.
+
+    A row group is read whole, so jumping between them would read each many times.
+    """
+    tables = TableReader(audio_column)
+
+    def place(task: Task) -> tuple[str, int]:
+        return ("", 0) if task.row is None or task.problem else (task.path, tables.group(task.path, task.row))
+
+    return sorted(tasks, key=lambda task: (*place(task), -task.seconds, task.id))
+
+
+def batches(seconds: Sequence[float], batch_seconds: float) -> np.ndarray:
+    """The batch of each clip, int64, counted from 0: consecutive clips of at most batch_seconds together.
+
+    A longer clip is a batch of its own. Nothing is padded, so a batch costs the sum of its lengths.
+    """
+    numbers = np.zeros(len(seconds), np.int64)
+    batch = clips = 0
+    filled = 0.0
+    for index, length in enumerate(seconds):
+        if clips and (filled + length > batch_seconds or clips == MAX_BATCH_CLIPS):
+            batch, filled, clips = batch + 1, 0.0, 0
+        numbers[index] = batch
+        filled, clips = filled + length, clips + 1
+    return numbers
+
+
+def write_schedule(path: Path, tasks: Sequence[Task], batch_seconds: float, first_batch: int, audio_column: str = "audio") -> Path:
+    """The path of a schedule of the tasks, whose batches count from first_batch on."""
+    ordered = order(tasks, audio_column)
+    numbers = first_batch + batches([task.seconds for task in ordered], batch_seconds)
+    atomic = AtomicFile(path)
+    try:
+        with pa.ipc.new_file(atomic.file, _SCHEMA) as writer:
+            for at in range(0, len(ordered), _BUILD_ROWS):
+                part = ordered[at : at + _BUILD_ROWS]
+                columns: dict[str, Any] = {name: [getattr(task, name) for task in part] for name in _COLUMNS}
+                columns["path"] = [os.fsencode(task.path) for task in part]
+                columns["batch"] = numbers[at : at + _BUILD_ROWS]
+                writer.write_table(pa.Table.from_pydict(columns, _SCHEMA))
+    except BaseException:
+        atomic.discard()
+        raise
+    return atomic.finish()
+
+
+class Schedule:
+    """A schedule's file, mapped into memory: a process touches only the batches it works on."""
+
+    def __init__(self, path: Path):
+        self._table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        numbers = self._table["batch"].to_numpy()
+        self.first_batch = int(numbers[0])
+        self.end_batch = int(numbers[-1]) + 1
+        self._starts = np.searchsorted(numbers, np.arange(self.first_batch, self.end_batch + 1))
+        self._seconds = self._table["seconds"].to_numpy()
+
+    @property
+    def num_clips(self) -> int:
+        return self._table.num_rows
+
+    @property
+    def seconds(self) -> np.ndarray:
+        """Length of each clip, float64."""
+        return self._seconds
+
+    def clips_of(self, batches: np.ndarray) -> tuple[int, float]:
+        """(clips, seconds) of the batches [n] together."""
+        totals = np.concatenate([[0.0], np.cumsum(self._seconds)])
+        first, end = (self._starts[batches - self.first_batch + more] for more in (0, 1))
+        return int((end - first).sum()), float((totals[end] - totals[first]).sum())
+
+    def tasks(self, batch: int | None = None) -> Iterator[Task]:
+        """The tasks of a batch; None: of all."""
+        rows = self._table if batch is None else self._table.slice(*self._bounds(batch))
+        for part in rows.drop_columns(["batch"]).to_batches(_BUILD_ROWS):
+            for row in part.to_pylist():
+                yield Task(**{**row, "path": os.fsdecode(row["path"])})
+
+    def _bounds(self, batch: int) -> tuple[int, int]:
+        start, end = self._starts[batch - self.first_batch : batch - self.first_batch + 2]
+        return int(start), int(end - start)

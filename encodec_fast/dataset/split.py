@@ -1,0 +1,47 @@
+"""Which part of a run is this process's: `--shard i/n`, or what a job scheduler says in the environment."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """(index, count) of `i/n`, counted from 0. Raises ValueError for anything else."""
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    index, count = (int(part) for part in found.groups()) if found else (0, 0)
+    if index >= count:
+        raise ValueError(f"--shard is {text!r}; i/n is needed, from 0/n to n-1/n.")
+    return index, count
+
+
+def shard_of_environment(environment: Mapping[str, str]) -> tuple[int, int, str]:
+    """(index, count, which variables say so): those of torchrun, of an srun step, of a SLURM array; else (0, 1, "").
+
+    SLURM_NTASKS alone means nothing: it is set in a batch script too, which is one process.
+    """
+
+    def number(name: str, default: int | None = None) -> int:
+        value = environment.get(name, default)
+        try:
+            return int(value)  # type: ignore[arg-type]
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{name} is {value!r} in the environment; give --shard i/n, or 0/1 for all.") from error
+
+    if "RANK" in environment and "WORLD_SIZE" in environment:
+        return number("RANK"), number("WORLD_SIZE"), "RANK and WORLD_SIZE"
+    if "SLURM_PROCID" in environment and number("SLURM_STEP_NUM_TASKS", 1) > 1:
+        return number("SLURM_PROCID"), number("SLURM_STEP_NUM_TASKS"), "SLURM_PROCID and SLURM_STEP_NUM_TASKS"
+    if "SLURM_ARRAY_TASK_ID" in environment:
+        step = max(1, number("SLURM_ARRAY_TASK_STEP", 1))
+        index = (number("SLURM_ARRAY_TASK_ID") - number("SLURM_ARRAY_TASK_MIN", 0)) // step
+        return index, number("SLURM_ARRAY_TASK_COUNT"), "SLURM_ARRAY_TASK_ID and SLURM_ARRAY_TASK_COUNT"
+    return 0, 1, ""
+
+
+def local_rank(environment: Mapping[str, str]) -> int | None:
+    """Which of its machine's processes this one is, where torchrun or an srun step says so: the GPU it should take."""
+    for name in ("LOCAL_RANK", "SLURM_LOCALID"):
+        if name in environment and ("WORLD_SIZE" in environment or "SLURM_STEP_NUM_TASKS" in environment):
+            return int(environment[name])
+    return None

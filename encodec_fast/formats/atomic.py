@@ -1,0 +1,62 @@
+"""Files that are either whole and on the disk, or not there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+TEMPORARY_SUFFIX = ".tmp"
+
+
+class AtomicFile:
+    """A file under a temporary name beside its own, which it gets when it is whole and on the disk.
+
+    file: to write to. The temporary name starts with a dot and depends on the path alone: what a killed process left
+    behind is overwritten by the next one.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.temporary = path.with_name(f".{path.name}{TEMPORARY_SUFFIX}")
+        self.file = self.temporary.open("wb")
+
+    def finish(self) -> Path:
+        """The path, where the file now stands. After an error nothing does."""
+        try:
+            self.file.flush()
+            os.fsync(self.file.fileno())
+            self.file.close()
+            os.replace(self.temporary, self.path)
+            sync_folder(self.path.parent)
+        except BaseException:
+            self.discard()
+            raise
+        return self.path
+
+    def discard(self) -> None:
+        """Removes the temporary file."""
+        try:
+            self.file.close()
+        finally:
+            self.temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, data: bytes) -> Path:
+    """The path, whose file now holds the data; or holds what it did before, after an error."""
+    file = AtomicFile(path)
+    try:
+        file.file.write(data)
+    except BaseException:
+        file.discard()
+        raise
+    return file.finish()
+
+
+def sync_folder(folder: Path) -> None:
+    """Puts the folder's names on the disk: without this, a power cut can undo a rename."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

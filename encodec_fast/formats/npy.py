@@ -1,0 +1,101 @@
+"""Codes as a tree of `.npy` files, one [n_chunks, K, F] per clip under codes/, with manifests of JSON lines beside it.
+
+`part-*.jsonl` holds a line per clip: its id, where its `npy` lies, and everything else about it. A manifest appears when all of its
+files are on the disk. `info.json` says what made the codes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from encodec_fast.formats import FORMAT_VERSION, ClipRow, DatasetInfo, FormatError, check_codes
+from encodec_fast.formats.atomic import AtomicFile, write_atomically
+from encodec_fast.formats.webdataset import info_of, record_row, row_record
+
+SUFFIX = ".jsonl"
+INFO_FILE = "info.json"
+
+
+class Shard:
+    """A manifest and its files; see formats.ShardFile."""
+
+    def __init__(self, folder: Path, name: str, info: DatasetInfo, packed: bool = False):
+        if packed:
+            raise ValueError("packed codes are stored as Parquet only; choose --format parquet.")
+        self._folder, self._info = folder, info
+        self._written: list[Path] = []
+        if not (folder / INFO_FILE).exists():
+            stored = {"format_version": FORMAT_VERSION, **asdict(info)}
+            write_atomically(folder / INFO_FILE, json.dumps(stored, sort_keys=True, indent=1).encode())
+        self._atomic = AtomicFile(folder / f"{name}{SUFFIX}")
+
+    def write(self, row: ClipRow) -> None:
+        codes = io.BytesIO()
+        np.save(codes, check_codes(row, self._info))
+        name = npy_path(row.id)
+        path = self._folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(codes.getvalue())
+        self._written.append(path)
+        record = {"npy": str(name), **row_record(row)}
+        self._atomic.file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+
+    def finish(self) -> Path:
+        # the manifest vouches for its files, so they go to the disk before it
+        try:
+            for path in self._written:
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+        except BaseException:
+            self.discard()
+            raise
+        return self._atomic.finish()
+
+    def discard(self) -> None:
+        for path in self._written:
+            path.unlink(missing_ok=True)
+        self._atomic.discard()
+
+
+def npy_path(id: str) -> PurePosixPath:
+    """Where the clip's codes lie below the data set's folder: its id, safe on every file system, no two alike."""
+    parts = [part for part in re.split(r"[/\\]", id) if part not in ("", ".", "..")] or ["clip"]
+    safe = [re.sub(r'[<>:"|?*\x00-\x1f\x7f]', "_", part).rstrip(". ").encode()[:180].decode(errors="ignore") or "_" for part in parts]
+    # a name that had to be changed, or differs from others by case alone, is told apart by its hash
+    mark = "" if "/".join(safe) == id and id == id.casefold() else "-" + hashlib.sha256(id.encode()).hexdigest()[:12]
+    return PurePosixPath("codes", *safe[:-1], f"{safe[-1]}{mark}.npy")
+
+
+def read_shard_info(path: Path) -> DatasetInfo:
+    """What made the codes of a manifest. Raises FormatError if nothing says so."""
+    try:
+        stored: dict[str, Any] = json.loads((path.parent / INFO_FILE).read_bytes())
+    except (OSError, ValueError) as error:
+        raise FormatError(f"{path}: not written by encodec_fast ({INFO_FILE} beside it can't be read: {error}).") from error
+    return info_of(stored, path)
+
+
+def read_shard(path: Path) -> Iterator[ClipRow]:
+    """Every row of a manifest in order. Raises FormatError for files that can't be read."""
+    try:
+        with path.open(encoding="utf-8") as lines:
+            for line in lines:
+                record = json.loads(line)
+                yield record_row(record, np.load(path.parent / record["npy"]))
+    except (OSError, ValueError, KeyError) as error:
+        raise FormatError(f"{path}: the shard can't be read ({error}).") from error
+
+
+def read_shard_ids(path: Path) -> list[str]:
+    """The id of every row of a manifest, in order."""
+    return [json.loads(line)["id"] for line in path.read_text(encoding="utf-8").splitlines()]

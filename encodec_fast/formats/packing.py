@@ -1,0 +1,23 @@
+"""Codes in as few bits as the codebook needs: 10 for 1024 entries, 5/8 of uint16."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def code_bits(codebook_size: int) -> int:
+    """Bits per code."""
+    return max(1, (codebook_size - 1).bit_length())
+
+
+def pack_codes(codes: np.ndarray, bits: int) -> bytes:
+    """The codes in C order, `bits` bits each, least significant bit first, the last byte filled up with zeros."""
+    planes = (codes.reshape(-1, 1).astype(np.uint32) >> np.arange(bits, dtype=np.uint32)) & 1
+    return np.packbits(planes.astype(np.uint8), bitorder="little").tobytes()
+
+
+def unpack_codes(data: bytes, bits: int, shape: tuple[int, ...], dtype: np.typing.DTypeLike = np.uint16) -> np.ndarray:
+    """What pack_codes was given, as dtype."""
+    size = int(np.prod(shape))
+    planes = np.unpackbits(np.frombuffer(data, np.uint8), count=size * bits, bitorder="little").reshape(size, bits)
+    return (planes.astype(np.uint32) << np.arange(bits, dtype=np.uint32)).sum(1, dtype=np.uint32).astype(dtype).reshape(shape)
