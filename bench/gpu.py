@@ -47,9 +47,9 @@ class Codec:
     """encode and decode of one precision, straight on the prepared programs."""
 
     def __init__(self, plan: Plan, precision: str) -> None:
-        executor = TritonExecutor(precision)
-        self.encoder = executor.prepare(plan.encoder.stages)
-        self.decoder = executor.prepare(plan.decoder.stages)
+        executor = TritonExecutor()
+        self.encoder = executor.prepare(plan.encoder.stages, precision)
+        self.decoder = executor.prepare(plan.decoder.stages, precision)
         self.quantizer = executor.prepare_quantizer(plan.quantizer)
 
     def encode(self, x: Tensor, num_quantizers: int) -> Tensor:

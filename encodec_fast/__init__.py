@@ -21,6 +21,7 @@ _HOMES = {
     "accelerate": "encodec_fast.acceleration",
     "Acceleration": "encodec_fast.acceleration",
     "use_backend": "encodec_fast.dispatch",
+    "use_precision": "encodec_fast.dispatch",
     "BackendError": "encodec_fast.dispatch",
     "explain": "encodec_fast.explanation",
     "load_model": "encodec_fast.pretrained",

@@ -4,6 +4,8 @@
     a name     that backend or an error; `use_backend` in code, ENCODEC_FAST_BACKEND for the process
     reference  the Hugging Face modules themselves: for calls that only they can serve (hooks, tracing, autocast, foreign modules)
 
+And in which precision products are computed: `use_precision` for a block, `model.precision` for a model, else parity.
+
 Every step away from the preferred backend is logged once with its reason, on the logger "encodec_fast", and shown by `explain`.
 """
 
@@ -15,7 +17,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -40,9 +42,14 @@ EXECUTORS = {
 }
 PREFERENCE = {"cpu": ("cpu", "torch"), "cuda": ("triton", "torch")}
 REFERENCE = "reference"
+# parity  float32 products: the codes of Hugging Face's float32, and the same bits for a clip in any batch.
+# tf32x3  three tf32 products on tensor cores for each float32 one: about twice float32's error.
+# fast    one tf32 product, and the library's recurrence: other codes than Hugging Face's float32, and bits that follow the batch.
+PRECISIONS = ("parity", "tf32x3", "fast")
 FLOAT_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 _requested: ContextVar[str | None] = ContextVar("encodec_fast_backend", default=None)
+_precision: ContextVar[str | None] = ContextVar("encodec_fast_precision", default=None)
 _logged: set[str] = set()
 
 
@@ -56,6 +63,7 @@ class Request:
 
     backend: str
     strict: bool
+    precision: str = "parity"
 
 
 @contextmanager
@@ -72,12 +80,33 @@ def use_backend(name: str) -> Iterator[None]:
         _requested.reset(token)
 
 
-def requested() -> Request:
-    """The backend in force: `use_backend`, else ENCODEC_FAST_BACKEND, else auto."""
-    name = _requested.get()
+@contextmanager
+def use_precision(name: str) -> Iterator[None]:
+    """Runs the block in one of PRECISIONS, whatever the models' own `precision` says.
+
+    A wish, not a demand: a backend that knows parity only computes that, and says so once.
+    Raises ValueError for another name. Holds for the current thread or task only.
+    """
+    token = _precision.set(known_precision(name, "use_precision"))
+    try:
+        yield
+    finally:
+        _precision.reset(token)
+
+
+def requested(module: nn.Module | None = None) -> Request:
+    """The backend in force: `use_backend`, else ENCODEC_FAST_BACKEND, else auto; the precision: `use_precision`, else the module's own."""
+    name, precision = _requested.get(), _precision.get() or getattr(module, "precision", "parity")
     if name is not None:
-        return Request(name, strict=True)
-    return Request(_known(os.environ.get(ENVIRONMENT_VARIABLE) or "auto", ENVIRONMENT_VARIABLE), strict=False)
+        return Request(name, True, precision)
+    return Request(_known(os.environ.get(ENVIRONMENT_VARIABLE) or "auto", ENVIRONMENT_VARIABLE), False, precision)
+
+
+def known_precision(name: str, source: str) -> str:
+    """`name`, if it is one of PRECISIONS.  Raises ValueError naming the source otherwise."""
+    if name not in PRECISIONS:
+        raise ValueError(f"{source}: {name!r} is not a precision. Choose one of {', '.join(PRECISIONS)}.")
+    return name
 
 
 def _known(name: str, source: str) -> str:
@@ -184,14 +213,17 @@ def log_once(message: str) -> None:
 class PreparedNetwork:
     """A network cut into runs of stages of one backend each."""
 
-    def __init__(self, network: Network, choices: list[Choice]) -> None:
+    def __init__(self, network: Network, choices: list[Choice], precision: str = "parity") -> None:
         self.network = network
         self.choices = choices
         self.programs: list[StageProgram] = []
         start = 0
         for end in range(1, len(choices) + 1):
             if end == len(choices) or choices[end].backend != choices[start].backend:
-                self.programs.append(executor(choices[start].backend).prepare(network.stages[start:end]))
+                backend = executor(choices[start].backend)
+                self.programs.append(backend.prepare(network.stages[start:end], precision))
+                if precision not in backend.precisions:
+                    log_once(f"precision {precision!r}: the {backend.name} backend computes as for parity")
                 start = end
         for reason in {choice.reason for choice in choices if choice.reason}:
             log_once(f"running on the {choices[0].backend} backend ({reason})")
@@ -247,14 +279,15 @@ def prepare_network(module: nn.Module, request: Request) -> PreparedNetwork | st
             network = read_network(module)
         except Unplannable as unplannable:
             return str(unplannable)
-        return PreparedNetwork(network, [choose(stage, network.dtype, network.device, request) for stage in network.stages])
+        choices = [choose(stage, network.dtype, network.device, request) for stage in network.stages]
+        return PreparedNetwork(network, choices, request.precision)
 
     return cache_of(module).get(module, request, make)
 
 
 def run_network(module: nn.Module, x: Tensor, reference: Callable[[Tensor], Tensor]) -> Tensor:
     """The encoder's or decoder's forward: [B, C, T] -> [B, C_out, T_out], with the reference's gradients."""
-    request = requested()
+    request = requested(module)
     reason = reference_reason(module, x, request)
     if reason is None:
         prepared = prepare_network(module, request)
@@ -305,12 +338,13 @@ def prepare_quantizer(module: nn.Module, request: Request) -> PreparedQuantizer 
             log_once(f"running on the {choice.backend} backend ({choice.reason})")
         return PreparedQuantizer(quantizer, choice, executor(choice.backend).prepare_quantizer(quantizer))
 
-    return cache_of(module).get(module, request, make)
+    # the codes are the same at every precision
+    return cache_of(module).get(module, replace(request, precision="parity"), make)
 
 
 def run_search(module: nn.Module, x: Tensor, num_quantizers: int, reference: Callable[[], Tensor]) -> Tensor:
     """The quantizer's encode: embeddings [B, D, F] -> codes [K, B, F]."""
-    request = requested()
+    request = requested(module)
     reason = reference_reason(module, x, request)
     if reason is None:
         prepared = prepare_quantizer(module, request)
@@ -327,7 +361,7 @@ def run_search(module: nn.Module, x: Tensor, num_quantizers: int, reference: Cal
 
 def run_lookup(module: nn.Module, codes: Tensor, reference: Callable[[Tensor], Tensor]) -> Tensor:
     """The quantizer's decode: codes [K, B, F] -> embeddings [B, D, F]."""
-    request = requested()
+    request = requested(module)
     reason = reference_reason(module, codes, request)
     if reason is None:
         prepared = prepare_quantizer(module, request)

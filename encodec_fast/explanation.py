@@ -16,12 +16,13 @@ from encodec_fast.plan import LSTM, Conv, ResidualBlock, Stage, Upsample
 
 @dataclass(frozen=True)
 class Row:
-    """One stage.  shape: of its output.  reason: why not the preferred backend, "" where it is."""
+    """One stage.  shape: of its output.  reason: why not the preferred backend, "" where it is.  products: what they are computed in."""
 
     stage: str
     shape: tuple[int, ...]
     backend: str
     reason: str
+    products: str = ""
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,10 @@ class Explanation:
     notes: tuple[str, ...]
 
     def __str__(self) -> str:
-        cells = [("stage", "output", "backend", "reason")]
-        cells += [(row.stage, str(list(row.shape)), row.backend, row.reason) for row in self.rows]
-        widths = [max(len(line[column]) for line in cells) for column in range(3)]
-        lines = ["  ".join([*(cell.ljust(width) for cell, width in zip(line, widths)), line[3]]).rstrip() for line in cells]
+        cells = [("stage", "output", "backend", "products", "reason")]
+        cells += [(row.stage, str(list(row.shape)), row.backend, row.products, row.reason) for row in self.rows]
+        widths = [max(len(line[column]) for line in cells) for column in range(4)]
+        lines = ["  ".join([*(cell.ljust(width) for cell, width in zip(line, widths)), line[4]]).rstrip() for line in cells]
         return "\n".join([*lines, *self.notes])
 
 
@@ -60,13 +61,14 @@ def explain(model: hf.EncodecModel, input_values: Tensor) -> Explanation:
     rows = _network_rows("encoder", model.encoder, input_values, (batch, channels, length), frames)
     rows += _quantizer_rows(model, input_values, (batch, frames))
     rows += _network_rows("decoder", model.decoder, input_values, (batch, model.config.hidden_size, frames), length)
+    notes += _precision_notes(model, rows)
     if any(row.backend in ("torch", dispatch.REFERENCE) for row in rows):
         notes.append("torch and reference: the libraries below may change bits with batch size, pieces and threads")
     return Explanation(tuple(rows), tuple(notes))
 
 
 def _network_rows(name: str, module: nn.Module, x: Tensor, shape: tuple[int, int, int], out_length: int) -> list[Row]:
-    request = dispatch.requested()
+    request = dispatch.requested(module)
     reason = _reference_reason(module, x, request)
     prepared = reason or dispatch.prepare_network(module, request)
     if isinstance(prepared, dispatch.PreparedNetwork):
@@ -79,18 +81,33 @@ def _network_rows(name: str, module: nn.Module, x: Tensor, shape: tuple[int, int
     batch, _, length = shape
     for stage, choice in zip(prepared.network.stages, prepared.choices):
         length = stage.output_length(length)
-        rows.append(Row(f"{name}.{describe(stage)}", (batch, stage.out_channels, length), choice.backend, choice.reason))
+        products = dispatch.executor(choice.backend).products(stage, network.dtype, network.device, request.precision)
+        rows.append(Row(f"{name}.{describe(stage)}", (batch, stage.out_channels, length), choice.backend, choice.reason, products))
     return rows
 
 
+def _precision_notes(model: hf.EncodecModel, rows: list[Row]) -> list[str]:
+    precision = dispatch.requested(model.encoder).precision
+    if precision == "parity":
+        return []
+    backends = list(dict.fromkeys(row.backend for row in rows))
+    deaf = [name for name in backends if name == dispatch.REFERENCE or precision not in dispatch.executor(name).precisions]
+    notes = [f"precision {precision}: the {name} backend computes as for parity" for name in deaf]
+    return notes if deaf == backends else [f"precision {precision}: codes may differ from those of Hugging Face's float32", *notes]
+
+
 def _quantizer_rows(model: hf.EncodecModel, x: Tensor, shape: tuple[int, int]) -> list[Row]:
-    request = dispatch.requested()
+    request = dispatch.requested(model.quantizer)
     prepared = _reference_reason(model.quantizer, x, request) or dispatch.prepare_quantizer(model.quantizer, request)
-    backend, reason = (dispatch.REFERENCE, prepared) if isinstance(prepared, str) else (prepared.choice.backend, prepared.choice.reason)
+    if isinstance(prepared, str):
+        backend, reason, products = dispatch.REFERENCE, prepared, ""
+    else:
+        (backend, reason), books = (prepared.choice.backend, prepared.choice.reason), prepared.quantizer
+        products = dispatch.executor(backend).products(books, books.codebooks.dtype, books.codebooks.device, request.precision)
     levels, size, dim = len(model.quantizer.layers), model.config.codebook_size, model.config.codebook_dim
     batch, frames = shape
     return [
-        Row(f"quantizer.encode  up to {levels} x {size} x {dim}", (levels, batch, frames), backend, reason),
+        Row(f"quantizer.encode  up to {levels} x {size} x {dim}", (levels, batch, frames), backend, reason, products),
         Row(f"quantizer.decode  up to {levels} x {size} x {dim}", (batch, dim, frames), backend, reason),
     ]
 

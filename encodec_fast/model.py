@@ -23,6 +23,8 @@ from encodec_fast.plan_reader import read_plan
 class EncodecEncoder(hf.EncodecEncoder):
     """SEANet encoder whose forward runs on the plan."""
 
+    precision = "parity"
+
     def forward(self, hidden_states: Tensor) -> Tensor:
         if compiled.traceable(self, hidden_states):
             return compiled.run_network(hidden_states, compiled.number_of(self))
@@ -31,6 +33,8 @@ class EncodecEncoder(hf.EncodecEncoder):
 
 class EncodecDecoder(hf.EncodecDecoder):
     """SEANet decoder whose forward runs on the plan."""
+
+    precision = "parity"
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         if compiled.traceable(self, hidden_states):
@@ -82,7 +86,7 @@ class EncodedClip:
 class EncodecModel(hf.EncodecModel):
     """`transformers.EncodecModel`, several times faster: same constructor, weights, signatures, outputs and errors.
 
-    Beyond it: `encode_batch` and `decode_batch` for clips of any lengths, `plan()` for the model as data.
+    Beyond it: `encode_batch` and `decode_batch` for clips of any lengths, `precision`, `plan()` for the model as data.
 
     max_memory: bytes that `encode`, `decode` and the batch methods may hold beside the model, their input and their result; longer
     audio of a causal model runs in pieces of time with carried state (one second at least). None: 128 MiB on the cpu backend; half
@@ -95,6 +99,19 @@ class EncodecModel(hf.EncodecModel):
         super().__init__(config)
         for part in (self.encoder, self.decoder, self.quantizer):
             part.__class__ = FAST_PARTS[type(part)]
+
+    @property
+    def precision(self) -> str:
+        """'parity' (the default), 'tf32x3' or 'fast', see `dispatch.PRECISIONS`; `use_precision` overrides it for a block.
+
+        Setting it raises ValueError for another name. It is no part of the config or the weights, and `copy.deepcopy` keeps it.
+        """
+        return getattr(self.encoder, "precision", "parity")
+
+    @precision.setter
+    def precision(self, name: str) -> None:
+        for part in (self.encoder, self.decoder):
+            part.precision = dispatch.known_precision(name, "precision")
 
     def plan(self) -> Plan:
         """The model as data, read now.  Raises Unplannable where a submodule was replaced by something foreign."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 
 import pytest
 import torch
 
 import encodec_fast
-from encodec_fast import BackendError, dispatch, use_backend
+from encodec_fast import BackendError, dispatch, use_backend, use_precision
 from encodec_fast.executors.torch_executor import TorchExecutor
 from fixtures import audio_like, pair, small_config
 
@@ -36,12 +37,31 @@ class Absent(TorchExecutor):
         return "no such chip"
 
 
+ASKED: list[str] = []
+
+
+class Coarse(TorchExecutor):
+    """A backend with two precisions that notes what it was asked for."""
+
+    name = "coarse"
+    precisions = ("parity", "fast")
+
+    def prepare(self, stages, precision="parity"):
+        ASKED.append(precision)
+        return super().prepare(stages)
+
+    def products(self, stage, dtype, device, precision):
+        return f"{precision} products"
+
+
 @pytest.fixture
 def extra_backends(monkeypatch):
-    executors = {**dispatch.EXECUTORS, "picky": (__name__, "Picky"), "absent": (__name__, "Absent")}
+    extra = {name.lower(): (__name__, name) for name in ("Picky", "Absent", "Coarse")}
+    executors = {**dispatch.EXECUTORS, **extra}
     monkeypatch.setattr(dispatch, "EXECUTORS", executors)
     monkeypatch.setattr(dispatch, "PREFERENCE", {"cpu": ("absent", "picky", "torch")})
     dispatch.executor.cache_clear()
+    ASKED.clear()
     yield
     dispatch.executor.cache_clear()
 
@@ -105,6 +125,44 @@ def test_use_backend_holds_for_its_thread_and_block_only(model):
     assert seen == {"other": "auto", "inner": "torch", "outer": "reference", "after": "auto"}
 
 
+def test_precision_is_the_models_own_unless_a_block_says_otherwise(extra_backends, model):
+    audio = audio_like(1, 1, 400, 0)
+    with use_backend("coarse"), torch.no_grad():
+        model.encode(audio)
+        model.precision = "fast"
+        model.encode(audio)
+        with use_precision("parity"):
+            model.encode(audio)
+            assert encodec_fast.explain(model, audio).rows[0].products == "parity products"
+        table = encodec_fast.explain(model, audio)
+    assert ASKED[:2] == ["parity", "fast"], "a precision is prepared once"
+    assert table.rows[0].products == "fast products"
+    assert "precision fast: codes may differ from those of Hugging Face's float32" in table.notes
+    assert copy.deepcopy(model).precision == "fast"
+
+
+def test_a_backend_without_the_precision_computes_as_for_parity_and_says_so(model, caplog):
+    dispatch._logged.clear()
+    audio = audio_like(1, 1, 400, 0)
+    with use_backend("torch"), torch.no_grad():
+        exact = model.encoder(audio)
+        with use_precision("fast"):
+            assert torch.equal(model.encoder(audio), exact)
+            notes = encodec_fast.explain(model, audio).notes
+    assert "precision 'fast': the torch backend computes as for parity" in caplog.text
+    assert "precision fast: the torch backend computes as for parity" in notes
+    assert not any("may differ from those" in note for note in notes)
+
+
+def test_an_unknown_precision_is_refused_with_the_choices(model):
+    choices = r"use_precision: 'bf16' is not a precision\. Choose one of parity, tf32x3, fast"
+    with pytest.raises(ValueError, match=choices), use_precision("bf16"):
+        pass
+    with pytest.raises(ValueError, match="precision: 'half' is not a precision"):
+        model.precision = "half"
+    assert model.precision == "parity"
+
+
 def test_threads_share_a_model(model):
     audio = [audio_like(1, 1, 300 + i, i) for i in range(8)]
     with torch.no_grad():
@@ -140,7 +198,7 @@ def test_calls_that_only_the_reference_can_serve_reach_it(model, context):
 def test_explain_names_stage_shape_backend_and_prints_a_table(model):
     table = str(encodec_fast.explain(model, torch.zeros(2, 1, 800)))
     lines = table.splitlines()
-    assert lines[0].split() == ["stage", "output", "backend", "reason"]
+    assert lines[0].split() == ["stage", "output", "backend", "products", "reason"]
     assert "LSTM 16 -> 16, 2 layers" in table
     assert "[2, 8, 100]" in table
     with pytest.raises(ValueError, match="input_values"):

@@ -19,7 +19,7 @@ def info() -> int:
     import torch
     import transformers
 
-    from encodec_fast.dispatch import ENVIRONMENT_VARIABLE, backend_report
+    from encodec_fast.dispatch import ENVIRONMENT_VARIABLE, backend_report, executor
 
     lines = {
         "encodec_fast": encodec_fast.__version__,
@@ -36,6 +36,8 @@ def info() -> int:
         lines["GPU"] = ", ".join(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
     for name, available, reason in backend_report():
         lines[f"backend {name}"] = "yes" if available else f"no: {reason}"
+        if available and len(precisions := executor(name).precisions) > 1:
+            lines[f"backend {name}"] += f", in precision {', '.join(precisions)}"
     lines[ENVIRONMENT_VARIABLE] = os.environ.get(ENVIRONMENT_VARIABLE) or "not set (auto)"
     width = max(map(len, lines))
     for name, value in lines.items():

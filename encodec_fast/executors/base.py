@@ -75,6 +75,8 @@ class Executor(ABC):
     """A backend. Building one probes nothing; `unavailable` does."""
 
     name: str
+    # Of `dispatch.PRECISIONS`, those the backend tells apart; for the others it computes as for parity.
+    precisions: tuple[str, ...] = ("parity",)
 
     @abstractmethod
     def unavailable(self) -> str | None:
@@ -85,9 +87,13 @@ class Executor(ABC):
         """Why the backend can't run this stage on such tensors, or None. Declared limits only; errors are not limits."""
 
     @abstractmethod
-    def prepare(self, stages: tuple[Stage, ...]) -> StageProgram:
-        """Lays out the weights of consecutive stages."""
+    def prepare(self, stages: tuple[Stage, ...], precision: str = "parity") -> StageProgram:
+        """Lays out the weights of consecutive stages.  precision: one of `dispatch.PRECISIONS`."""
 
     @abstractmethod
     def prepare_quantizer(self, quantizer: Quantizer) -> QuantizerProgram:
-        """Lays out the codebooks."""
+        """Lays out the codebooks. The codes are those of float32 products at every precision."""
+
+    def products(self, stage: Stage | Quantizer, dtype: torch.dtype, device: torch.device, precision: str) -> str:
+        """What the products of a stage are computed in, in a few words for `explain`."""
+        return str(dtype).removeprefix("torch.")

@@ -189,8 +189,8 @@ class CpuExecutor(Executor):
             return f"{stage.name} has kernel {stage.kernel}, not a multiple of its stride {stage.stride}"
         return None
 
-    def prepare(self, stages: tuple[Stage, ...]) -> CpuStageProgram:
-        """Packs the weights of consecutive stages."""
+    def prepare(self, stages: tuple[Stage, ...], precision: str = "parity") -> CpuStageProgram:
+        """Packs the weights of consecutive stages; products are float32 whatever the precision."""
         return CpuStageProgram(native.load(), stages)
 
     def prepare_quantizer(self, quantizer: Quantizer) -> CpuQuantizerProgram:

@@ -362,8 +362,16 @@ class TorchExecutor(Executor):
     def refusal(self, stage: Stage | Quantizer, dtype: torch.dtype, device: torch.device) -> str | None:
         return None
 
-    def prepare(self, stages: tuple[Stage, ...]) -> TorchProgram:
+    def prepare(self, stages: tuple[Stage, ...], precision: str = "parity") -> TorchProgram:
         return TorchProgram(stages)
 
     def prepare_quantizer(self, quantizer: Quantizer) -> TorchQuantizerProgram:
         return TorchQuantizerProgram(quantizer)
+
+    def products(self, stage: Stage | Quantizer, dtype: torch.dtype, device: torch.device, precision: str) -> str:
+        """On CUDA torch's own flags rule, and by default they let convolutions run in tf32."""
+        name = "cuda.matmul" if isinstance(stage, Quantizer) else "cudnn"
+        allowed = torch.backends.cuda.matmul.allow_tf32 if isinstance(stage, Quantizer) else torch.backends.cudnn.allow_tf32
+        if device.type == "cuda" and dtype == torch.float32 and allowed:
+            return f"tf32, as torch.backends.{name}.allow_tf32 says"
+        return super().products(stage, dtype, device, precision)

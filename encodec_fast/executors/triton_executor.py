@@ -14,25 +14,17 @@ from encodec_fast.plan import LSTM, Quantizer, Stage, stage_weights
 if TYPE_CHECKING:
     from encodec_fast.executors.triton_stages import TritonProgram, TritonQuantizerProgram
 
-# What the products of the convolutions and of the recurrence are computed in.
-#   parity   float32 FMAs; on gfx942 the matrix cores' own float32. The codes of contract 2, and the same bits for a clip in any batch.
-#   tf32x3   three tf32 products for each float32 one: about twice float32's error, on tensor cores.
-#   fast     one tf32 product, and cuDNN's recurrence: other codes than Hugging Face's float32.
+# `input_precision` of the products of the convolutions and of the recurrence; on gfx942 'ieee' is the matrix cores' own float32.
 PRECISIONS = {"parity": "ieee", "tf32x3": "tf32x3", "fast": "tf32"}
+_IN_WORDS = {"ieee": "float32", "tf32x3": "3 x tf32", "tf32": "tf32"}
 
 # Wider codebook entries do not fit on the chip together with a block of residuals.
 MAX_CODEBOOK_DIM = 512
 
 
 class TritonExecutor(Executor):
-    """precision: 'parity', 'tf32x3' or 'fast'."""
-
     name = "triton"
-
-    def __init__(self, precision: str = "parity") -> None:
-        if precision not in PRECISIONS:
-            raise ValueError(f"precision must be one of {tuple(PRECISIONS)}, got {precision!r}")
-        self.precision = precision
+    precisions = tuple(PRECISIONS)
 
     def unavailable(self) -> str | None:
         if importlib.util.find_spec("triton") is None:
@@ -54,24 +46,32 @@ class TritonExecutor(Executor):
         mixed = {weight.dtype for weight in stage_weights(stage)} - {dtype}
         return f"weights of {mixed.pop()} for an input of {dtype}" if mixed else None
 
-    def prepare(self, stages: tuple[Stage, ...]) -> TritonProgram:
+    def prepare(self, stages: tuple[Stage, ...], precision: str = "parity") -> TritonProgram:
         from encodec_fast.executors.triton_stages import TritonProgram
 
         weight = stage_weights(stages[0])[0]
-        # products of two halves are exact in tf32
-        half = weight.dtype in (torch.float16, torch.bfloat16)
-        precision = "tf32" if half else PRECISIONS[self.precision]
-        library_lstm = self.precision == "fast" and any(isinstance(stage, LSTM) for stage in stages)
-        return TritonProgram(stages, _legal(precision, weight.device), library_lstm)
+        return TritonProgram(stages, _product_precision(precision, weight.dtype, weight.device), library_lstm=precision == "fast")
 
     def prepare_quantizer(self, quantizer: Quantizer) -> TritonQuantizerProgram:
         from encodec_fast.executors.triton_stages import TritonQuantizerProgram
 
         return TritonQuantizerProgram(quantizer, _search_precision(quantizer.codebooks.device))
 
+    def products(self, stage: Stage | Quantizer, dtype: torch.dtype, device: torch.device, precision: str) -> str:
+        if isinstance(stage, Quantizer):
+            return "tf32, proven equal to float32" if _search_precision(device) == "rerank" else "float32"
+        if isinstance(stage, LSTM) and precision == "fast":
+            return "the library's recurrence"
+        return _IN_WORDS[_product_precision(precision, dtype, device)]
+
 
 def _interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def _product_precision(precision: str, dtype: torch.dtype, device: torch.device) -> str:
+    # halves are tf32 already, and so are their products' operands
+    return _legal("tf32" if dtype in (torch.float16, torch.bfloat16) else PRECISIONS[precision], device)
 
 
 def _legal(precision: str, device: torch.device) -> str:

@@ -9,6 +9,7 @@ from bounds import assert_same_bits
 from transformers import EncodecConfig
 from transformers import EncodecModel as Reference
 
+from encodec_fast import EncodecModel, explain, use_backend, use_precision
 from encodec_fast.audio import read_audio
 from encodec_fast.executors.triton_executor import TritonExecutor
 from encodec_fast.plan import Conv
@@ -200,10 +201,26 @@ def test_half_precision_models_sum_in_float32():
 def test_fast_mode_leaves_the_recurrence_to_the_library():
     model, plan = small_plan()
     x = torch.randn(2, 1, 60)
-    program = TritonExecutor("fast").prepare(plan.encoder.stages)
+    program = TritonExecutor().prepare(plan.encoder.stages, "fast")
     assert not program.exact
     with torch.no_grad():
         assert relative_error(program.run(x), model.double().encoder(x.double())) < 2e-2
+
+
+def test_a_model_computes_in_its_own_precision_or_that_of_the_block():
+    torch.manual_seed(1)
+    model = EncodecModel(EncodecConfig(**SMALL)).eval()
+    x = torch.randn(1, 1, 60)
+    with torch.no_grad(), use_backend("triton"):
+        parity = model.encoder(x)
+        assert [row.products for row in explain(model, x).rows[:1]] == ["float32"]
+        with use_precision("fast"):
+            fast = model.encoder(x)
+            products = {row.products for row in explain(model, x).rows}
+        assert products - {""} == {"tf32", "the library's recurrence", "tf32, proven equal to float32"}
+        model.precision = "fast"
+        assert_same_bits(model.encoder(x), fast)
+    assert not torch.equal(parity, fast)
 
 
 def test_every_product_of_float32_is_ieee_unless_asked_otherwise():
