@@ -96,7 +96,9 @@ def use_precision(name: str) -> Iterator[None]:
 
 def requested(module: nn.Module | None = None) -> Request:
     """The backend in force: `use_backend`, else ENCODEC_FAST_BACKEND, else auto; the precision: `use_precision`, else the module's own."""
-    name, precision = _requested.get(), _precision.get() or getattr(module, "precision", "parity")
+    name = _requested.get()
+    own: str = getattr(module, "precision", "parity")
+    precision = _precision.get() or own
     if name is not None:
         return Request(name, True, precision)
     return Request(_known(os.environ.get(ENVIRONMENT_VARIABLE) or "auto", ENVIRONMENT_VARIABLE), False, precision)
