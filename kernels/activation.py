@@ -6,8 +6,13 @@ import triton.language as tl
 
 @triton.jit
 def elu(x):
-    """x where x > 0, else exp(x) - 1.  The inner `where` keeps exp finite and lets NaN through, which `tl.minimum` would not."""
-    return tl.where(x > 0, x, tl.exp(tl.where(x > 0, 0.0, x)) - 1.0)
+    """x where x > 0, else exp(x) - 1.  The inner `where` keeps exp finite and lets NaN through, which `tl.minimum` would not.
+
+    Near zero exp(x) - 1 would cancel and leave an error of 3e-8 however small x is; there a Taylor series takes its place, whose first
+    term left out is x^8 / 40320, under a tenth of an ulp of x at |x| = 0.25.
+    """
+    series = 1 / 2 + x * (1 / 6 + x * (1 / 24 + x * (1 / 120 + x * (1 / 720 + x / 5040))))
+    return tl.where(x > 0, x, tl.where(x > -0.25, x + x * x * series, tl.exp(tl.where(x > 0, 0.0, x)) - 1.0))
 
 
 @triton.jit

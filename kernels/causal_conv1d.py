@@ -14,6 +14,7 @@ from torch import Tensor
 from .activation import elu as _elu
 from .group_norm import apply_norm, group_norm_apply_ref, store_partial
 from .padding import pad_ref, padded_index
+from .product import add_product
 from .tiles import Tile, conv_tile
 
 
@@ -141,7 +142,7 @@ def _causal_conv1d_kernel(
         if ELU:
             x = _elu(x)
         w = tl.load(w_ptr + m[:, None] * depth + k[None, :], mask=(m < C_out)[:, None] & (k < depth)[None, :], other=0.0)
-        acc = tl.dot(w.to(tl.float32), x, acc, input_precision=PRECISION)
+        acc = add_product(acc, w.to(tl.float32), x, PRECISION)
 
     if b_ptr is not None:
         acc += tl.load(b_ptr + m, mask=m < C_out, other=0.0).to(tl.float32)[:, None]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .activation import sigmoid, tanh
 from .causal_conv1d import causal_conv1d_triton
+from .product import add_product
 from .tiles import Tile, lstm_tile
 
 
@@ -63,10 +64,10 @@ def _gate_sums(acc_i, acc_f, acc_g, acc_o, h_ptr, w_ptr, rows, units, B, H, PREC
         w_block = w_ptr + (units * 2 * H)[None, :] + k[:, None]  # [BLOCK_K, BLOCK_U]
         inside = (units < H)[None, :] & (k < H)[:, None]
         gate = 2 * H * H
-        acc_i = tl.dot(h, tl.load(w_block, mask=inside, other=0.0).to(tl.float32), acc_i, input_precision=PRECISION)
-        acc_f = tl.dot(h, tl.load(w_block + gate, mask=inside, other=0.0).to(tl.float32), acc_f, input_precision=PRECISION)
-        acc_g = tl.dot(h, tl.load(w_block + 2 * gate, mask=inside, other=0.0).to(tl.float32), acc_g, input_precision=PRECISION)
-        acc_o = tl.dot(h, tl.load(w_block + 3 * gate, mask=inside, other=0.0).to(tl.float32), acc_o, input_precision=PRECISION)
+        acc_i = add_product(acc_i, h, tl.load(w_block, mask=inside, other=0.0).to(tl.float32), PRECISION)
+        acc_f = add_product(acc_f, h, tl.load(w_block + gate, mask=inside, other=0.0).to(tl.float32), PRECISION)
+        acc_g = add_product(acc_g, h, tl.load(w_block + 2 * gate, mask=inside, other=0.0).to(tl.float32), PRECISION)
+        acc_o = add_product(acc_o, h, tl.load(w_block + 3 * gate, mask=inside, other=0.0).to(tl.float32), PRECISION)
     return acc_i, acc_f, acc_g, acc_o
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from .activation import elu as _elu
 from .causal_conv1d import causal_conv1d_ref, causal_conv1d_triton
 from .padding import padded_index
+from .product import add_product
 from .tiles import Tile, block_of, merge_tile, residual_tile
 
 
@@ -76,7 +77,7 @@ def _add_shortcut(
             c = c0 + tl.arange(0, BLOCK_K)  # [BLOCK_K]
             x_block = x_clip + (c.to(tl.int64) * stride_xc)[:, None] + (u * stride_xt)[None, :]
             x = tl.load(x_block, mask=(c < C)[:, None] & inside_t[None, :], other=0.0).to(tl.float32)
-            acc = tl.dot(_load_weight(ws_ptr, m, c, C_out, C), x, acc, input_precision=PRECISION)
+            acc = add_product(acc, _load_weight(ws_ptr, m, c, C_out, C), x, PRECISION)
     else:
         x_block = x_clip + (m.to(tl.int64) * stride_xc)[:, None] + (u * stride_xt)[None, :]
         acc += tl.load(x_block, mask=(m < C)[:, None] & inside_t[None, :], other=0.0).to(tl.float32)
@@ -144,13 +145,13 @@ def _residual_block_kernel(
         inside = (k < depth)[:, None] & (u >= 0) & (u < length)
         x_row = x_clip + (k // KERNEL).to(tl.int64) * stride_xc
         x = _elu(tl.load(x_row[:, None] + u * stride_xt, mask=inside, other=0.0).to(tl.float32))
-        acc_h = tl.dot(_load_weight(w1_ptr, h, k, H, depth), x, acc_h, input_precision=PRECISION)
+        acc_h = add_product(acc_h, _load_weight(w1_ptr, h, k, H, depth), x, PRECISION)
     if b1_ptr is not None:
         acc_h += tl.load(b1_ptr + h, mask=h < H, other=0.0).to(tl.float32)[:, None]
 
     m = tl.arange(0, BLOCK_M)  # [BLOCK_M]
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-    acc = tl.dot(_load_weight(w2_ptr, m, h, C_out, H), _elu(acc_h), acc, input_precision=PRECISION)
+    acc = add_product(acc, _load_weight(w2_ptr, m, h, C_out, H), _elu(acc_h), PRECISION)
     acc = _add_shortcut(
         acc, x_clip, ws_ptr, b2_ptr, bs_ptr, stride_xc, stride_xt, m, out_start - start + t, length, C, C_out, PRECISION, BLOCK_K
     )
@@ -203,7 +204,7 @@ def _residual_merge_kernel(
         h = h0 + tl.arange(0, BLOCK_K)  # [BLOCK_K]
         h_block = h_ptr + ((clip * H + h) * T_out)[:, None] + t[None, :]
         hidden = tl.load(h_block, mask=(h < H)[:, None] & (t < T_out)[None, :], other=0.0).to(tl.float32)
-        acc = tl.dot(_load_weight(w2_ptr, m, h, C_out, H), _elu(hidden), acc, input_precision=PRECISION)
+        acc = add_product(acc, _load_weight(w2_ptr, m, h, C_out, H), _elu(hidden), PRECISION)
     x_clip = x_ptr + clip * stride_xb
     acc = _add_shortcut(acc, x_clip, ws_ptr, b2_ptr, bs_ptr, stride_xc, stride_xt, m, x_offset + t, length, C, C_out, PRECISION, BLOCK_K)
     y_block = y_ptr + ((clip * C_out + m) * T_out)[:, None] + t[None, :]

@@ -81,17 +81,17 @@ def _narrow_tile(precision: str, width: int) -> Tile:
 
 
 def _interpreter_tile(op: str, width: int) -> Tile | None:
-    """The interpreter pays per block operation, not per multiply-add: few large blocks."""
+    """The interpreter pays per block operation, not per multiply-add: few large blocks, their depth near a GPU's for its rounding."""
     if op == "residual":
-        return Tile(0, 1024 if width <= 64 else 256, 256, 1, 1) if width <= 128 else None
+        return Tile(0, 1024 if width <= 64 else 256, 64, 1, 1) if width <= 128 else None
     if op == "rvq_encode":
         return Tile(128, 1024, 0, 1, 1)
     if op == "rvq_decode":
         return Tile(64, 0, 0, 1, 1)
     if op == "lstm":
-        return Tile(16, min(block_of(width), 512), min(block_of(width), 512), 1, 1)
+        return Tile(16, min(block_of(width), 512), min(block_of(width), 128), 1, 1)
     block_m = min(block_of(width), 512)
-    return Tile(block_m, max(64, min(1024, 32768 // block_m)), 512, 1, 1)
+    return Tile(block_m, max(64, min(1024, 32768 // block_m)), 64, 1, 1)
 
 
 def conv_tile(device: torch.device, rows: int, depth: int, precision: str) -> Tile:

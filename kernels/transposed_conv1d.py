@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .activation import elu as _elu
 from .group_norm import apply_norm, group_norm_apply_ref, store_partial
+from .product import add_product
 from .tiles import Tile, conv_tile
 
 
@@ -127,7 +128,7 @@ def _transposed_conv1d_kernel(
         if ELU:
             x = _elu(x)
         w = tl.load(w_ptr + m[:, None] * depth + k[None, :], mask=(m < C_out * STRIDE)[:, None] & (k < depth)[None, :], other=0.0)
-        acc = tl.dot(w.to(tl.float32), x, acc, input_precision=PRECISION)
+        acc = add_product(acc, w.to(tl.float32), x, PRECISION)
 
     channel = m // STRIDE
     if b_ptr is not None:

@@ -4,13 +4,17 @@
 
 Triton reads the variable when a kernel is decorated, so a process is of this lane or not; elsewhere the folder is not collected.
 Two things are stricter here than in Triton's own interpreter:
-- the product adds its terms one by one in a fixed order, as a chain of FMAs does, and rounds its operands as
-  `input_precision` says. numpy's product adds in an order that depends on where in the matrix an element stands, and
-  Triton's interpreter ignores the precision;
+- the product is one chain of FMAs per element (chain.c; needs a C compiler), as on a GPU's scalar units, and rounds its
+  operands as `input_precision` says. numpy's product adds in an order that depends on where in the matrix an element
+  stands, and Triton's interpreter ignores the precision;
 - new memory holds NaN, and bands around it show a write out of bounds.
 """
 
+import ctypes
+import functools
 import os
+import subprocess
+import tempfile
 import types
 
 import numpy as np
@@ -31,11 +35,19 @@ def _tf32(x):
     return (x.view(np.int32) & np.int32(-0x2000)).view(np.float32)
 
 
+@functools.cache
+def _library():
+    """chain.c, compiled for this machine: numpy has no fused multiply-add."""
+    with tempfile.TemporaryDirectory() as folder:
+        made = os.path.join(folder, "chain.so")
+        source = os.path.join(os.path.dirname(__file__), "chain.c")
+        subprocess.run([os.environ.get("CC", "cc"), "-O3", "-march=native", "-shared", "-fPIC", "-o", made, source], check=True)
+        return ctypes.CDLL(made)
+
+
 def _chain(a, b, acc):
-    term = np.empty_like(acc)
-    for column, row in zip(np.ascontiguousarray(a.T), b, strict=True):
-        np.multiply(column[:, None], row[None, :], out=term)
-        acc += term
+    addresses = (ctypes.c_void_p(x.ctypes.data) for x in (a, b, acc))
+    _library().chain(*addresses, *map(ctypes.c_long, (*a.shape, b.shape[1])))
     return acc
 
 
@@ -44,7 +56,7 @@ def _dot(builder, a, b, d, input_precision, max_num_imprecise_acc):
     from triton.runtime.interpreter import TensorHandle
 
     left, right = (np.ascontiguousarray(x.data, dtype=np.float32) for x in (a, b))
-    acc = np.array(d.data, dtype=np.float32)
+    acc = np.array(d.data, dtype=np.float32, order="C")
     if input_precision == ir.INPUT_PRECISION.IEEE:
         acc = _chain(left, right, acc)
     else:

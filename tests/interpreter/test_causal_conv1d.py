@@ -155,6 +155,26 @@ def test_an_empty_input_gives_an_empty_output():
     assert causal_conv1d_triton(torch.randn(0, 2, 9), weight, bias, pad_left=2, precision="ieee").shape == (0, 4, 9)
 
 
+def test_a_long_sum_in_blocks_errs_less_than_as_one_chain():
+    weight, x = torch.rand(32, 4096, 1), torch.rand(1, 4096, 64)
+    exact = causal_conv1d_ref(x.double(), weight.double(), None, pad_left=0)
+
+    def error(depth):
+        y = causal_conv1d_triton(x, weight, None, pad_left=0, precision="ieee", tile=Tile(32, 64, depth, 1, 1))
+        return (y.double() - exact).square().mean().sqrt()
+
+    # 64 + 64 additions in the place of 4096
+    assert error(64) < 0.5 * error(4096)
+
+
+def test_elu_is_as_exact_near_zero_as_expm1():
+    x = torch.cat((-torch.logspace(-12, 1.5, 500), torch.linspace(-1, 1, 501), torch.tensor([-float("inf"), float("inf"), -1e-40])))
+    y = causal_conv1d_triton(x[None, None], torch.ones(1, 1, 1), None, pad_left=0, elu=True, precision="ieee")[0, 0]
+    exact = torch.nn.functional.elu(x.double())
+    # at -0.25, where the series ends: exp's last place, 6e-8, over 0.22, and a rounding. exp(x) - 1 errs by 3e-8 / |x| further up
+    assert torch.allclose(y.double(), exact, rtol=4e-7, atol=1e-44)
+
+
 def test_a_weight_of_other_channels_is_an_error():
     weight, bias = parameters(4, 2, 3)
     with pytest.raises(ValueError, match=r"weight must be contiguous \[C_out, 3, kernel\]"):
