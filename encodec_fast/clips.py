@@ -40,12 +40,12 @@ class PreparedCodec:
 
 def prepare_codec(network: nn.Module, quantizer: nn.Module, clip: Tensor) -> PreparedCodec | str:
     """The encoder or decoder with the quantizer for clips like `clip`, or why only the modules themselves can run them."""
-    request = dispatch.requested()
     for module in (network, quantizer):
-        reason = dispatch.reference_reason(module, clip, request) or dispatch.own_hook_reason(module)
+        reason = dispatch.reference_reason(module, clip, dispatch.requested(module)) or dispatch.own_hook_reason(module)
         if reason is not None:
             return reason
-    prepared, codebooks = dispatch.prepare_network(network, request), dispatch.prepare_quantizer(quantizer, request)
+    prepared = dispatch.prepare_network(network, dispatch.requested(network))
+    codebooks = dispatch.prepare_quantizer(quantizer, dispatch.requested(quantizer))
     if isinstance(prepared, str) or isinstance(codebooks, str):
         return prepared if isinstance(prepared, str) else str(codebooks)
     return PreparedCodec(prepared, codebooks)

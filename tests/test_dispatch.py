@@ -130,6 +130,7 @@ def test_precision_is_the_models_own_unless_a_block_says_otherwise(extra_backend
     with use_backend("coarse"), torch.no_grad():
         model.encode(audio)
         model.precision = "fast"
+        model.encode_batch(list(audio))
         model.encode(audio)
         with use_precision("parity"):
             model.encode(audio)
