@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from transformers.models.encodec import modeling_encodec as hf
 
+from encodec_fast import dispatch
+
 # Bound on the audio, first-layer activations and padding of the chunks that run as one batch: 40 chunks of the 48 kHz model.
 CHUNK_BATCH_BYTES = 512 << 20
 
@@ -167,6 +169,11 @@ def overlap_add(frames: list[Tensor], stride: int, num_samples: int | None = Non
     regular = stride <= length <= 2 * stride and all(frame.shape[-1] <= length for frame in frames)
     if not regular or (num_samples is None and max(ends) > total):
         return hf.EncodecModel._linear_overlap_add(frames, stride)[..., :total]
+    # the kernel knows chunks of one length, cut at the end of the result
+    if all(frame.shape[-1] == length or end >= total for frame, end in zip(frames, ends)):
+        made = dispatch.overlap_add(frames, stride, total)
+        if made is not None:
+            return made
     time = torch.linspace(0, 1, length + 2, device=frames[0].device, dtype=frames[0].dtype)[1:-1]
     weight = 0.5 - (time - 0.5).abs()
     # 0 for the chunks of even index, 1 for the odd ones: chunks of one layer never meet

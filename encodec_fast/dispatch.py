@@ -383,6 +383,17 @@ def run_lookup(module: nn.Module, codes: Tensor, reference: Callable[[Tensor], T
     return reference(codes)
 
 
+def overlap_add(chunks: Sequence[Tensor], stride: int, length: int) -> Tensor | None:
+    """As `Executor.overlap_add` of the backend in force; None where it has no kernel for it, under autograd and inside torch.compile."""
+    first, backend = chunks[0], requested().backend
+    if call_reason(first) or (torch.is_grad_enabled() and any(chunk.requires_grad for chunk in chunks)):
+        return None
+    preferred = PREFERENCE.get(first.device.type, ()) if backend == "auto" else (backend,)
+    able = (name for name in preferred if name in EXECUTORS and executor(name).unavailable() is None)
+    # a backend that is missing has said so when the decoder ran
+    return next((executor(name).overlap_add(chunks, stride, length) for name in able), None)
+
+
 def note_reference(module: nn.Module, reason: str, request: Request) -> None:
     """Logs that the reference modules run.  Raises BackendError where a backend was demanded by name."""
     if request.backend == REFERENCE:

@@ -16,24 +16,28 @@ def fade_weight(length: int, device: torch.device | str, dtype: torch.dtype = to
     return 0.5 - (time - 0.5).abs()
 
 
-def overlap_add_ref(chunks: Tensor, scales: Tensor | None, weight: Tensor, stride: int, last_length: int) -> Tensor:
-    """Chunks faded into each other, divided by the sum of their weights.
+def overlap_add_ref(chunks: Tensor, scales: Tensor | None, weight: Tensor, stride: int, length: int) -> Tensor:
+    """Chunks faded into each other, divided by the sum of their weights; every operation rounds to the dtype of the chunks.
 
     chunks: [n, B, C, L].  scales: [n, B] or None, multiplied into each chunk.  weight: [L], `fade_weight`.
-    stride: steps from chunk to chunk, at most L.  last_length: steps of the last chunk that count.
-    Returns [B, C, stride * (n - 1) + last_length].
+    stride: steps from chunk to chunk, at most L.  length: steps of the result, at which the chunks are cut.
+    Returns [B, C, length] in the dtype of the chunks.
     Source: EncodecModel._linear_overlap_add, transformers 5.23 modeling_encodec.py.
     """
-    count, batch, channels, length = chunks.shape
-    y = chunks.new_zeros(batch, channels, stride * (count - 1) + last_length)
-    total = chunks.new_zeros(y.shape[2])
+    y = chunks.new_zeros(*chunks.shape[1:3], length)
+    total = chunks.new_zeros(length)
     for i, chunk in enumerate(chunks):
-        steps = last_length if i == count - 1 else length
-        steps = min(steps, y.shape[2] - i * stride)
+        steps = max(0, min(chunk.shape[2], length - i * stride))
         scaled = chunk if scales is None else chunk * scales[i, :, None, None]
         y[..., i * stride : i * stride + steps] += weight[:steps] * scaled[..., :steps]
         total[i * stride : i * stride + steps] += weight[:steps]
     return y / total
+
+
+@triton.jit
+def _rounded(x, y_ptr):
+    """x as the dtype that y_ptr points to holds it; two roundings, of float32 and then of a half, are as good as the latter alone."""
+    return x.to(y_ptr.dtype.element_ty).to(tl.float32)
 
 
 @triton.jit
@@ -70,28 +74,27 @@ def _overlap_add_kernel(
         # from the earliest chunk to the latest, as HF adds them
         i = t // STEP - (OVERLAP - 1 - overlap)
         at = t - i * STEP
-        # t < T cuts the last chunk
+        # t < T cuts the last chunks
         inside = (i >= 0) & (i < n) & (at < LENGTH) & (t < T)
         w = tl.load(weight_ptr + at, mask=inside, other=0.0).to(tl.float32)
         x_block = x_ptr + i.to(tl.int64) * stride_xn + clip * stride_xb + row % C * stride_xc + at * stride_xt
         x = tl.load(x_block, mask=inside, other=0.0).to(tl.float32)
         if scales_ptr is not None:
-            x *= tl.load(scales_ptr + i.to(tl.int64) * B + clip, mask=inside, other=0.0).to(tl.float32)
-        acc += w * x
-        total += w
+            x = _rounded(x * tl.load(scales_ptr + i.to(tl.int64) * B + clip, mask=inside, other=0.0).to(tl.float32), y_ptr)
+        acc = _rounded(acc + _rounded(w * x, y_ptr), y_ptr)
+        total = _rounded(total + w, y_ptr)
     total = tl.where(t < T, total, 1.0)
     tl.store(y_ptr + row * T + t, tl.div_rn(acc, total).to(y_ptr.dtype.element_ty), mask=t < T)
 
 
-def overlap_add_triton(chunks: Tensor, scales: Tensor | None, weight: Tensor, stride: int, last_length: int) -> Tensor:
-    """As `overlap_add_ref`, bit for bit in float32."""
-    count, batch, channels, length = chunks.shape
-    total = stride * (count - 1) + last_length
-    y = chunks.new_empty(batch, channels, total)
+def overlap_add_triton(chunks: Tensor, scales: Tensor | None, weight: Tensor, stride: int, length: int) -> Tensor:
+    """As `overlap_add_ref`, bit for bit."""
+    count, batch, channels, steps = chunks.shape
+    y = chunks.new_empty(batch, channels, length)
     if y.numel():
-        _overlap_add_kernel[(batch * channels * triton.cdiv(total, BLOCK),)](
-            chunks, scales, weight, y, *chunks.stride(), count, batch, channels, length, stride, total,
-            OVERLAP=triton.cdiv(length, stride), BLOCK_N=BLOCK, num_warps=4,
+        _overlap_add_kernel[(batch * channels * triton.cdiv(length, BLOCK),)](
+            chunks, scales, weight, y, *chunks.stride(), count, batch, channels, steps, stride, length,
+            OVERLAP=triton.cdiv(steps, stride), BLOCK_N=BLOCK, num_warps=4,
             # HF rounds the product before it adds
             enable_fp_fusion=False,
         )  # fmt: skip

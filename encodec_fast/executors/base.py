@@ -94,6 +94,13 @@ class Executor(ABC):
     def prepare_quantizer(self, quantizer: Quantizer) -> QuantizerProgram:
         """Lays out the codebooks. The codes are those of float32 products at every precision."""
 
+    def overlap_add(self, chunks: Sequence[Tensor], stride: int, length: int) -> Tensor | None:
+        """Chunks [B, C, T_i] faded linearly into each other [B, C, length]; None where the backend has no kernel for it.
+
+        Chunks follow each other at multiples of `stride`; one that is shorter than the first ends no earlier than the result.
+        """
+        return None
+
     def products(self, stage: Stage | Quantizer, dtype: torch.dtype, device: torch.device, precision: str) -> str:
         """What the products of a stage are computed in, in a few words for `explain`."""
         return str(dtype).removeprefix("torch.")

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from encodec_fast.executors.base import Executor
 from encodec_fast.plan import LSTM, Quantizer, Stage, stage_weights
 
 if TYPE_CHECKING:
-    from encodec_fast.executors.triton_stages import TritonProgram, TritonQuantizerProgram
+    from encodec_fast.executors.triton_program import TritonProgram, TritonQuantizerProgram
 
 # `input_precision` of the products of the convolutions and of the recurrence; on gfx942 'ieee' is the matrix cores' own float32.
 PRECISIONS = {"parity": "ieee", "tf32x3": "tf32x3", "fast": "tf32"}
@@ -34,28 +36,38 @@ class TritonExecutor(Executor):
         return "no CUDA or ROCm device is visible to torch"
 
     def refusal(self, stage: Stage | Quantizer, dtype: torch.dtype, device: torch.device) -> str | None:
-        if device.type != "cuda" and not (device.type == "cpu" and _interpreted()):
-            return f"tensors on {device.type}: the triton backend runs on CUDA and ROCm devices"
+        refused = _refused_tensors(dtype, device)
+        if refused is not None:
+            return refused
         if isinstance(stage, Quantizer):
             dim = stage.codebooks.shape[2]
             return f"codebook dimension {dim} is over {MAX_CODEBOOK_DIM}" if dim > MAX_CODEBOOK_DIM else None
-        if dtype not in (torch.float32, torch.float16, torch.bfloat16):
-            return f"dtype {dtype}: the kernels compute in float32 from float32, float16 or bfloat16"
-        if dtype == torch.bfloat16 and _interpreted():
-            return "Triton's interpreter rounds bfloat16 wrongly"
         mixed = {weight.dtype for weight in stage_weights(stage)} - {dtype}
         return f"weights of {mixed.pop()} for an input of {dtype}" if mixed else None
 
     def prepare(self, stages: tuple[Stage, ...], precision: str = "parity") -> TritonProgram:
-        from encodec_fast.executors.triton_stages import TritonProgram
+        from encodec_fast.executors.triton_program import TritonProgram
 
         weight = stage_weights(stages[0])[0]
         return TritonProgram(stages, _product_precision(precision, weight.dtype, weight.device), library_lstm=precision == "fast")
 
     def prepare_quantizer(self, quantizer: Quantizer) -> TritonQuantizerProgram:
-        from encodec_fast.executors.triton_stages import TritonQuantizerProgram
+        from encodec_fast.executors.triton_program import TritonQuantizerProgram
 
         return TritonQuantizerProgram(quantizer, _search_precision(quantizer.codebooks.device))
+
+    def overlap_add(self, chunks: Sequence[Tensor], stride: int, length: int) -> Tensor | None:
+        """As the base class says, in one launch, for what the rest of the model runs on; bit for bit as transformers adds."""
+        first = chunks[0]
+        if _refused_tensors(first.dtype, first.device) is not None:
+            return None
+        from encodec_fast.executors.triton_program import device_of
+        from encodec_fast.kernels.overlap_add import fade_weight, overlap_add_triton
+
+        steps = first.shape[-1]
+        stacked = torch.stack([torch.nn.functional.pad(chunk, (0, steps - chunk.shape[-1])) for chunk in chunks])
+        with device_of(first):
+            return overlap_add_triton(stacked, None, fade_weight(steps, first.device, first.dtype), stride, length)
 
     def products(self, stage: Stage | Quantizer, dtype: torch.dtype, device: torch.device, precision: str) -> str:
         if isinstance(stage, Quantizer):
@@ -63,6 +75,16 @@ class TritonExecutor(Executor):
         if isinstance(stage, LSTM) and precision == "fast":
             return "the library's recurrence"
         return _IN_WORDS[_product_precision(precision, dtype, device)]
+
+
+def _refused_tensors(dtype: torch.dtype, device: torch.device) -> str | None:
+    if device.type != "cuda" and not (device.type == "cpu" and _interpreted()):
+        return f"tensors on {device.type}: the triton backend runs on CUDA and ROCm devices"
+    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return f"dtype {dtype}: the kernels compute in float32 from float32, float16 or bfloat16"
+    if dtype == torch.bfloat16 and _interpreted():
+        return "Triton's interpreter rounds bfloat16 wrongly"
+    return None
 
 
 def _interpreted() -> bool:

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from transformers import EncodecConfig, EncodecModel
 
-from encodec_fast.executors.triton_stages import LSTMLayer, Signal, TritonQuantizerProgram, make_layer
+from encodec_fast.executors.triton_layers import LSTMLayer, Signal, make_layer
+from encodec_fast.executors.triton_program import TritonQuantizerProgram
 from encodec_fast.kernels.aot import Launch, record_launches
 from encodec_fast.kernels.overlap_add import overlap_add_triton
 from encodec_fast.plan import Network, Stage
@@ -26,31 +27,38 @@ class StageLaunch(NamedTuple):
 
 
 def model_launches(
-    config: EncodecConfig, arch: str, precision: str, search: str, batch: int = 4, samples: int = 24_000, ragged: bool = False
+    config: EncodecConfig,
+    arch: str,
+    precision: str,
+    search: str,
+    batch: int = 4,
+    samples: int = 24_000,
+    ragged: bool = False,
+    dtype: torch.dtype = torch.float32,
 ) -> list[StageLaunch]:
     """Launches of encode and decode of `batch` clips of `samples`; of the LSTM's equal steps one.
 
-    precision: of products, 'ieee', 'tf32x3' or 'tf32'.  search: of `rvq_encode`.  ragged: with per-clip lengths.
+    precision: of products, 'ieee', 'tf32x3' or 'tf32'.  search: of `rvq_encode`.  ragged: with per-clip lengths.  dtype: of the model.
     """
     with torch.device("meta"):
-        plan = read_plan(EncodecModel(config))
+        plan = read_plan(EncodecModel(config).to(dtype))
         launches: list[StageLaunch] = []
         frames = plan.encoder.output_length(samples)
         for name, network, length in (("encoder", plan.encoder, samples), ("decoder", plan.decoder, frames)):
-            x = Signal(torch.empty(batch, network.stages[0].in_channels, length))
+            x = Signal(torch.empty(batch, network.stages[0].in_channels, length, dtype=dtype))
             lengths = torch.empty(batch, dtype=torch.int32) if ragged else None
             launches += _network_launches(name, network, x, lengths, arch, precision)
         quantizer = TritonQuantizerProgram(plan.quantizer, search)
-        embeddings = torch.empty(batch, plan.quantizer.codebooks.shape[2], frames)
+        embeddings = torch.empty(batch, plan.quantizer.codebooks.shape[2], frames, dtype=dtype)
         codes = torch.empty(8, batch, frames, dtype=torch.int64)
         calls: dict[str, Callable[[], Any]] = {
             "quantizer.encode": lambda: quantizer.launch_encode(embeddings, 8),
             "quantizer.decode": lambda: quantizer.launch_decode(codes),
         }
         if config.chunk_length_s is not None:
-            chunks, scales, weight = torch.empty(3, batch, config.audio_channels, samples), torch.empty(3, batch), torch.empty(samples)
+            chunks, scales, weight = torch.empty(3, batch, config.audio_channels, samples), None, torch.empty(samples)
             stride = max(1, int((1 - config.overlap) * samples))
-            calls["overlap_add"] = lambda: overlap_add_triton(chunks, scales, weight, stride, samples)
+            calls["overlap_add"] = lambda: overlap_add_triton(chunks, scales, weight, stride, 2 * stride + samples)
         for name, call in calls.items():
             launches += [StageLaunch(name, launch) for launch in record_launches(call, arch)]
     return launches

@@ -1,6 +1,6 @@
 """Prepared programs as `torch.library` operators with fakes, so that `torch.compile` sees one opaque call instead of launches.
 
-Importing this module registers the operators; `triton_stages` imports it, which only `TritonExecutor.prepare` does.
+Importing this module registers the operators; `triton_program` imports it, which only `TritonExecutor.prepare` does.
 """
 
 from __future__ import annotations

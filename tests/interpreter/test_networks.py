@@ -148,6 +148,21 @@ def test_a_clip_has_the_same_bits_alone_and_among_longer_ones(part, kind):
         assert_same_bits(together[clip : clip + 1, :, : alone.shape[2]], alone)
 
 
+@pytest.mark.parametrize("kind", ["24 kHz", "48 kHz"])
+def test_clips_of_any_lengths_run_in_few_batches_with_the_bits_of_each_alone(kind, monkeypatch):
+    changes = {} if kind == "24 kHz" else dict(norm_type="time_group_norm", use_causal_conv=False)
+    _, plan = small_plan(**changes)
+    program = TritonExecutor().prepare(plan.encoder.stages)
+    clips = [torch.randn(1, length) for length in (37, 2, 50, 41, 50, 9)]
+    alone = [program.run(clip[None])[0] for clip in clips]
+    batches, launch = [], program.launch
+    monkeypatch.setattr(program, "launch", lambda x, lengths: batches.append((x.shape[0], x.shape[2], lengths)) or launch(x, lengths))
+    for mine, own in zip(program.run_clips(clips), alone, strict=True):
+        assert_same_bits(mine, own)
+    # no batch has more than a fifth of padding; clips of one length need none
+    assert batches == [(3, 50, [50, 50, 41]), (1, 37, None), (1, 9, None), (1, 2, None)]
+
+
 @pytest.mark.parametrize(
     "changes",
     [

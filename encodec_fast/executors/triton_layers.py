@@ -1,27 +1,21 @@
-"""Runs stages on the Triton kernels: whole clips of equal or of different lengths, or pieces of time with carried state."""
+"""Each kind of stage on its kernels: whole clips of equal or of different lengths, or pieces of time with carried state."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from encodec_fast.executors import triton_ops
-from encodec_fast.executors.base import QuantizerProgram
-from encodec_fast.executors.batched import BATCH_DIM, BatchedProgram
+from encodec_fast.executors.batched import BATCH_DIM
 from encodec_fast.kernels.causal_conv1d import causal_conv1d_triton
 from encodec_fast.kernels.group_norm import group_norm_apply_triton, group_norm_statistics_triton
 from encodec_fast.kernels.lstm import lstm_triton
 from encodec_fast.kernels.residual_block import residual_block_triton
-from encodec_fast.kernels.rvq_decode import rvq_decode_triton
-from encodec_fast.kernels.rvq_encode import rvq_encode_triton, search_tables
 from encodec_fast.kernels.transposed_conv1d import phase_weight, transposed_conv1d_triton
-from encodec_fast.plan import LSTM, Conv, GroupNorm, Quantizer, ResidualBlock, Stage, Upsample
+from encodec_fast.plan import LSTM, Conv, GroupNorm, ResidualBlock, Stage, Upsample
 
 
 class Signal(NamedTuple):
@@ -91,11 +85,42 @@ def oldest_needed(conv: Conv, total: int, done: int) -> int:
     return min(done * conv.stride - conv.pad_left, total - conv.stride)
 
 
-def _with_norm(values: Tensor, partials: Tensor, norm: GroupNorm) -> Signal:
+def _signal(made: Any, norm: GroupNorm | None) -> Signal:
+    """What a launch made: values, or values and the partial sums of the norm that follows."""
+    if norm is None:
+        return Signal(made)
+    values, partials = made
     return Signal(values, (group_norm_statistics_triton(partials, norm.eps), norm.weight, norm.bias))
 
 
-class ConvLayer(Layer):
+class WindowLayer(Layer):
+    """A stage whose steps see a window of `conv`'s input."""
+
+    conv: Conv
+
+    @abstractmethod
+    def _launch(self, x: Signal, **where: Any) -> Signal:
+        """where: lengths, or start, out_start and out_length, as in `causal_conv1d_ref`."""
+
+    def run(self, x: Signal, lengths: Tensor | None) -> Signal:
+        return self._launch(x, lengths=lengths)
+
+    def open(self, batch: int) -> Carried:
+        return Carried()
+
+    def push(self, x: Tensor, state: Carried, final: bool) -> Tensor:
+        x = state.take(x)
+        total = state.start + x.shape[2]
+        count = outputs_so_far(self.conv, total, final) - state.done
+        y = self._launch(Signal(x), start=state.start, out_start=state.done, out_length=count).values
+        state.done += count
+        state.keep(x, oldest_needed(self.conv, total, state.done))
+        # an output more than those that reach the padding: so that the rest counts as started
+        state.rebase(self.conv.stride, 1, state.done - self.conv.pad_left // self.conv.stride - 2)
+        return y
+
+
+class ConvLayer(WindowLayer):
     def __init__(self, conv: Conv, precision: str) -> None:
         self.conv, self.precision = conv, precision
         self.weight = conv.weight.contiguous()
@@ -117,30 +142,10 @@ class ConvLayer(Layer):
             precision=self.precision,
             **where,
         )
-        if conv.norm is None:
-            return Signal(made)
-        values, partials = made
-        return _with_norm(values, partials, conv.norm)
-
-    def run(self, x: Signal, lengths: Tensor | None) -> Signal:
-        return self._launch(x, lengths=lengths)
-
-    def open(self, batch: int) -> Carried:
-        return Carried()
-
-    def push(self, x: Tensor, state: Carried, final: bool) -> Tensor:
-        x = state.take(x)
-        total = state.start + x.shape[2]
-        count = outputs_so_far(self.conv, total, final) - state.done
-        y = self._launch(Signal(x), start=state.start, out_start=state.done, out_length=count).values
-        state.done += count
-        state.keep(x, oldest_needed(self.conv, total, state.done))
-        # an output more than those that reach the padding: so that the rest counts as started
-        state.rebase(self.conv.stride, 1, state.done - self.conv.pad_left // self.conv.stride - 2)
-        return y
+        return _signal(made, conv.norm)
 
 
-class ResidualLayer(Layer):
+class ResidualLayer(WindowLayer):
     """The fused block; without group norm."""
 
     def __init__(self, block: ResidualBlock, precision: str) -> None:
@@ -148,10 +153,10 @@ class ResidualLayer(Layer):
         convs = (block.conv1, block.conv2, block.shortcut)
         self.parameters = [p for c in convs for p in ((None, None) if c is None else (c.weight.contiguous(), c.bias))]
 
-    def _launch(self, x: Tensor, **where: Any) -> Tensor:
+    def _launch(self, x: Signal, **where: Any) -> Signal:
         conv = self.conv
-        return residual_block_triton(
-            x,
+        made = residual_block_triton(
+            x.applied(),
             *self.parameters,
             dilation=conv.dilation,
             pad_left=conv.pad_left,
@@ -160,23 +165,7 @@ class ResidualLayer(Layer):
             precision=self.precision,
             **where,
         )
-
-    def run(self, x: Signal, lengths: Tensor | None) -> Signal:
-        return Signal(self._launch(x.applied(), lengths=lengths))
-
-    def open(self, batch: int) -> Carried:
-        return Carried()
-
-    def push(self, x: Tensor, state: Carried, final: bool) -> Tensor:
-        x = state.take(x)
-        total = state.start + x.shape[2]
-        count = outputs_so_far(self.conv, total, final) - state.done
-        y = self._launch(x, start=state.start, out_start=state.done, out_length=count)
-        state.done += count
-        state.keep(x, oldest_needed(self.conv, total, state.done))
-        # an output more than those that reach the padding: so that the rest counts as started
-        state.rebase(self.conv.stride, 1, state.done - self.conv.pad_left // self.conv.stride - 2)
-        return y
+        return Signal(made)
 
 
 class NormedResidualLayer(Layer):
@@ -220,10 +209,7 @@ class UpsampleLayer(Layer):
             precision=self.precision,
             **where,
         )
-        if stage.norm is None:
-            return Signal(made)
-        values, partials = made
-        return _with_norm(values, partials, stage.norm)
+        return _signal(made, stage.norm)
 
     def run(self, x: Signal, lengths: Tensor | None) -> Signal:
         return self._launch(x, lengths=lengths)
@@ -332,109 +318,3 @@ def make_layer(stage: Stage, precision: str, library_lstm: bool) -> Layer:
     if isinstance(stage, LSTM):
         return LibraryLSTMLayer(stage) if library_lstm else LSTMLayer(stage, precision)
     return ConvLayer(stage, precision)
-
-
-def _device_of(x: Tensor) -> AbstractContextManager[Any]:
-    """Triton launches on the current device, wherever its arguments are."""
-    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
-
-
-class TritonProgram(BatchedProgram):
-    """Consecutive stages on Triton kernels.
-
-    precision: of products, 'ieee', 'tf32x3' or 'tf32'.  library_lstm: leave the recurrence to cuDNN, and with it the order of summation.
-    """
-
-    def __init__(self, stages: tuple[Stage, ...], precision: str, library_lstm: bool) -> None:
-        self.stages = stages
-        self.layers = [make_layer(stage, precision, library_lstm) for stage in stages]
-        self.exact = not any(isinstance(layer, LibraryLSTMLayer) for layer in self.layers)
-        self.out_channels = stages[-1].out_channels
-        # input, output and the input with what was carried
-        self.activations_held = 3
-        self.registered = triton_ops.register(self)
-
-    def output_length(self, length: int) -> int:
-        for stage in self.stages:
-            length = stage.output_length(length)
-        return length
-
-    def run(self, x: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
-        """Whole clips [B, C_in, T] -> [B, C_out, T_out].
-
-        lengths: each clip's own T, for a batch of clips of different lengths. A clip's output is the same bits as alone in its first
-        `output_length` steps; what stands behind them is unspecified.
-        Raises ValueError if a length does not fit x.
-        """
-        if torch.compiler.is_compiling() and lengths is None:
-            return triton_ops.run_stages(x, self.registered)
-        return self.launch(x, lengths)
-
-    def launch(self, x: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
-        signal = Signal(x)
-        table = None if lengths is None else self._lengths_table(x, lengths)
-        with _device_of(x):
-            for index, layer in enumerate(self.layers):
-                signal = layer.run(signal, None if table is None else table[index])
-            return signal.applied()
-
-    def _lengths_table(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
-        """Input lengths of every stage [stages, B], int32: computed on the host and copied once, without waiting for the device."""
-        if len(lengths) != x.shape[0] or not all(1 <= length <= x.shape[2] for length in lengths):
-            raise ValueError(f"lengths must be {x.shape[0]} integers in [1, {x.shape[2]}], one per clip of x, got {list(lengths)}")
-        rows = [list(lengths)]
-        for stage in self.stages[:-1]:
-            rows.append([stage.output_length(length) for length in rows[-1]])
-        table = torch.tensor(rows, dtype=torch.int32, pin_memory=x.is_cuda)
-        return table.to(x.device, non_blocking=True)
-
-    def open_batch(self, batch: int) -> list[Any]:
-        return [layer.open(batch) for layer in self.layers]
-
-    def push_batch(self, x: Tensor, state: list[Any], final: bool) -> Tensor:
-        with _device_of(x):
-            for layer, carried in zip(self.layers, state, strict=True):
-                x = layer.push(x, carried, final)
-        return x
-
-
-class TritonQuantizerProgram(QuantizerProgram):
-    """precision: 'ieee', 'tf32x3' or 'rerank'."""
-
-    def __init__(self, quantizer: Quantizer, precision: str) -> None:
-        self.tables = search_tables(quantizer.codebooks)
-        self.codebooks = quantizer.codebooks.contiguous()
-        self.precision = precision
-        self.registered = triton_ops.register(self)
-
-    def encode(self, x: Tensor, num_quantizers: int) -> Tensor:
-        if torch.compiler.is_compiling():
-            return triton_ops.quantize(x, num_quantizers, self.registered)
-        return self.launch_encode(x, num_quantizers)
-
-    def launch_encode(self, x: Tensor, num_quantizers: int) -> Tensor:
-        with _device_of(x):
-            return rvq_encode_triton(x, self.tables, num_quantizers, precision=self.precision)
-
-    def decode(self, codes: Tensor) -> Tensor:
-        """As `QuantizerProgram.decode`.
-
-        The check for codes outside the codebook waits for the device; it is left out under `torch.compile` and while a CUDA graph is
-        captured, where such codes are clamped.
-        """
-        if torch.compiler.is_compiling():
-            return triton_ops.dequantize(codes, self.registered)
-        if not (codes.is_cuda and torch.cuda.is_current_stream_capturing()):
-            self._check_codes(codes)
-        return self.launch_decode(codes)
-
-    def _check_codes(self, codes: Tensor) -> None:
-        entries = self.codebooks.shape[1]
-        if codes.numel():
-            low, high = torch.stack(codes.aminmax()).tolist()
-            if low < 0 or high >= entries:
-                raise IndexError(f"codes must be in [0, {entries}), got values from {low} to {high}")
-
-    def launch_decode(self, codes: Tensor) -> Tensor:
-        with _device_of(codes):
-            return rvq_decode_triton(codes, self.codebooks)
