@@ -28,8 +28,8 @@ from torch import Tensor
 from transformers import EncodecConfig
 from transformers import EncodecModel as Reference
 
+from encodec_fast.executors.cuda_graphs import CudaGraphs
 from encodec_fast.executors.triton_executor import PRECISIONS, TritonExecutor
-from encodec_fast.executors.triton_graphs import CudaGraphs
 from encodec_fast.executors.triton_layers import Signal
 from encodec_fast.plan import Plan, fused_bytes, multiply_adds
 from encodec_fast.plan_reader import read_plan

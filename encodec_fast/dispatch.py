@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from encodec_fast.autograd import with_recomputed_backward
 from encodec_fast.executors.base import Executor, QuantizerProgram, StageProgram
+from encodec_fast.executors.cuda_graphs import CudaGraphs
 from encodec_fast.plan import Network, Quantizer, Stage, convolutions, step_bytes
 from encodec_fast.plan_cache import cache_of
 from encodec_fast.plan_reader import Unplannable, inner_modules, read_network, read_quantizer, weight_norm_hook
@@ -50,6 +51,7 @@ FLOAT_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 _requested: ContextVar[str | None] = ContextVar("encodec_fast_backend", default=None)
 _precision: ContextVar[str | None] = ContextVar("encodec_fast_precision", default=None)
+_capturing: ContextVar[list[tuple[int, ...]] | None] = ContextVar("encodec_fast_capturing", default=None)
 _logged: set[str] = set()
 
 
@@ -92,6 +94,20 @@ def use_precision(name: str) -> Iterator[None]:
         yield
     finally:
         _precision.reset(token)
+
+
+@contextmanager
+def capturing() -> Iterator[list[tuple[int, ...]]]:
+    """Captures the networks that run in the block as CUDA graphs, for the shapes that they run on: the list yielded.
+
+    Raises BackendError where a network can't be captured. Holds for the current thread or task only.
+    """
+    captured: list[tuple[int, ...]] = []
+    token = _capturing.set(captured)
+    try:
+        yield captured
+    finally:
+        _capturing.reset(token)
 
 
 def requested(module: nn.Module | None = None) -> Request:
@@ -219,6 +235,7 @@ class PreparedNetwork:
         self.network = network
         self.choices = choices
         self.programs: list[StageProgram] = []
+        self.graphs: CudaGraphs | None = None
         start = 0
         for end in range(1, len(choices) + 1):
             if end == len(choices) or choices[end].backend != choices[start].backend:
@@ -231,13 +248,29 @@ class PreparedNetwork:
             log_once(f"running on the {choices[0].backend} backend ({reason})")
 
     def run(self, x: Tensor) -> Tensor:
-        """Whole clips [B, C, T] -> [B, C_out, T_out]."""
+        """Whole clips [B, C, T] -> [B, C_out, T_out]; from a CUDA graph where one was captured for the shape."""
+        captured = _capturing.get()
+        if captured is not None:
+            self._capture(x)
+            captured.append(tuple(x.shape))
+        return self._launch(x) if self.graphs is None else self.graphs(x)
+
+    def _launch(self, x: Tensor) -> Tensor:
         for program in self.programs:
             x = program.run(x)
         return x
 
+    def _capture(self, x: Tensor) -> None:
+        if not all(program.capturable for program in self.programs):
+            backends = ", ".join(dict.fromkeys(choice.backend for choice in self.choices))
+            raise BackendError(f"a CUDA graph can hold the triton backend only, and this network runs on {backends}")
+        self.graphs = self.graphs or CudaGraphs(self._launch)
+        self.graphs.capture(x)
+
     def run_clips(self, clips: Sequence[Tensor]) -> list[Tensor]:
         """Whole clips [C, T_b] of any lengths -> [C_out, T_out_b] each."""
+        if (self.graphs is not None or _capturing.get() is not None) and len({clip.shape for clip in clips}) == 1:
+            return list(self.run(torch.stack(list(clips))))
         for program in self.programs:
             clips = program.run_clips(clips)
         return list(clips)
@@ -298,11 +331,20 @@ def run_network(module: nn.Module, x: Tensor, reference: Callable[[Tensor], Tens
             reason = mismatch(x, network.stages[0].in_channels, network.dtype, network.device)
             reason = reason or single_value_reason(network, x)
             if reason is None:
+                note_graphs(module, prepared)
                 return with_recomputed_backward(module, prepared.run, reference, x)
         else:
             reason = prepared
     note_reference(module, reason, request)
     return reference(x)
+
+
+def note_graphs(module: nn.Module, prepared: PreparedNetwork) -> None:
+    """Logs that a module with CUDA graphs runs without them, because they are of other weights or another precision."""
+    if _capturing.get() is not None:
+        module.__dict__["_has_graphs"] = True
+    elif prepared.graphs is None and module.__dict__.get("_has_graphs", False):
+        log_once(f"the CUDA graphs of {type(module).__name__} are of other weights or another precision; call cuda_graphs again")
 
 
 def single_value_reason(network: Network, x: Tensor) -> str | None:

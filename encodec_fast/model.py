@@ -86,7 +86,7 @@ class EncodedClip:
 class EncodecModel(hf.EncodecModel):
     """`transformers.EncodecModel`, several times faster: same constructor, weights, signatures, outputs and errors.
 
-    Beyond it: `encode_batch` and `decode_batch` for clips of any lengths, `precision`, `plan()` for the model as data.
+    Beyond it: `encode_batch` and `decode_batch` for clips of any lengths, `precision`, `cuda_graphs`, `plan()` for the model as data.
 
     max_memory: bytes that `encode`, `decode` and the batch methods may hold beside the model, their input and their result; longer
     audio of a causal model runs in pieces of time with carried state (one second at least). None: 128 MiB on the cpu backend; half
@@ -112,6 +112,37 @@ class EncodecModel(hf.EncodecModel):
     def precision(self, name: str) -> None:
         for part in (self.encoder, self.decoder):
             part.precision = dispatch.known_precision(name, "precision")
+
+    @torch.no_grad()
+    def cuda_graphs(self, *buckets: tuple[int, int]) -> list[tuple[int, ...]]:
+        """Captures the encoder and the decoder as CUDA graphs for buckets of (batch, samples); returns the shapes captured.
+
+        From then on `encode` and `decode` of such a batch replay them, the same bits with two replays in the place of hundreds of
+        launches; every other shape runs launch by launch, with one line in the log. Weights and precision are those of the moment: after
+        a change the graphs are gone, which is logged, and `cuda_graphs` is to be called again. A graph keeps the memory of its activations.
+        Raises ValueError for a model that is not on a CUDA device, for a bucket that is not two positive integers and for audio so long
+        that it runs in pieces of time; BackendError where a stage does not run on the triton backend.
+        """
+        for bucket in buckets:
+            if len(bucket) != 2 or min(bucket) < 1:
+                raise ValueError(f"cuda_graphs: a bucket is (batch, samples), both at least 1; got {bucket!r}.")
+        if self.device.type != "cuda":
+            raise ValueError(f"cuda_graphs: the model is on {self.device}, and only a CUDA device has graphs. Call model.to('cuda') first.")
+        return [shape for bucket in buckets for shape in self._capture(*bucket)]
+
+    def _capture(self, batch: int, samples: int) -> list[tuple[int, ...]]:
+        audio = torch.zeros(batch, self.config.audio_channels, samples, dtype=self.dtype, device=self.device)
+        with dispatch.capturing() as captured:
+            encoded = self.encode(audio)
+            count = len(captured)
+            extra = {"last_frame_pad_length": encoded.last_frame_pad_length} if "last_frame_pad_length" in encoded else {}
+            self.decode(encoded.audio_codes, encoded.audio_scales, **extra)
+        if not 0 < count < len(captured):
+            raise ValueError(
+                f"cuda_graphs: {batch} clips of {samples} samples run in pieces of time or on the reference modules, which no graph holds. "
+                "explain() tells which; for the former raise max_memory or lower the bucket."
+            )
+        return captured
 
     def plan(self) -> Plan:
         """The model as data, read now.  Raises Unplannable where a submodule was replaced by something foreign."""

@@ -21,6 +21,8 @@ class StageProgram(ABC):
     """
 
     exact: bool = False
+    # Whether `run` only launches, without waiting for the device or choosing by values, so that a CUDA graph can hold it.
+    capturable: bool = False
     # How many activations of the widest layer a call holds at once; 0 where it works through a clip in tiles.
     activations_held: int = 0
 

@@ -44,6 +44,7 @@ class TritonProgram(BatchedProgram):
 
     def __init__(self, stages: tuple[Stage, ...], precision: str, library_lstm: bool) -> None:
         self.stages = stages
+        self.capturable = True
         self.layers = [make_layer(stage, precision, library_lstm) for stage in stages]
         self.exact = not any(isinstance(layer, LibraryLSTMLayer) for layer in self.layers)
         self.out_channels = stages[-1].out_channels

@@ -6,6 +6,7 @@ Never run on a device yet: the capture follows torch's documented steps, and `be
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -26,18 +27,27 @@ class CudaGraphs:
 
     run: a function of one tensor whose launches depend on its shape alone and wait for nothing: `TritonProgram.run`, or a chain of
     `run`, `encode` and `decode` of prepared programs.
+    Calls from several threads and streams take turns: a graph has one input and one output buffer, and all graphs share their memory.
     """
 
     def __init__(self, run: Callable[[Tensor], Tensor]) -> None:
         self._run = run
         self._captured: dict[tuple[object, ...], _Captured] = {}
         self._missed: set[tuple[object, ...]] = set()
+        self._lock = threading.Lock()
+        self._pool: object = None
+        self._free: torch.cuda.Event | None = None
 
     def capture(self, x: Tensor) -> None:
-        """Captures the shape, dtype and device of x.  Raises ValueError for a tensor that is not on a CUDA device."""
+        """Captures the shape, dtype and device of x, unless it has been.  Raises ValueError for a tensor that is not on a CUDA device."""
         if not x.is_cuda:
             raise ValueError(f"x is on {x.device}; only a CUDA device has graphs")
-        static = x.clone()
+        with self._lock, torch.cuda.device(x.device):
+            if _key(x) not in self._captured:
+                self._captured[_key(x)] = self._record(x)
+
+    def _record(self, x: Tensor) -> _Captured:
+        static = x.contiguous().clone()
         # kernels are compiled and loaded before the capture, on a stream of its own, as torch.cuda.graph asks
         stream = torch.cuda.Stream(x.device)
         stream.wait_stream(torch.cuda.current_stream(x.device))
@@ -46,9 +56,11 @@ class CudaGraphs:
                 self._run(static)
         torch.cuda.current_stream(x.device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # one pool: no two graphs of one CudaGraphs run at the same time, and each result is copied before the next replay
+        with torch.cuda.graph(graph, pool=self._pool):  # type: ignore[arg-type]
             y = self._run(static)
-        self._captured[_key(x)] = _Captured(graph, static, y)
+        self._pool = graph.pool()
+        return _Captured(graph, static, y)
 
     def __call__(self, x: Tensor) -> Tensor:
         """run(x): a fresh tensor, the same bits as without a graph."""
@@ -58,9 +70,15 @@ class CudaGraphs:
                 self._missed.add(_key(x))
                 log.warning("no CUDA graph was captured for %s; it runs launch by launch", tuple(x.shape))
             return self._run(x)
-        captured.x.copy_(x)
-        captured.graph.replay()
-        return captured.y.clone()
+        with self._lock, torch.cuda.device(x.device):
+            stream = torch.cuda.current_stream(x.device)
+            if self._free is not None:
+                stream.wait_event(self._free)
+            captured.x.copy_(x)
+            captured.graph.replay()
+            y = captured.y.clone()
+            self._free = stream.record_event()
+            return y
 
 
 def _key(x: Tensor) -> tuple[object, ...]:
