@@ -30,6 +30,8 @@ _HOMES = {
     "encode_pieces": "encodec_fast.streaming",
     "decode_pieces": "encodec_fast.streaming",
     "load_codes": "encodec_fast.formats.folder",
+    "CodesDataset": "encodec_fast.dataset.stream",
+    "EncodecTokenizer": "encodec_fast.dataset.tokenizer",
 }
 
 __all__ = ["__version__", *_HOMES]

@@ -11,7 +11,8 @@ import soundfile
 from encodec_fast.corpus.sources import find_tasks
 from encodec_fast.dataset.encoding import dataset_info
 from encodec_fast.dataset.ledger import Ledger
-from encodec_fast.dataset.run import Run, Summary, TokenizeOptions, identity, plan
+from encodec_fast.dataset.options import TokenizeOptions
+from encodec_fast.dataset.run import Run, Summary, identity, plan
 from encodec_fast.formats import ClipRow
 from encodec_fast.formats.folder import load_codes
 from encodec_fast.pretrained import weights_sha256

@@ -35,7 +35,7 @@ def demo(
     """
     from encodec_fast.audio import wav_paths
     from encodec_fast.corpus.sources import find_tasks
-    from encodec_fast.dataset.run import TokenizeOptions
+    from encodec_fast.dataset.options import TokenizeOptions
     from encodec_fast.demo import bundled_clips
     from encodec_fast.formats.folder import read_ids
 

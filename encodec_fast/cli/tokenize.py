@@ -31,7 +31,8 @@ from encodec_fast.terminal import ProgressBar, RunProgress, report_failures, say
 
 if TYPE_CHECKING:
     from encodec_fast.corpus.tasks import Task
-    from encodec_fast.dataset.run import Summary, TokenizeOptions
+    from encodec_fast.dataset.options import TokenizeOptions
+    from encodec_fast.dataset.run import Summary
     from encodec_fast.model import EncodecModel
 
 SOURCES = "What to read"
@@ -83,6 +84,9 @@ def tokenize(
     devices: Annotated[
         str | None, typer.Option(metavar="LIST", help="Several at once: cuda (all GPUs), cuda:0,cuda:1 or cpu,cpu (cores in groups).")
     ] = None,
+    engine: Annotated[str, typer.Option(metavar="NAME", help="local or ray: Ray Data on a cluster that shares the folders.")] = "local",
+    address: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Of the Ray cluster. Default: one on this machine.")] = None,
+    actors: Annotated[int, typer.Option(min=0, metavar="N", help="Encoders of the Ray engine. 0: as many as fit.")] = 0,
     verify: Annotated[float, typer.Option(metavar="SHARE", help="Share of the clips to compare with transformers, 0 to 1.")] = 0.0,
     report: Annotated[bool, typer.Option("--report/--no-report", help="Write report.html at the end.")] = True,
 ) -> int:
@@ -93,10 +97,12 @@ def tokenize(
     """
     with checking_arguments():
         from encodec_fast.corpus.sources import find_tasks
-        from encodec_fast.dataset.run import TokenizeOptions
+        from encodec_fast.dataset.options import TokenizeOptions
         from encodec_fast.dataset.split import local_rank, parse_shard, shard_of_environment
 
         check_batch_seconds(batch_seconds)
+        if engine not in ("local", "ray"):
+            raise ValueError(f"--engine is {engine!r}; allowed are local and ray.")
         options = TokenizeOptions(
             bandwidth,
             format=format,
@@ -141,6 +147,7 @@ def tokenize(
             overwrite=overwrite,
             retry_failed=retry_failed,
             limit=limit,
+            ray=None if engine == "local" else (address, actors),
         )
     return finish(summary, out, report)
 
@@ -191,8 +198,12 @@ def tokenize_sources(
     overwrite: bool = False,
     retry_failed: bool = False,
     limit: int | None = None,
+    ray: tuple[str | None, int] | None = None,
 ) -> Summary:
-    """Plans and runs, with progress. tasks: of the sources, where they were listed already. devices: several at once."""
+    """Plans and runs, with progress. tasks: of the sources, where they were listed already. devices: several at once.
+
+    ray: (address, actors) of the Ray engine.
+    """
     from encodec_fast.corpus.sources import find_tasks
     from encodec_fast.dataset.encoding import ClipEncoder, dataset_info
     from encodec_fast.dataset.ledger import Ledger
@@ -222,6 +233,25 @@ def tokenize_sources(
                 progress=bar.update,
             )
     with stopping(out), RunProgress() as progress:
+        if ray is not None:
+            from encodec_fast.dataset.ray_engine import run_on_ray
+            from encodec_fast.dataset.ray_stages import RayJob
+
+            address, actors = ray
+            config, gpus = model.config, 1.0 if model.device.type == "cuda" else 0.0
+            job = RayJob(
+                model_id,
+                backend,
+                info,
+                options,
+                str(out.absolute()),
+                config.sampling_rate,
+                config.audio_channels,
+                threads or 1,
+                gpus,
+                actors,
+            )
+            return run_on_ray(job, ledger, address, progress.update)
         if devices is None:
             return Run(model, info, ledger, options).run(progress.update)
         from encodec_fast.dataset.devices import DeviceJob, core_groups, run_on_devices
@@ -240,6 +270,7 @@ def stopping(out: Path) -> Iterator[None]:
     """Turns what ends a run midway into one line, and exit code 3; another process in the folder into exit code 2."""
     from encodec_fast.dataset.devices import DeviceError
     from encodec_fast.dataset.ledger import LedgerError
+    from encodec_fast.dataset.ray_engine import RayError
 
     try:
         with checking_arguments():
@@ -247,6 +278,8 @@ def stopping(out: Path) -> Iterator[None]:
                 yield
             except LedgerError:
                 raise
+            except RayError as error:
+                raise ValueError(str(error)) from error
             except OSError as error:
                 raise Stopped(f"{error.filename or out}: {error.strerror or error}. {_KEPT}") from error
     except DeviceError as error:

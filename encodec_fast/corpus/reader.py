@@ -224,7 +224,7 @@ class _Ahead:
         clip = _first(task, results)
         if isinstance(clip, LongClip):
             blocks = clip._blocks
-            clip._blocks = _from_queue(waiting)
+            clip._blocks = self._taken_over(waiting)
         with self.changed:
             self._put(index, clip)
         if isinstance(clip, LongClip):
@@ -246,6 +246,20 @@ class _Ahead:
             except queue.Full:
                 pass
         return False
+
+    def _taken_over(self, waiting: queue.Queue[Any]) -> Iterator[np.ndarray]:
+        while True:
+            try:
+                item = waiting.get(timeout=0.1)
+            except queue.Empty:
+                if self.stopped:
+                    raise RuntimeError("the reader went on, or was closed, before this clip was read to its end") from None
+                continue
+            if item is None:
+                return
+            if isinstance(item, BaseException):
+                raise item
+            yield item
 
     def _put(self, index: int, result: Clip | LongClip | UnreadableClip | BaseException) -> None:
         self.ready[index] = result
@@ -275,13 +289,6 @@ class _Ahead:
         with self.changed:
             self.stopped = True
             self.changed.notify_all()
-
-
-def _from_queue(waiting: queue.Queue[Any]) -> Iterator[np.ndarray]:
-    while (item := waiting.get()) is not None:
-        if isinstance(item, BaseException):
-            raise item
-        yield item
 
 
 class _Process:

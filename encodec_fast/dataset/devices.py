@@ -16,7 +16,8 @@ from itertools import pairwise
 from typing import Any
 
 from encodec_fast.dataset.ledger import Ledger
-from encodec_fast.dataset.run import Run, Summary, TokenizeOptions
+from encodec_fast.dataset.options import TokenizeOptions
+from encodec_fast.dataset.run import Run, Summary
 from encodec_fast.dataset.writing import add_counts
 from encodec_fast.formats import DatasetInfo
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,48 +13,19 @@ import numpy as np
 
 from encodec_fast.audio import RESAMPLE_QUALITY
 from encodec_fast.audio.files import is_url
-from encodec_fast.corpus.reader import Reader, UnreadableClip
+from encodec_fast.corpus.reader import Reader
 from encodec_fast.corpus.sources import scan_seconds
-from encodec_fast.corpus.tasks import Clip, Task
-from encodec_fast.dataset.encoding import ClipEncoder, failure_of
+from encodec_fast.corpus.tasks import Task
+from encodec_fast.dataset.batches import BatchEncoder
+from encodec_fast.dataset.encoding import ClipEncoder
 from encodec_fast.dataset.ledger import Ledger
-from encodec_fast.dataset.schedule import Schedule
+from encodec_fast.dataset.options import BLOCK_SECONDS, TokenizeOptions
+from encodec_fast.dataset.schedule import schedule_of
 from encodec_fast.dataset.verification import ShareVerifier
 from encodec_fast.dataset.writing import FinishedBatch, ShardWriter, add_counts
-from encodec_fast.formats import ClipFailure, ClipRow, DatasetInfo
+from encodec_fast.dispatch import requested
+from encodec_fast.formats import ClipFailure, DatasetInfo
 from encodec_fast.model import EncodecModel
-
-# Blocks of a long clip, seconds
-BLOCK_SECONDS = 30.0
-
-
-@dataclass(frozen=True)
-class TokenizeOptions:
-    """How to tokenize; plain values, so that it can be sent to other processes.
-
-    bandwidth: kbps. format: of formats.FORMATS. packed: codes in as few bits as they need. batch_seconds: audio per call of the
-    model. long_clip_seconds: longer clips run in pieces. rows_per_shard, shard_seconds: a shard ends after that many clips, or that
-    much time. workers: reading processes. prefetch_seconds: audio read ahead. audio_column: of tables. verify_share: of the clips,
-    to be compared with transformers.
-    """
-
-    bandwidth: float
-    format: str = "parquet"
-    packed: bool = False
-    batch_seconds: float = 60.0
-    long_clip_seconds: float = 300.0
-    rows_per_shard: int = 10_000
-    shard_seconds: float = 600.0
-    workers: int = 2
-    prefetch_seconds: float = 240.0
-    audio_column: str = "audio"
-    verify_share: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name in ("batch_seconds", "long_clip_seconds", "prefetch_seconds", "rows_per_shard"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name):g}; more than 0.")
-
 
 # What of a config the codes depend on and the weights' shapes don't show
 _CONFIG = (
@@ -78,6 +49,7 @@ def identity(info: DatasetInfo, model: EncodecModel, options: TokenizeOptions, s
         "weights": info.weights_sha256[:16],
         **{f"config.{name}": getattr(model.config, name) for name in _CONFIG},
         "backend": info.backend,
+        "precision": requested(model.encoder).precision,
         "resampling": f"soxr {RESAMPLE_QUALITY}",
         "sources": [source if is_url(source) else os.path.abspath(source) for source in sources],
         **{name: getattr(options, name) for name in kept},
@@ -144,13 +116,38 @@ class Summary:
         """Seconds of audio per second that the encoder worked."""
         return self.seconds / self.busy if self.busy else 0.0
 
+    def add(self, batch: FinishedBatch) -> None:
+        """Counts a batch."""
+        for result in batch.results:
+            if isinstance(result, ClipFailure):
+                self.failures.append(result)
+            else:
+                self.clips += 1
+                self.seconds += result.duration
+        self.busy += batch.busy
+        if batch.verified is not None:
+            self.verified = add_counts(self.verified, batch.verified)
+
+    def plan(self, ledger: Ledger, own: np.ndarray) -> None:
+        """Takes down what there is to do, in the batches `own`, and besides."""
+        schedules, undone = ledger.schedules(), ledger.undone()
+        totals = []
+        for numbers in (own, undone):
+            parts = [(0, 0.0)]
+            for schedule in schedules:
+                parts.append(schedule.clips_of(numbers[(numbers >= schedule.first_batch) & (numbers < schedule.end_batch)]))
+            totals.append(np.sum(parts, axis=0))
+        self.planned_clips, self.planned_seconds = int(totals[0][0]), float(totals[0][1])
+        self.left = int(totals[1][0] - totals[0][0])
+        self.done_before = sum(schedule.num_clips for schedule in schedules) - int(totals[1][0])
+
 
 class Run:
     """One writer's part of what a ledger has left to do."""
 
     def __init__(self, model: EncodecModel, info: DatasetInfo, ledger: Ledger, options: TokenizeOptions):
-        self._encoder = ClipEncoder(model, options.bandwidth)
-        self._verifier = ShareVerifier(model, options.bandwidth, options.verify_share)
+        self._model = model
+        self._batches = BatchEncoder(ClipEncoder(model, options.bandwidth), ShareVerifier(model, options.bandwidth, options.verify_share))
         self._info, self._ledger, self._options = info, ledger, options
         self.summary = Summary()
 
@@ -162,10 +159,13 @@ class Run:
         goes on from there. So it does after KeyboardInterrupt, or kill.
         """
         start = time.perf_counter()
-        config, options, summary = self._encoder.model.config, self._options, self.summary
+        config, options, summary = self._model.config, self._options, self.summary
         with self._ledger.writing():
             schedules = self._ledger.schedules()
-            batches = self._own_batches(schedules)
+            undone = self._ledger.undone()
+            own = undone[undone % self._ledger.count == self._ledger.index]
+            summary.plan(self._ledger, own)
+            batches = [int(number) for number in own]
             reader = Reader(
                 config.sampling_rate,
                 config.audio_channels,
@@ -176,8 +176,11 @@ class Run:
                 audio_column=options.audio_column,
             )
             with reader, self._writer() as writer:
-                for batch in self._encoded(batches, schedules, reader):
+                clips = reader.read(task for number in batches for task in schedule_of(schedules, number).tasks(number))
+                sizes = ((number, schedule_of(schedules, number).size(number)) for number in batches)
+                for batch in self._batches.finished(sizes, clips):
                     writer.put(batch)
+                    summary.add(batch)
                     summary.wall_seconds = time.perf_counter() - start
                     summary.reading, summary.waited = reader.rates.times_real_time, reader.rates.waited_seconds
                     if progress is not None:
@@ -186,20 +189,6 @@ class Run:
             self._ledger.write_errors()
         summary.wall_seconds = time.perf_counter() - start
         return summary
-
-    def _own_batches(self, schedules: Sequence[Schedule]) -> list[int]:
-        undone = self._ledger.undone()
-        own = undone[undone % self._ledger.count == self._ledger.index]
-        totals = []
-        for numbers in (own, undone):
-            parts = [(0, 0.0)]
-            for schedule in schedules:
-                parts.append(schedule.clips_of(numbers[(numbers >= schedule.first_batch) & (numbers < schedule.end_batch)]))
-            totals.append(np.sum(parts, axis=0))
-        self.summary.planned_clips, self.summary.planned_seconds = int(totals[0][0]), float(totals[0][1])
-        self.summary.left = int(totals[1][0] - totals[0][0])
-        self.summary.done_before = sum(schedule.num_clips for schedule in schedules) - int(totals[1][0])
-        return [int(number) for number in own]
 
     def _writer(self) -> ShardWriter:
         options = self._options
@@ -211,74 +200,3 @@ class Run:
             rows_per_shard=options.rows_per_shard,
             shard_seconds=options.shard_seconds,
         )
-
-    def _encoded(self, batches: Sequence[int], schedules: Sequence[Schedule], reader: Reader) -> Iterator[FinishedBatch]:
-        """The batches with their rows. The next one's samples are on their way to the device while one is encoded."""
-        waiting: _ReadBatch | None = None
-        for batch in self._read(batches, schedules, reader):
-            if waiting is not None:
-                yield self._finish(waiting)
-            waiting = batch
-        if waiting is not None:
-            yield self._finish(waiting, last=True)
-
-    def _read(self, batches: Sequence[int], schedules: Sequence[Schedule], reader: Reader) -> Iterator[_ReadBatch]:
-        sizes: list[int] = []
-
-        def tasks() -> Iterator[Task]:
-            for number in batches:
-                own = list(next(schedule for schedule in schedules if number < schedule.end_batch).tasks(number))
-                sizes.append(len(own))
-                yield from own
-
-        clips = reader.read(tasks())
-        for index, number in enumerate(batches):
-            results: list[ClipRow | ClipFailure | None] = []
-            whole: list[Clip] = []
-            busy = 0.0
-            while not results or len(results) < sizes[index]:
-                clip = next(clips)
-                if isinstance(clip, Clip):
-                    whole.append(clip)
-                    results.append(None)
-                elif isinstance(clip, UnreadableClip):
-                    results.append(failure_of(clip.task, clip.reason))
-                else:
-                    busy -= time.perf_counter()
-                    results.append(self._encoder.encode_long(clip))
-                    busy += time.perf_counter()
-            yield _ReadBatch(number, results, whole, self._encoder.upload(whole) if whole else list, busy)
-
-    def _finish(self, batch: _ReadBatch, last: bool = False) -> FinishedBatch:
-        start = time.perf_counter()
-        rows = self._encoder.encode(batch.clips, batch.uploaded)
-        busy = batch.busy + time.perf_counter() - start
-        verified = None
-        comparisons = [self._verifier.add(clip, row) for clip, row in zip(batch.clips, rows, strict=True) if isinstance(row, ClipRow)]
-        for counts in [*comparisons, self._verifier.compare() if last else None]:
-            if counts is not None:
-                verified = add_counts(verified, counts)
-        left = iter(rows)
-        results = [next(left) if result is None else result for result in batch.results]
-        summary = self.summary
-        for result in results:
-            if isinstance(result, ClipFailure):
-                summary.failures.append(result)
-            else:
-                summary.clips += 1
-                summary.seconds += result.duration
-        summary.busy += busy
-        if verified is not None:
-            summary.verified = add_counts(summary.verified, verified)
-        return FinishedBatch(batch.number, results, busy, verified)
-
-
-@dataclass(frozen=True)
-class _ReadBatch:
-    """results: of clips that are done already; None: the next of `clips`. uploaded: see ClipEncoder.upload."""
-
-    number: int
-    results: list[ClipRow | ClipFailure | None]
-    clips: list[Clip]
-    uploaded: Callable[[], list[Any]]
-    busy: float

@@ -106,6 +106,10 @@ class Schedule:
         first, end = (self._starts[batches - self.first_batch + more] for more in (0, 1))
         return int((end - first).sum()), float((totals[end] - totals[first]).sum())
 
+    def size(self, batch: int) -> int:
+        """Clips in the batch."""
+        return self._bounds(batch)[1]
+
     def tasks(self, batch: int | None = None) -> Iterator[Task]:
         """The tasks of a batch; None: of all."""
         rows = self._table if batch is None else self._table.slice(*self._bounds(batch))
@@ -116,3 +120,8 @@ class Schedule:
     def _bounds(self, batch: int) -> tuple[int, int]:
         start, end = self._starts[batch - self.first_batch : batch - self.first_batch + 2]
         return int(start), int(end - start)
+
+
+def schedule_of(schedules: Sequence[Schedule], batch: int) -> Schedule:
+    """The one of them that holds the batch."""
+    return next(schedule for schedule in schedules if batch < schedule.end_batch)

@@ -1,0 +1,120 @@
+"""A run on a Ray cluster: Ray Data reads groups of batches, a pool of actors encodes them, Ray writes the shards.
+
+The same schedule, ledger, batches and shards as the local engine, so the rows are the same and either continues the other's run. The
+folder of the codes, and the audio, have to be where every node can reach them. The ledger is written here, by the driver: of a group
+that a dead node or actor was working on no line exists, and Ray gives it to another.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import pickle
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from encodec_fast.dataset.ledger import Ledger, Record
+from encodec_fast.dataset.options import TokenizeOptions
+from encodec_fast.dataset.ray_stages import GroupEncoder, RayJob, read_group, write_group
+from encodec_fast.dataset.run import Summary
+from encodec_fast.dataset.schedule import schedule_of
+from encodec_fast.dataset.writing import add_counts
+
+# Audio of a group, which travels from a reading task to an actor: 10 minutes at 24 kHz are 58 MB
+GROUP_SECONDS = 600.0
+
+
+class RayError(RuntimeError):
+    """Ray is missing or can't be reached; the message says what to do."""
+
+
+def connect(address: str | None) -> Any:
+    """The module ray, connected: to a cluster's address, or to one on this machine that is started for it.
+
+    Raises RayError if ray is not installed or nothing answers at the address.
+    """
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise RayError(f"{error}; pip install 'encodec-fast[ray]'.") from error
+    if not ray.is_initialized():
+        try:
+            ray.init(
+                address=address, include_dashboard=False if address is None else None, logging_level=logging.ERROR, log_to_driver=False
+            )
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise RayError(f"no Ray cluster at {address}: {error}. Start one with `ray start --head`.") from error
+    return ray
+
+
+def run_on_ray(job: RayJob, ledger: Ledger, address: str | None, progress: Callable[[Summary], None] | None = None) -> Summary:
+    """Encodes everything that the ledger has left to do; says what was done. Continues what was begun, by either engine.
+
+    Raises RayError if there is no cluster, LedgerError if another process is at it.
+    """
+    ray = connect(address)
+    start, summary = time.perf_counter(), Summary()
+    with ledger.writing():
+        undone = ledger.undone()
+        summary.plan(ledger, undone)
+        for row in _pipeline(ray, job, _groups(ledger, [int(number) for number in undone], job.options)):
+            for line in json.loads(row["lines"]):
+                record = Record.from_json(line)
+                ledger.append(record)
+                _count(summary, record, job.out)
+            summary.wall_seconds = time.perf_counter() - start
+            summary.reading, summary.waited = row["reading"], 0.0
+            if progress is not None:
+                progress(summary)
+        ledger.write_errors()
+    summary.wall_seconds = time.perf_counter() - start
+    return summary
+
+
+def _count(summary: Summary, record: Record, out: str) -> None:
+    summary.clips += record.clips
+    summary.seconds += record.seconds
+    summary.failures += record.failures
+    summary.busy += record.busy
+    if record.file is not None:
+        summary.files.append(Path(out) / record.file)
+    if record.verified is not None:
+        summary.verified = add_counts(summary.verified, record.verified)
+
+
+def _groups(ledger: Ledger, batches: Sequence[int], options: TokenizeOptions) -> list[dict[str, Any]]:
+    """Batches in groups of GROUP_SECONDS and rows_per_shard at most, each with its tasks. Long clips don't count: actors read them."""
+    schedules = ledger.schedules()
+    groups: list[dict[str, Any]] = []
+    seconds, clips = math.inf, 0
+    for number in batches:
+        tasks = list(schedule_of(schedules, number).tasks(number))
+        length = sum(task.seconds for task in tasks if task.seconds <= options.long_clip_seconds)
+        if seconds + length > GROUP_SECONDS or clips + len(tasks) > options.rows_per_shard:
+            groups.append({"batches": []})
+            seconds, clips = 0.0, 0
+        groups[-1]["batches"].append((number, tasks))
+        seconds, clips = seconds + length, clips + len(tasks)
+    return [{"group": pickle.dumps(group["batches"])} for group in groups]
+
+
+def _pipeline(ray: Any, job: RayJob, groups: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """A row per group, as each is on the disk."""
+    if not groups:
+        return
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    cluster = ray.cluster_resources()
+    fitting = int(cluster.get("GPU", 0) / job.gpus) if job.gpus else max(1, int(cluster.get("CPU", 1)) // (2 * job.threads))
+    actors = min(job.actors or max(1, fitting), len(groups))
+    data = ray.data.from_items(groups, override_num_blocks=len(groups))
+    data = data.map_batches(read_group, batch_size=1, fn_kwargs={"job": job}, num_cpus=0.5)
+    pool = ray.data.ActorPoolStrategy(size=actors)
+    needs = {"num_cpus": job.threads, "num_gpus": job.gpus or None}
+    data = data.map_batches(GroupEncoder, batch_size=1, fn_constructor_kwargs={"job": job}, compute=pool, **needs)
+    data = data.map_batches(write_group, batch_size=1, fn_kwargs={"job": job}, num_cpus=0.25)
+    yield from data.iter_rows()

@@ -1,0 +1,109 @@
+"""What runs on the nodes of a Ray cluster: tasks that read and write, for which torch is not loaded, and actors that encode."""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from encodec_fast.corpus.reader import LongClip, Reader, UnreadableClip
+from encodec_fast.corpus.tasks import Clip, Task
+from encodec_fast.dataset.ledger import Ledger, Record
+from encodec_fast.dataset.options import BLOCK_SECONDS, TokenizeOptions
+from encodec_fast.dataset.writing import ShardWriter
+from encodec_fast.formats import DatasetInfo
+
+
+@dataclass(frozen=True)
+class RayJob:
+    """What every task and actor has to know.
+
+    threads: CPUs, and threads of the engine, per actor. gpus: per actor. actors: of the pool; 0: as many as fit into the cluster.
+    """
+
+    model: str
+    backend: str
+    info: DatasetInfo
+    options: TokenizeOptions
+    out: str
+    sampling_rate: int
+    channels: int
+    threads: int = 1
+    gpus: float = 0.0
+    actors: int = 0
+
+
+class MemoryLedger(Ledger):
+    """Takes a shard's line down instead of writing it: the driver does that."""
+
+    def __init__(self, out: str):
+        super().__init__(out)
+        self.lines: list[str] = []
+
+    def append(self, record: Record) -> None:
+        self.lines.append(record.to_json())
+
+
+def read_group(batch: dict[str, Any], job: RayJob) -> dict[str, Any]:
+    """The group's clips, decoded, in place of its tasks; a long clip stays a task."""
+    options = job.options
+    with Reader(job.sampling_rate, job.channels, workers=0, audio_column=options.audio_column) as reader:
+        clips: list[Clip | LongClip | UnreadableClip | Task] = []
+        sizes = []
+        for number, tasks in pickle.loads(batch["group"][0]):
+            sizes.append((number, len(tasks)))
+            for task in tasks:
+                clips += [task] if task.seconds > options.long_clip_seconds else reader.read([task])
+        return {"group": [pickle.dumps((sizes, clips))], "reading": [reader.rates.times_real_time]}
+
+
+class GroupEncoder:
+    """An actor: the model, and what it makes of groups."""
+
+    def __init__(self, job: RayJob):
+        import torch
+
+        from encodec_fast.dataset.tokenizer import EncodecTokenizer
+        from encodec_fast.pretrained import weights_sha256
+
+        torch.set_num_threads(job.threads)
+        tokenizer = EncodecTokenizer(job.model, job.options.bandwidth, device="cuda" if job.gpus else "cpu")
+        self._encoder, self._job = tokenizer.encoder, job
+        found = weights_sha256(self._encoder.model)
+        if found != job.info.weights_sha256:
+            raise ValueError(f"{job.model} has weights {found[:16]} on this node, the run was begun with {job.info.weights_sha256[:16]}.")
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        from encodec_fast import dispatch
+        from encodec_fast.dataset.batches import BatchEncoder
+        from encodec_fast.dataset.verification import ShareVerifier
+
+        job, options = self._job, self._job.options
+        sizes, items = pickle.loads(batch["group"][0])
+        verifier = ShareVerifier(self._encoder.model, options.bandwidth, options.verify_share)
+        reader = Reader(
+            job.sampling_rate,
+            job.channels,
+            workers=0,
+            long_seconds=options.long_clip_seconds,
+            block_seconds=BLOCK_SECONDS,
+            audio_column=options.audio_column,
+        )
+        clips = (clip for item in items for clip in (reader.read([item]) if isinstance(item, Task) else [item]))
+        with dispatch.use_backend(job.backend) if job.backend != "auto" else nullcontext():
+            finished = list(BatchEncoder(self._encoder, verifier).finished(sizes, clips))
+        return {"group": [pickle.dumps(finished)], "reading": batch["reading"]}
+
+
+def write_group(batch: dict[str, Any], job: RayJob) -> dict[str, Any]:
+    """The ledger's lines of the group's shards, which are on the disk then."""
+    ledger, options = MemoryLedger(job.out), job.options
+    with ShardWriter(
+        ledger, job.info, format=options.format, packed=options.packed, rows_per_shard=options.rows_per_shard, shard_seconds=math.inf
+    ) as writer:
+        for finished in pickle.loads(batch["group"][0]):
+            writer.put(finished)
+    return {"lines": [json.dumps(ledger.lines)], "reading": batch["reading"]}

@@ -1,0 +1,141 @@
+"""`EncodecTokenizer`: audio to codes as one picklable callable, for Ray Data, Hugging Face datasets and everything that maps batches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+
+from encodec_fast.audio import AudioError, mix_channels, read_audio, resample
+from encodec_fast.corpus.tasks import Clip, Task
+from encodec_fast.dataset.encoding import ClipEncoder
+from encodec_fast.formats import ClipFailure, ClipRow
+
+
+class EncodecTokenizer:
+    """Adds codes to batches of rows with audio. Picklable: the model is loaded in the process that first calls it.
+
+        ds.map(EncodecTokenizer("facebook/encodec_24khz", 6.0), batched=True, batch_size=32)             # datasets
+        ds.map_batches(EncodecTokenizer, fn_constructor_args=["facebook/encodec_24khz", 6.0],             # Ray Data
+                       batch_size=32, concurrency=4, num_gpus=1)
+
+    pretrained_model_name_or_path: as load_model takes it. bandwidth: kbps. audio_column: holds, per row, a file's path or URL, its
+    bytes, samples as an array [T] or [C, T] (at the rate in the column `sampling_rate`), or what datasets' Audio feature gives, decoded
+    or not. batch_seconds: audio per call of the model. device, backend: see load_model and use_backend.
+    keep_audio: leave the audio column in the result.
+    """
+
+    def __init__(
+        self,
+        pretrained_model_name_or_path: str = "facebook/encodec_24khz",
+        bandwidth: float = 6.0,
+        *,
+        device: str = "auto",
+        backend: str = "auto",
+        audio_column: str = "audio",
+        batch_seconds: float = 60.0,
+        keep_audio: bool = False,
+    ):
+        self.pretrained_model_name_or_path, self.bandwidth = pretrained_model_name_or_path, bandwidth
+        self.device, self.backend = device, backend
+        self.audio_column, self.batch_seconds, self.keep_audio = audio_column, batch_seconds, keep_audio
+        self._encoder: ClipEncoder | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_encoder": None}
+
+    @property
+    def encoder(self) -> ClipEncoder:
+        """The encoder, with the model loaded at first use.
+
+        Raises ModelNotFound if there is no such model, ValueError for a bandwidth it lacks.
+        """
+        if self._encoder is None:
+            from encodec_fast.pretrained import load_model
+
+            self._encoder = ClipEncoder(load_model(self.pretrained_model_name_or_path, self.device)[0], self.bandwidth)
+        return self._encoder
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """The batch's columns and, per row: `codes` (integers, flat), `codes_shape` [n_chunks, K, F], `scales` [n_chunks] or [],
+        `num_samples` and `last_frame_pad_length`; where the audio can't be used, `codes` is empty and `error` says why.
+
+        `np.array(row["codes"]).reshape(row["codes_shape"])` is what EncodecModel gives for that row alone.
+        Raises KeyError if the audio column is missing.
+        """
+        if self.audio_column not in batch:
+            raise KeyError(f"no column {self.audio_column!r} among {', '.join(batch)}; give audio_column=.")
+        audio = batch[self.audio_column]
+        rates = batch.get("sampling_rate", [None] * len(audio))
+        clips = [self._clip(index, cell, rate) for index, (cell, rate) in enumerate(zip(audio, rates, strict=True))]
+        rows = self._rows(clips)
+        kept = {name: values for name, values in batch.items() if self.keep_audio or name != self.audio_column}
+        return {**kept, **_columns(rows)}
+
+    def _rows(self, clips: list[Clip | str]) -> list[ClipRow | str]:
+        """Longest first, batch_seconds at a time; back in the order of the clips."""
+        from encodec_fast import dispatch
+
+        rows: list[ClipRow | str] = [clip if isinstance(clip, str) else "" for clip in clips]
+        whole = sorted((clip for clip in clips if not isinstance(clip, str)), key=lambda clip: -clip.num_samples)
+        budget = self.batch_seconds * self.encoder.model.config.sampling_rate
+        with dispatch.use_backend(self.backend) if self.backend != "auto" else nullcontext():
+            while whole:
+                size, samples = 1, whole[0].num_samples
+                while size < len(whole) and samples + whole[size].num_samples <= budget:
+                    samples += whole[size].num_samples
+                    size += 1
+                for clip, row in zip(whole[:size], self.encoder.encode(whole[:size]), strict=True):
+                    rows[int(clip.task.id)] = row.reason if isinstance(row, ClipFailure) else row
+                whole = whole[size:]
+        return rows
+
+    def _clip(self, index: int, cell: Any, rate: Any) -> Clip | str:
+        """The cell's samples at the model's rate and channels, or why there are none."""
+        config = self.encoder.model.config
+        task = Task(str(index), f"row {index}")
+        if hasattr(cell, "get_all_samples"):  # datasets >= 4 gives a decoder of torchcodec
+            decoded = cell.get_all_samples()
+            cell = {"array": decoded.data.numpy(), "sampling_rate": decoded.sample_rate}
+        if isinstance(cell, Mapping) and cell.get("array") is not None:
+            cell, rate = cell["array"], cell["sampling_rate"]
+        elif isinstance(cell, Mapping):
+            cell = cell.get("bytes") or cell.get("path")
+        try:
+            if isinstance(cell, str | bytes):
+                samples, info = read_audio(
+                    cell, config.sampling_rate, config.audio_channels, name=task.path if isinstance(cell, bytes) else None
+                )
+                return Clip(task, samples, info.sampling_rate)
+            return Clip(task, _samples(cell, rate, config), int(rate or config.sampling_rate))
+        except AudioError as error:
+            return error.reason
+        except (OSError, ValueError, TypeError) as error:
+            return f"the audio can't be used ({error})."
+
+
+def _samples(cell: Any, rate: Any, config: Any) -> np.ndarray:
+    samples = np.asarray(cell, np.float32)
+    samples = samples[None] if samples.ndim == 1 else samples
+    if samples.ndim != 2 or not samples.shape[1]:
+        raise ValueError(f"samples of shape {list(samples.shape)}; [T] or [C, T] is needed, T > 0")
+    if rate is None:
+        raise ValueError("samples without a sampling_rate")
+    if not np.isfinite(samples).all():
+        raise ValueError("samples are NaN or infinite")
+    return resample(mix_channels(samples, config.audio_channels), int(rate), config.sampling_rate)
+
+
+def _columns(rows: list[ClipRow | str]) -> dict[str, list[Any]]:
+    good = [None if isinstance(row, str) else row for row in rows]
+    return {
+        # lists and not arrays: Ray and datasets store these as lists of integers, and arrays in types of their own
+        "codes": [[] if row is None else row.codes.ravel().tolist() for row in good],
+        "codes_shape": [[0, 0, 0] if row is None else list(row.codes.shape) for row in good],
+        "scales": [[] if row is None or row.scales is None else row.scales.tolist() for row in good],
+        "num_samples": [0 if row is None else row.num_samples for row in good],
+        "last_frame_pad_length": [0 if row is None else row.last_frame_pad_length for row in good],
+        "error": [row if isinstance(row, str) else "" for row in rows],
+    }

@@ -1,0 +1,180 @@
+"""The Ray engine on a real cluster of two worker nodes on this machine, and EncodecTokenizer where people map batches."""
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import encodec_fast
+from corpora import BANDWIDTH, RATE, content, put_corpus, small_model, tokenize
+from encodec_fast.audio import read_audio
+from encodec_fast.corpus.sources import find_tasks
+from encodec_fast.dataset import ray_engine
+from encodec_fast.dataset.encoding import dataset_info
+from encodec_fast.dataset.ledger import Ledger
+from encodec_fast.dataset.options import TokenizeOptions
+from encodec_fast.dataset.ray_engine import RayError, run_on_ray
+from encodec_fast.dataset.ray_stages import RayJob
+from encodec_fast.dataset.run import identity, plan
+from encodec_fast.formats.parquet import read_failures
+from encodec_fast.pretrained import weights_sha256
+
+LENGTHS = [200 + 97 * (index * 7 % 40) for index in range(120)]
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    small_model().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(model_folder):
+    return encodec_fast.load_model(str(model_folder))[0]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = put_corpus(tmp_path_factory.mktemp("ray") / "corpus", LENGTHS)
+    (folder / "broken.wav").write_bytes(b"")
+    return folder
+
+
+# EncodecTokenizer
+
+
+def expected(model, path):
+    samples, _ = read_audio(path, RATE, 1)
+    return model.encode_batch([torch.from_numpy(samples)], BANDWIDTH)[0].codes.numpy()
+
+
+def codes_of(batch):
+    return [np.array(codes).reshape(shape) for codes, shape in zip(batch["codes"], batch["codes_shape"])]
+
+
+def test_every_way_to_hold_audio_gives_the_codes_of_that_clip_alone(corpus, model, model_folder):
+    tokenizer = pickle.loads(pickle.dumps(encodec_fast.EncodecTokenizer(str(model_folder), BANDWIDTH, device="cpu")))
+    path = str(corpus / "0003.wav")
+    samples = read_audio(path, RATE, 1)[0]
+    cells = [
+        path,
+        open(path, "rb").read(),
+        {"bytes": open(path, "rb").read(), "path": None},
+        {"bytes": None, "path": path},
+        {"array": samples[0], "sampling_rate": RATE},
+    ]
+    batch = tokenizer({"audio": cells, "text": list("abcde")})
+    assert batch["text"] == list("abcde") and "audio" not in batch and batch["error"] == [""] * 5
+    for codes in codes_of(batch):
+        assert np.array_equal(codes, expected(model, path))
+    arrays = tokenizer({"audio": [samples, samples[0]], "sampling_rate": [RATE, RATE]})
+    assert all(np.array_equal(codes, expected(model, path)) for codes in codes_of(arrays))
+    # a tokenizer that has been used is pickled without its model
+    assert len(pickle.dumps(tokenizer)) < 2000
+
+
+def test_audio_that_can_not_be_used_says_why_and_costs_its_row_only(corpus, model_folder):
+    tokenizer = encodec_fast.EncodecTokenizer(str(model_folder), BANDWIDTH, device="cpu", batch_seconds=1.0)
+    cells = ["gone.wav", b"words", None, np.full(9, np.nan), np.zeros(0), str(corpus / "0000.wav")]
+    batch = tokenizer({"audio": cells, "sampling_rate": [RATE] * 6})
+    reasons = ["can't be opened", "not audio", "", "NaN", "T > 0", ""]
+    assert all(reason in error for reason, error in zip(reasons, batch["error"]))
+    assert [bool(codes) for codes in batch["codes"]] == [False] * 5 + [True] and all(batch["error"][:5])
+    with pytest.raises(KeyError, match="no column 'audio' among sound"):
+        tokenizer({"sound": []})
+
+
+def test_datasets_maps_it(corpus, model, model_folder):
+    datasets = pytest.importorskip("datasets")
+    paths = sorted(str(path) for path in corpus.glob("000*.wav"))
+    rows = datasets.Dataset.from_dict({"audio": paths})
+    mapped = rows.map(encodec_fast.EncodecTokenizer(str(model_folder), BANDWIDTH, device="cpu"), batched=True, batch_size=4)
+    for row, path in zip(mapped, paths):
+        assert np.array_equal(np.reshape(row["codes"], row["codes_shape"]), expected(model, path))
+
+
+# The engine
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Two nodes of two CPUs each beside a head without any, as processes on this machine."""
+    ray = pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    # the workers import what this process imports
+    os.environ["PYTHONPATH"] = os.pathsep.join([os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")])
+    os.environ["OMP_NUM_THREADS"] = "1"
+    memory = {"object_store_memory": 100 << 20}
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **memory})
+    for _ in range(2):
+        nodes.add_node(num_cpus=2, **memory)
+    ray.init(address=nodes.address, logging_level="ERROR", log_to_driver=False)
+    yield ray
+    ray.shutdown()
+    nodes.shutdown()
+
+
+def ray_tokenize(model, model_folder, corpus, out, progress=None, **changes):
+    options = TokenizeOptions(BANDWIDTH, **{"batch_seconds": 2.0, "rows_per_shard": 10, **changes})
+    info = dataset_info(model, str(model_folder), weights_sha256(model), {})
+    ledger = Ledger(out)
+    plan(ledger, identity(info, model, options, [str(corpus)]), lambda: find_tasks([corpus]), options)
+    job = RayJob(str(model_folder), "auto", info, options, str(out), RATE, 1, actors=2)
+    return run_on_ray(job, ledger, None, progress)
+
+
+@pytest.fixture(scope="module")
+def local(model, corpus, tmp_path_factory):
+    """(rows, failures) of the local engine."""
+    out = tmp_path_factory.mktemp("local")
+    tokenize(model, [corpus], out, batch_seconds=2.0)
+    return content(out), read_failures(out)
+
+
+def test_ray_ends_what_the_local_engine_began_with_its_rows_though_an_actor_is_killed(
+    cluster, model, model_folder, corpus, local, tmp_path
+):
+    def interrupt(summary):
+        if summary.clips >= 20:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tokenize(model, [corpus], tmp_path, batch_seconds=2.0, rows_per_shard=10, progress=interrupt)
+    before = len(content(tmp_path))
+    killed = []
+
+    def kill_one(summary):
+        if not killed:
+            assert summary.clips + before < 120
+            processes = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout.splitlines()
+            actors = [int(line.split()[0]) for line in processes if "ray::MapWorker(MapBatches(GroupEncoder))" in line]
+            assert len(actors) == 2
+            killed.append(actors[0])
+            os.kill(actors[0], signal.SIGKILL)
+
+    summary = ray_tokenize(model, model_folder, corpus, tmp_path, kill_one)
+    assert killed and before + summary.clips == 120
+    assert (content(tmp_path), read_failures(tmp_path)) == local
+
+
+def test_ray_data_maps_the_tokenizer(cluster, model, model_folder, corpus):
+    paths = sorted(str(path) for path in corpus.glob("000*.wav"))
+    data = cluster.data.from_items([{"audio": path} for path in paths])
+    arguments = {"fn_constructor_args": [str(model_folder), BANDWIDTH], "fn_constructor_kwargs": {"device": "cpu", "keep_audio": True}}
+    rows = data.map_batches(encodec_fast.EncodecTokenizer, batch_size=4, concurrency=1, **arguments).take_all()
+    assert sorted(row["audio"] for row in rows) == paths
+    for row in rows:
+        assert np.array_equal(np.reshape(row["codes"], row["codes_shape"]), expected(model, row["audio"]))
+
+
+def test_without_ray_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(RayError, match=r"pip install 'encodec-fast\[ray\]'"):
+        ray_engine.connect(None)
