@@ -1,6 +1,6 @@
 """A file as a microphone would give it: pieces of 20 ms in, frames of codes out, on one core.
 
-    python bench/microphone.py FILE [--piece-ms 20] [--model demo] [--bandwidth 6]
+python bench/microphone.py FILE [--piece-ms 20] [--model demo] [--bandwidth 6]
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ def main() -> None:
         spent.append(time.perf_counter() - start)
         frames += codes.shape[1]
         if not options.quiet:
-            print(f"{number * piece / rate:8.3f} s  {codes.shape[1]} frames in {1000 * spent[-1]:5.2f} ms  {codes[:, -1:].flatten().tolist()}")
+            print(
+                f"{number * piece / rate:8.3f} s  {codes.shape[1]} frames in {1000 * spent[-1]:5.2f} ms  {codes[:, -1:].flatten().tolist()}"
+            )
     start = time.perf_counter()
     (codes,) = encoder.flush()
     spent.append(time.perf_counter() - start)
