@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from cpu_fixtures import engine
 from encodec_fast import EncodecModel, StreamingDecoder, StreamingEncoder, decode_pieces, encode_pieces, use_backend
-from fixtures import audio_like, config_24khz, pair, small_config
+from fixtures import audio_like, config_24khz, ours_like, pair, reference_model, small_config
+from test_model_configs import configs
 
 CONFIGS = [
     small_config(),
@@ -74,6 +75,19 @@ def test_streams_of_one_batch_give_the_codes_of_their_clips(index, plan, seed):
             mine += parts
     for mine, clip in zip(got, clips):
         assert torch.equal(torch.cat(mine, 1), whole_codes(model, clip))
+
+
+@given(configs(streamable=True), st.integers(1, 500), st.lists(st.floats(0, 1), max_size=5), st.integers(0, 99))
+def test_a_stream_of_any_config_gives_the_codes_of_its_clip(config, length, shares, seed):
+    model = ours_like(reference_model(config, seed))
+    clip = audio_like(1, config.audio_channels, length, seed)[0]
+    pieces = [clip[:, a:b] for a, b in cuts_of(length, shares)]
+    codes = list(encode_pieces(model, pieces, top(model)))
+    whole = model.encode(clip[None], bandwidth=top(model))
+    assert torch.equal(torch.cat(codes, 1), whole.audio_codes[0, 0])
+    with torch.no_grad():
+        audio = torch.cat(list(decode_pieces(model, codes)), 1)
+        assert torch.equal(audio, model.decode(whole.audio_codes, [None]).audio_values[0])
 
 
 @given(st.integers(0, len(CONFIGS) - 1), st.integers(1, 60), st.lists(st.floats(0, 1), max_size=5), st.integers(0, 99))
