@@ -1,0 +1,377 @@
+"""How often a code differs from float64's, for every way of computing: `python bench/precision.py [FILE ...] [--model NAME]`.
+
+The truth is transformers in float64 on the same weights. Ways: transformers in float32, ours on each backend, products of rounded
+operands with float32 sums (emulated: tf32 as CUDA's convolutions use it by default, bfloat16, float16), and the whole model cast to
+bfloat16 and float16. The triton backend runs in Triton's interpreter, on a small model, for its interpreter takes minutes per second.
+
+A frame counts once, at its first level that differs: the levels below quantize another residual. Its margin is the relative change
+of the frame's embedding that would swap the two codes (encodec_fast/verify.py). Quality compares each way's decoded audio with that
+of transformers in float32: signal-to-noise ratio, and the multi-resolution STFT distance of Yamamoto et al., arXiv 1910.11480.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import results
+import torch
+from cases import stock_model
+from contenders import CONTENDERS
+from harness import environment
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from transformers import EncodecModel
+
+from encodec_fast import audio as audio_files
+from encodec_fast import demo, use_backend
+from encodec_fast.model import EncodecModel as Ours
+from encodec_fast.pretrained import load_model
+
+Row = dict[str, Any]
+LOG_EDGES = [0.5 * step for step in range(-20, 3)]
+FFT_SIZES = (512, 1024, 2048)
+# Mantissa bits that each format keeps of float32's 23.
+MANTISSA_BITS = {"tf32": 10, "bfloat16": 7, "float16": 10}
+
+
+class Way:
+    """One way of computing.  encode: clip [1, C, T] -> HF's output.  decode: that output -> audio [1, C, T] float32."""
+
+    def __init__(self, name: str, how: str, model: EncodecModel, backend: str | None = None) -> None:
+        self.name, self.how, self.model, self.backend = name, how, model, backend
+        self.embeddings: list[Tensor] = []
+        model.encoder.register_forward_hook(lambda module, args, output: self.embeddings.extend(output.split(1)))
+
+    def _run(self, call: Callable[[], Any]) -> Any:
+        if self.backend is None:
+            return call()
+        with use_backend(self.backend):
+            return call()
+
+    def encode(self, clip: Tensor, bandwidth: float) -> Any:
+        """transformers' output; the chunks' embeddings stay in `embeddings`."""
+        self.embeddings = []
+        return self._run(lambda: self.model.encode(clip.to(self.model.dtype), bandwidth=bandwidth))
+
+    def decode(self, encoded: Any) -> Tensor:
+        """Audio in float64, from codes and scales of any way."""
+        scales = [None if scale is None else scale.to(self.model.dtype) for scale in encoded.audio_scales]
+        extra = {"last_frame_pad_length": encoded.last_frame_pad_length} if "last_frame_pad_length" in encoded else {}
+        return self._run(lambda: self.model.decode(encoded.audio_codes, scales, **extra)).audio_values.double()
+
+
+def rounded(x: Tensor, kind: str) -> Tensor:
+    """float32 values rounded to the nearest that `kind` can hold, ties to even; tf32 has float32's range."""
+    if kind != "tf32":
+        return x.to(getattr(torch, kind)).float()
+    dropped = 23 - MANTISSA_BITS[kind]
+    bits = x.contiguous().view(torch.int32)
+    bits = bits + (1 << (dropped - 1)) - 1 + ((bits >> dropped) & 1)
+    return (bits >> dropped << dropped).view(torch.float32)
+
+
+class RoundedLSTM(nn.Module):
+    """nn.LSTM whose products take rounded operands and sum in float32, a step at a time."""
+
+    def __init__(self, lstm: nn.LSTM, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.layers = [tuple(rounded(w, kind) if w.dim() == 2 else w for w in weights) for weights in lstm.all_weights]
+
+    def forward(self, x: Tensor) -> tuple[Tensor, None]:
+        """x: [T, B, C] -> the last layer's states [T, B, C]."""
+        for w_ih, w_hh, b_ih, b_hh in self.layers:
+            inputs = rounded(x, self.kind) @ w_ih.T + b_ih + b_hh
+            h, c, states = x.new_zeros(x.shape[1:]), x.new_zeros(x.shape[1:]), []
+            for step in inputs:
+                i, f, g, o = (step + rounded(h, self.kind) @ w_hh.T).chunk(4, -1)
+                c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+                h = o.sigmoid() * c.tanh()
+                states.append(h)
+            x = torch.stack(states)
+        return x, None
+
+
+def emulate(model: EncodecModel, kind: str, search: bool) -> EncodecModel:
+    """The model with all products of rounded operands; `search` says whether those of the quantizer's search too."""
+    for module in list(model.modules()):
+        if isinstance(module, nn.Conv1d | nn.ConvTranspose1d):
+            if nn.utils.parametrize.is_parametrized(module, "weight"):
+                nn.utils.parametrize.remove_parametrizations(module, "weight")
+            module.weight.copy_(rounded(module.weight, kind))
+            module.register_forward_pre_hook(lambda module, args: (rounded(args[0], kind),))
+        for name, child in module.named_children():
+            if isinstance(child, nn.LSTM):
+                setattr(module, name, RoundedLSTM(child, kind))
+    for layer in model.quantizer.layers if search else ():
+        codebook = layer.codebook
+        codebook.quantize = lambda x, codebook=codebook: _rounded_search(x, codebook.embed, kind)
+    return model
+
+
+def _rounded_search(x: Tensor, entries: Tensor, kind: str) -> Tensor:
+    products = rounded(x, kind) @ rounded(entries, kind).T
+    return (x.square().sum(1, keepdim=True) - 2 * products + entries.square().sum(1)).argmin(1)
+
+
+def ways(stock: Callable[[], EncodecModel]) -> Iterator[Way]:
+    """All ways, one after another; each holds a model of its own.  Raises ValueError where the cpu backend can't run."""
+    yield Way("transformers, float32", "run", stock())
+    for backend in ("cpu", "torch"):
+        missing = CONTENDERS[f"ours-{backend}"].missing(torch.device("cpu"))
+        if missing:
+            raise ValueError(f"the {backend} backend can't run: {missing}")
+        ours = Ours(stock().config).eval()
+        ours.load_state_dict(stock().state_dict())
+        yield Way(f"encodec_fast, {backend}", "run", ours, backend)
+    for kind in ("tf32", "float16", "bfloat16"):
+        yield Way(f"{kind} products", "emulated", emulate(stock(), kind, search=False))
+    yield Way("tf32 products, search too", "emulated", emulate(stock(), "tf32", search=True))
+    for dtype in ("float16", "bfloat16"):
+        yield Way(f"all of it in {dtype}", "run", stock().to(getattr(torch, dtype)))
+
+
+class Truth:
+    """float64 codes of one chunk, and what their margins are."""
+
+    def __init__(self, embeddings: Tensor, codebooks: Tensor) -> None:
+        """embeddings: [1, D, F] float64.  codebooks: [K, N, D] float64, the levels in use."""
+        self.x, self.codebooks = embeddings[0].T, codebooks
+        residual, codes, margins = self.x, [], []
+        for entries in codebooks:
+            nearest = torch.cdist(residual, entries).topk(2, largest=False).indices  # [F, 2]
+            codes.append(nearest[:, 0])
+            margins.append(self.margin(residual, entries[nearest[:, 0]], entries[nearest[:, 1]], self.x))
+            residual = residual - entries[nearest[:, 0]]
+        self.codes, self.margins = torch.stack(codes), torch.stack(margins)  # [K, F]
+
+    @staticmethod
+    def margin(residual: Tensor, a: Tensor, b: Tensor, x: Tensor) -> Tensor:
+        """Relative change of x that swaps entries a and b for the residual; all [..., D]."""
+        gap = ((residual - a).square().sum(-1) - (residual - b).square().sum(-1)).abs()
+        return gap / (2 * (a - b).norm(dim=-1) * x.norm(dim=-1)).clamp(min=1e-300)
+
+    def flips(self, codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(codes that differ [K, F], level of each frame's first one [F] or K, its margin [F]); codes: [K, F]."""
+        differs = codes != self.codes
+        levels = torch.arange(len(codes))[:, None]
+        first = torch.where(differs, levels, len(codes)).amin(0)
+        margins = torch.zeros(first.shape, dtype=torch.float64)
+        for frame in (first < len(codes)).nonzero()[:, 0].tolist():
+            level = int(first[frame])
+            above = self.codebooks[torch.arange(level), self.codes[:level, frame]].sum(0)
+            a, b = (self.codebooks[level, side[level, frame]] for side in (codes, self.codes))
+            margins[frame] = self.margin(self.x[frame] - above, a, b, self.x[frame])
+        return differs, first, margins
+
+
+class Tally:
+    """Sums over clips of one way."""
+
+    def __init__(self, levels: int) -> None:
+        self.frames = 0
+        self.differing, self.first = [0] * levels, [0] * levels
+        self.largest_margin = self.error = self.signal = 0.0
+        self.audio: list[tuple[Tensor, Tensor]] = []
+
+    def add(self, truth: Truth, codes: Tensor, embeddings: Tensor) -> None:
+        differs, first, margins = truth.flips(codes)
+        self.frames += codes.shape[1]
+        self.largest_margin = max(self.largest_margin, margins.max().item())
+        for level in range(len(codes)):
+            self.differing[level] += int(differs[level].sum())
+            self.first[level] += int((first == level).sum())
+        exact = truth.x.T[None]
+        self.error += (embeddings.double() - exact).square().sum().item()
+        self.signal += exact.square().sum().item()
+
+    def row(self) -> Row:
+        levels = [{"codes": self.frames, "differing": d, "first": f} for d, f in zip(self.differing, self.first)]
+        return {
+            "frames": self.frames,
+            "flipped_frames": sum(self.first),
+            "levels": levels,
+            "largest_margin": self.largest_margin,
+            "embedding_error": math.sqrt(self.error / self.signal),
+        }
+
+
+def snr_db(audio: Tensor, reference: Tensor) -> float:
+    """Signal-to-noise ratio, infinite (as JSON has it: null in rows) for equal audio."""
+    noise = (audio - reference).square().sum()
+    return math.inf if noise == 0 else 10 * (reference.square().sum() / noise).log10().item()
+
+
+def stft_distance(audio: Tensor, reference: Tensor) -> float:
+    """Mean over three resolutions of spectral convergence plus mean distance of log magnitudes.  audio, reference: [1, C, T]."""
+    total = 0.0
+    for size in FFT_SIZES:
+        window = torch.hann_window(size, dtype=audio.dtype)
+        ours, theirs = (
+            torch.stft(side[0], size, size // 4, window=window, return_complex=True, pad_mode="constant").abs().clamp(min=1e-7)
+            for side in (audio, reference)
+        )
+        total += ((ours - theirs).norm() / theirs.norm() + (ours.log() - theirs.log()).abs().mean()).item()
+    return total / len(FFT_SIZES)
+
+
+def study(stock: Callable[[], EncodecModel], clips: list[Tensor], bandwidth: float) -> Iterator[Row]:
+    """One row per way, then one with the margins of the truth."""
+    exact = Way("float64", "run", stock().double())
+    embed = torch.stack([layer.codebook.embed for layer in exact.model.quantizer.layers])
+    truths: list[list[Truth]] = []
+    for clip in clips:
+        codes = exact.encode(clip, bandwidth).audio_codes
+        truths.append([Truth(chunk, embed[: codes.shape[2]]) for chunk in exact.embeddings])
+    levels = len(truths[0][0].codes)
+    reference: list[tuple[Any, Tensor]] = []
+    for way in ways(stock):
+        tally, quality = Tally(levels), []
+        try:
+            for index, (clip, chunks) in enumerate(zip(clips, truths)):
+                encoded = way.encode(clip, bandwidth)
+                for chunk, truth in enumerate(chunks):
+                    tally.add(truth, encoded.audio_codes[chunk, 0, :, : truth.x.shape[0]], way.embeddings[chunk])
+                if len(reference) == index:  # the first way is the reference of all
+                    reference.append((encoded, way.decode(encoded)))
+                stock_encoded, stock_audio = reference[index]
+                quality.append((way.decode(stock_encoded), way.decode(encoded), stock_audio))
+        except RuntimeError as error:  # torch's CPU kernels do not know every dtype
+            yield {"contender": way.name, "how": way.how, "failed": f"{type(error).__name__}: {error}".splitlines()[0]}
+            continue
+        same, own, theirs = (torch.cat(column, -1) for column in zip(*quality))
+        sound = {
+            "decode_snr_db": finite(snr_db(same, theirs)),
+            "decode_stft": stft_distance(same, theirs),
+            "round_trip_snr_db": finite(snr_db(own, theirs)),
+            "round_trip_stft": stft_distance(own, theirs),
+        }
+        yield {"contender": way.name, "how": way.how, **tally.row(), **sound}
+    margins = torch.cat([truth.margins for chunks in truths for truth in chunks], 1)
+    counts = torch.histc(
+        margins.clamp(min=1e-30).log10().clamp(LOG_EDGES[0], LOG_EDGES[-1]), len(LOG_EDGES) - 1, LOG_EDGES[0], LOG_EDGES[-1]
+    )
+    quantiles = torch.quantile(margins, torch.tensor([0.001, 0.01, 0.5], dtype=torch.float64), dim=1)
+    yield {
+        "contender": "margins",
+        "margin_histogram": {"log10_edges": LOG_EDGES, "counts": counts.long().tolist()},
+        "margin_quantiles": {name: row.tolist() for name, row in zip(("0.001", "0.01", "0.5"), quantiles)},
+    }
+
+
+def finite(value: float) -> float | None:
+    """JSON has no infinity: None stands for equal audio."""
+    return value if math.isfinite(value) else None
+
+
+def interpreted_rows() -> Iterator[Row]:
+    """The triton backend in Triton's interpreter on a small model; run with TRITON_INTERPRET=1."""
+    from gpu import TOY, Codec, fitted_model
+    from transformers import EncodecConfig
+
+    from encodec_fast.plan_reader import read_plan
+
+    model = fitted_model(EncodecConfig(**TOY), torch.device("cpu"))
+    plan, clips = read_plan(model), 0.1 * torch.randn(2, 1, 240)
+    levels = 2
+    codec = Codec(plan, "parity")
+    tallies = {"transformers, float32": Tally(levels), "encodec_fast, triton": Tally(levels)}
+    exact = model.double().encoder(clips.double())
+    model.float()
+    for clip, embeddings in zip(clips[:, None], exact.split(1)):
+        truth = Truth(embeddings, plan.quantizer.codebooks[:levels].double())
+        own, theirs = codec.encoder.run(clip), model.encoder(clip)
+        tallies["encodec_fast, triton"].add(truth, codec.quantizer.encode(own, levels)[:, 0], own)
+        tallies["transformers, float32"].add(truth, model.quantizer.encode(theirs)[:levels, 0], theirs)
+    for name, tally in tallies.items():
+        yield {"contender": name, "how": "interpreted" if "triton" in name else "run", **tally.row()}
+
+
+def in_interpreter() -> list[Row]:
+    """`interpreted_rows` of a process in which Triton interprets; it decides when a kernel is defined."""
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, __file__, "--interpreted"], env=environment, capture_output=True, text=True)
+    if done.returncode:
+        return [{"contender": "encodec_fast, triton", "how": "interpreted", "failed": done.stderr.strip().splitlines()[-1]}]
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+
+def show(console: Console, title: str, rows: list[Row]) -> None:
+    """The study as a table."""
+    table = Table(
+        "way", "how", "frames that differ", "largest margin", "embedding error", "SNR, decode", "SNR, round trip", "STFT", title=title
+    )
+    for row in rows:
+        if "failed" in row:
+            table.add_row(row["contender"], row["how"], row["failed"])
+        elif "levels" in row:
+            sound = [_decibels(row[key]) if key in row else "" for key in ("decode_snr_db", "round_trip_snr_db")]
+            distance = f"{row['round_trip_stft']:.1e}" if "round_trip_stft" in row else ""
+            frames = f"{row['flipped_frames']} of {row['frames']}"
+            cells = frames, f"{row['largest_margin']:.1e}", f"{row['embedding_error']:.1e}"
+            table.add_row(row["contender"], row["how"], *cells, *sound, distance)
+    console.print(table)
+
+
+def _decibels(value: float | None) -> str:
+    return "equal" if value is None else f"{value:.1f} dB"
+
+
+def clips_of(paths: list[Path], model: Any) -> list[Tensor]:
+    """[1, C, T] of each file, at the model's rate and channels, cut to a length that transformers can encode."""
+    from encodec_fast.chunks import reference_length
+
+    clips = [torch.from_numpy(audio_files.read_audio(path, model.sampling_rate, model.audio_channels)[0])[None] for path in paths]
+    return [clip[..., : reference_length(model, clip.shape[-1])] for clip in clips]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("audio", type=Path, nargs="*", help="audio files beside the bundled clips")
+    parser.add_argument("--model", nargs="+", default=["demo", "demo-48khz"], help="built-in name, folder, or name on the hub")
+    parser.add_argument("--seconds", type=float, default=1e9, help="the beginning of each clip only")
+    parser.add_argument("--out", type=Path, default=results.RESULTS / "precision.jsonl")
+    parser.add_argument("--interpreted", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_grad_enabled(False)
+    if options.interpreted:
+        for row in interpreted_rows():
+            print(json.dumps(row))
+        return
+    console = Console(width=180)
+    for name in options.model:
+
+        def stock(name: str = name) -> EncodecModel:
+            if name in demo.DEMO_MODELS:
+                return stock_model(name)
+            ours, _ = load_model(name)
+            model = EncodecModel(ours.config).eval()
+            model.load_state_dict(ours.state_dict())
+            return model
+
+        config = stock().config
+        paths = [*demo.bundled_clips(), *options.audio]
+        clips = [clip[..., : int(options.seconds * config.sampling_rate)] for clip in clips_of(paths, config)]
+        bandwidth = max(config.target_bandwidths)
+        about = {"suite": "precision", "environment": environment(torch.get_num_threads()), "model": name}
+        about["case"] = {"model": name, "bandwidth": bandwidth, "audio": [path.name for path in paths], "seconds": options.seconds}
+        rows = [{**about, **row} for row in study(stock, clips, bandwidth)]
+        results.append(options.out, rows)
+        show(console, f"{name}, {bandwidth:g} kbps, {len(clips)} clips", rows)
+    about = {"suite": "precision", "environment": environment(1), "model": "small", "case": {"model": "small"}}
+    rows = [{**about, **row} for row in in_interpreter()]
+    results.append(options.out, rows)
+    show(console, "a small model, in Triton's interpreter", rows)
+
+
+if __name__ == "__main__":
+    main()
