@@ -343,5 +343,7 @@ def chosen(names: list[str], device: torch.device) -> tuple[list[str], list[str]
     refused = [f"{name}: {reason}" for name, reason in reasons.items() if reason and name in names and name in OURS]
     if refused:
         raise ValueError("; ".join(refused))
-    left_out = [f"{name} is left out: {reason}" for name, reason in reasons.items() if reason and name in names]
+    # of "ours", the backends of other devices are not missed
+    mentioned = (name for name in reasons if name in names or device.type == ("cuda" if name == "ours-triton" else "cpu"))
+    left_out = [f"{name} is left out: {reasons[name]}" for name in mentioned if reasons[name]]
     return [name for name, reason in reasons.items() if reason is None], left_out

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib import metadata
@@ -134,15 +134,17 @@ class Measured:
 class Harness:
     """Processes of contenders, each started at its first case and kept for all others."""
 
-    def __init__(self, threads: int, device: str = "cpu") -> None:
-        self.threads, self.device = threads, device
+    def __init__(self, threads: int, device: str = "cpu", variants: Mapping[str, tuple[str, Path]] | None = None) -> None:
+        """variants: names for contenders with other packages, as (contender, folder of the packages)."""
+        self.threads, self.device, self.variants = threads, device, variants or {}
         self.processes: dict[str, Process] = {}
         self.scratch = tempfile.TemporaryDirectory()
 
     def process(self, name: str) -> Process:
         """The contender's process; a fresh one where the last one has died."""
         if name not in self.processes or self.processes[name].process.poll() is not None:
-            self.processes[name] = Process(name, name, self.threads, self.device)
+            contender, packages = self.variants.get(name, (name, None))
+            self.processes[name] = Process(name, contender, self.threads, self.device, packages)
         return self.processes[name]
 
     def close(self) -> None:
@@ -160,12 +162,19 @@ class Harness:
         weights_file(case.model)
         measured: dict[str, Measured] = {}
         rows: list[Row] = []
-        expected = self._expected(case)
-        for name in contenders:
+        expected: Tensor | None = None
+        if REFERENCE not in contenders or self._too_large(case, REFERENCE):
+            expected = self._expected(case)
+        # transformers comes first: its answer is the one that the others are compared with
+        for name in sorted(contenders, key=lambda name: name != REFERENCE):
             try:
-                measured[name] = self._prepare(case, name, expected)
+                measured[name], answer = self._prepare(case, name, expected)
             except (ContenderFailed, WrongAnswer) as error:
                 rows.append({"case": case.fields(), "contender": name, "failed": str(error)})
+                if expected is None:
+                    return rows
+                continue
+            expected = answer if expected is None else expected
         rates: list[Row] = []
         end = time.monotonic() + seconds
         for number in range(rounds if measured else 0):
@@ -186,19 +195,23 @@ class Harness:
     def _room(self) -> float:
         return MEMORY_SHARE * available_bytes() if self.device == "cpu" else math.inf
 
-    def _prepare(self, case: Case, name: str, expected: Tensor) -> Measured:
-        """The contender, ready for `case` and with the right answer."""
-        if name in HUNGRY and stock_bytes(case) > self._room():
+    def _too_large(self, case: Case, name: str) -> bool:
+        return name in HUNGRY and stock_bytes(case) > self._room()
+
+    def _prepare(self, case: Case, name: str, expected: Tensor | None) -> tuple[Measured, Tensor]:
+        """The contender, ready for `case`, and its answer, which is the right one."""
+        if self._too_large(case, name):
             raise ContenderFailed(f"{name} was not run: it needs about {stock_bytes(case) / 2**30:.0f} GiB of memory")
         process = self.process(name)
         measured = Measured(process.ask(do="prepare", case=case.fields())["seconds"])
         path = Path(self.scratch.name) / "answer.pt"
         process.ask(do="answer", path=str(path))
-        measured.check = check(case, torch.load(path), expected)
+        answer = torch.load(path)
+        measured.check = check(case, answer, answer if expected is None else expected)
         # the second run: the first one may have compiled
         once = process.ask(do="run", times=1)["seconds"]
         measured.times = max(1, math.ceil(SHORTEST_RUN_S / once))
-        return measured
+        return measured, answer
 
     def _run(self, process: Process, measured: Measured) -> None:
         time.sleep(SETTLE_S)

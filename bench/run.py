@@ -18,13 +18,16 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import files
 import lengths
 import results
+import revisions
 import stages
 import torch
-from cases import SETS, Case
-from contenders import chosen
+from cases import SETS, Case, is_slow_extra
+from contenders import OURS, chosen
 from harness import REFERENCE, ContenderFailed, Harness, Row, environment
 from rich.console import Console
 from rich.table import Table
@@ -32,10 +35,9 @@ from rich.table import Table
 from encodec_fast.dispatch import executor
 
 CPU_CONTENDERS = "hf,folded,compile,encodec,openvino,ours"
-# Compiling takes a minute per shape on two cores, so in a short set only the cases of 10 s get it.
-COMPILE_SECONDS = 10
-SECONDS_PER_CASE = {"quick": 5.0, "readme": 40.0, "full": 120.0}
-ROUNDS = {"quick": 3, "readme": 5, "full": 7}
+SECONDS_PER_CASE = {"quick": 5.0, "readme": 30.0, "full": 120.0}
+ROUNDS = {"quick": 3, "readme": 3, "full": 7}
+BASE_ROUNDS = 9
 
 
 def codec_suite(options: argparse.Namespace, console: Console, device: str) -> None:
@@ -50,8 +52,8 @@ def codec_suite(options: argparse.Namespace, console: Console, device: str) -> N
         try:
             for case in SETS[options.set]:
                 wanted = [name for name in names if results.key({**about, "case": case.fields(), "contender": name}) not in kept]
-                if options.set != "full" and (case.seconds != COMPILE_SECONDS or case.bandwidth != 6):
-                    wanted = [name for name in wanted if name != "compile" or options.compile]
+                if options.set != "full" and not options.everywhere:
+                    wanted = [name for name in wanted if not is_slow_extra(case, name)]
                 if not wanted:
                     console.print(f"{case}, {threads} threads: done before")
                     continue
@@ -63,6 +65,31 @@ def codec_suite(options: argparse.Namespace, console: Console, device: str) -> N
                 show(console, case, threads, rows)
         finally:
             harness.close()
+
+
+def compare_revisions(options: argparse.Namespace, console: Console) -> None:
+    """This tree against --base, on the cases of the set, in the backends of ours that --against names."""
+    names, _ = chosen([name for name in options.against.split(",") if name == "ours" or name in OURS], torch.device("cpu"))
+    rounds = max(options.rounds, revisions.LEAST_ROUNDS)
+    with TemporaryDirectory() as folder:
+        head, base = revisions.build_head(Path(folder) / "head"), revisions.build_base(options.base, Path(folder) / "base")
+        for threads in options.threads:
+            variants = {f"{name} {side}": (name, path) for name in names for side, path in (("base", base), ("head", head))}
+            about = {"suite": "base", "set": options.set, "base": options.base, "environment": environment(threads)}
+            harness = Harness(threads, variants=variants)
+            try:
+                for case in SETS[options.set]:
+                    rows = harness.measure(case, list(variants), rounds, rounds * SECONDS_PER_CASE["full"])
+                    found = {row["contender"]: row for row in rows}
+                    for name in names:
+                        sides = found[f"{name} base"], found[f"{name} head"]
+                        failed = [row["failed"] for row in sides if "failed" in row]
+                        said = "; ".join(failed) or str(revisions.verdict(*(row["seconds"] for row in sides)))
+                        marks = "; ".join(row["disturbed"] for row in sides if row.get("disturbed"))
+                        console.print(f"{case}, {threads} threads, {name}: {said}  {marks}")
+                        results.append(options.out, ({**about, **row, "verdict": said} for row in sides))
+            finally:
+                harness.close()
 
 
 def show(console: Console, case: Case, threads: int, rows: list[Row]) -> None:
@@ -147,6 +174,18 @@ def memory_suite(options: argparse.Namespace, console: Console) -> None:
                         console.print(f"{words}{row['median']:.2f} s, {row['x_real_time']:.1f} x, {memory}  {row['disturbed'] or ''}")
 
 
+def dataset_suite(options: argparse.Namespace, console: Console) -> None:
+    """Folders of files to codes on disk, as whole processes."""
+    for threads in options.threads:
+        about = {"suite": "dataset", "set": options.set, "environment": environment(threads)}
+        for row in files.measure(files.COPIES[options.set], options.rounds, threads):
+            results.append(options.out, [{**about, **row}])
+            case, check = row["case"], row["check"]
+            what = f"{case['files']} files of {case['audio_seconds']:.0f} s in all, {threads} threads, {row['contender']}"
+            found = f"{row['median']:.1f} s, {row['x_real_time']:.1f} x real time; {check['flips']} of {check['frames']} frames differ"
+            console.print(f"{what}: {found}")
+
+
 def _done(options: argparse.Namespace, about: Row) -> set[str]:
     return set() if options.again else results.done(results.read(options.out), about["environment"]["revision"])
 
@@ -156,6 +195,7 @@ SUITES: dict[str, Callable[[argparse.Namespace, Console], None]] = {
     "gpu": gpu_suite,
     "kernels": kernels_suite,
     "memory": memory_suite,
+    "dataset": dataset_suite,
 }
 
 
@@ -167,19 +207,20 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true", help="the same as --set quick")
     parser.add_argument("--against", default=CPU_CONTENDERS, help="contenders, separated by commas; ours is every backend of ours")
-    parser.add_argument("--compile", action="store_true", help="compile in every case, not only in those of 10 s and 6 kbps")
+    parser.add_argument("--everywhere", action="store_true", help="all contenders in all cases; in short sets the slow ones run in few")
     parser.add_argument("--threads", type=int, nargs="+", default=[os.cpu_count() or 1])
     parser.add_argument("--rounds", type=int, help="runs of each contender; at least 3 are made, more only while the case has time")
     parser.add_argument("--minutes", type=float, default=1e9, help="start no new case after this")
     parser.add_argument("--out", type=Path, help="default bench/results/SUITE.jsonl, for --quick the folder of temporary results")
+    parser.add_argument("--base", metavar="REV", help="compare this tree with that revision; at least 6 rounds, 9 by default")
     parser.add_argument("--again", action="store_true", help="measure what this revision has results for already")
     options = parser.parse_args()
     options.set = "quick" if options.quick else options.set
-    options.rounds = options.rounds or ROUNDS[options.set]
+    options.rounds = options.rounds or (BASE_ROUNDS if options.base else ROUNDS[options.set])
     options.deadline = time.monotonic() + 60 * options.minutes
     # quick results are for the eye: the documentation must not be made of them
     folder = results.RESULTS if options.set != "quick" else results.RESULTS.parent / ".cache" / "quick"
-    options.out = options.out or folder / f"{options.suite}.jsonl"
+    options.out = options.out or folder / f"{'base' if options.base else options.suite}.jsonl"
     return options
 
 
@@ -187,7 +228,10 @@ def main() -> None:
     options = arguments()
     console = Console(width=160 if not sys.stdout.isatty() else None)
     try:
-        SUITES[options.suite](options, console)
+        if options.base:
+            compare_revisions(options, console)
+        else:
+            SUITES[options.suite](options, console)
     except (ValueError, ContenderFailed) as error:
         sys.exit(f"bench/run.py: {error}")
 

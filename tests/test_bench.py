@@ -116,3 +116,74 @@ def test_the_authors_model_gets_the_weights_of_transformers():
             contender = kind(torch.device("cpu"))
             answers.append(contender.answer(case, contender.prepare(case)()))
     assert torch.equal(*answers)
+
+
+def test_two_revisions_of_equal_speed_are_noise_and_a_tenth_is_not():
+    verdict = module("revisions").verdict
+    base = [1.0, 1.02, 0.98, 1.01, 0.99, 1.0, 1.03, 0.97, 1.0]
+    assert verdict(base, base[::-1]).word == "noise"
+    assert verdict(base, [0.9 * time for time in base]).word == "faster"
+    assert verdict(base, [1.1 * time for time in base]).word == "slower"
+    # one wild round says nothing
+    assert verdict(base, [*[time * 1.002 for time in base[:8]], 9.0]).word == "noise"
+    with pytest.raises(ValueError, match="at least 6"):
+        verdict(base[:3], base[:3])
+
+
+@pytest.mark.parametrize(("rounds", "cut"), [(6, 0), (8, 0), (9, 1), (11, 1), (12, 2), (20, 5)])
+def test_the_interval_of_the_median_leaves_out_what_the_tables_say(rounds, cut):
+    assert module("revisions").outside(rounds) == cut
+
+
+def test_energy_is_read_in_joules_from_the_gpu_that_torch_uses(monkeypatch):
+    from types import SimpleNamespace
+
+    nvml = SimpleNamespace(
+        nvmlInit=lambda: None,
+        nvmlDeviceGetHandleByUUID=lambda uuid: uuid,
+        nvmlDeviceGetTotalEnergyConsumption=lambda handle: {"GPU-abc": 5000}[handle],
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="abc"))
+    assert module("worker").energy_meter(torch.device("cuda"))() == 5.0
+    assert module("worker").energy_meter(torch.device("cpu"))() is None
+
+
+def test_the_gpu_suite_says_where_there_is_no_gpu():
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    done = subprocess.run([sys.executable, BENCH / "run.py", "--suite", "gpu"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "sees no GPU" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "nearest"), [("tf32", 1 + 2**-11, 1.0), ("tf32", 1 + 3 * 2**-11, 1 + 2**-9), ("bfloat16", 1.003, 1.0)]
+)
+def test_operands_are_rounded_to_the_nearest_even(kind, value, nearest):
+    assert module("precision").rounded(torch.tensor([value, -value]), kind).tolist() == [nearest, -nearest]
+
+
+def test_a_flip_is_counted_once_with_the_margin_of_its_first_level():
+    precision, entries = module("precision"), torch.randn(3, 8, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    truth = precision.Truth(torch.randn(1, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1)), entries)
+    codes = truth.codes.clone()
+    codes[1, 2] = codes[2, 2] = (codes[1, 2] + 1) % 8
+    differs, first, margins = truth.flips(codes)
+    assert first.tolist() == [3, 3, 1, 3, 3] and int(differs.sum()) >= 1
+    assert margins[2] >= truth.margins[1, 2] and margins[[0, 1, 3, 4]].eq(0).all()
+    # moving the embedding by the margin along the line between both entries meets the plane between them
+    residual = truth.x[2] - entries[0, truth.codes[0, 2]]
+    a, b = entries[1, codes[1, 2]], entries[1, truth.codes[1, 2]]
+    moved = residual + (a - b) / (a - b).norm() * margins[2] * truth.x[2].norm()
+    assert (moved - a).norm() == pytest.approx((moved - b).norm())
+
+
+def test_sound_that_is_equal_is_at_no_distance():
+    precision, audio = module("precision"), torch.randn(1, 1, 4000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert precision.stft_distance(audio, audio) == 0 and precision.finite(precision.snr_db(audio, audio)) is None
+    assert precision.snr_db(1.1 * audio, audio) == pytest.approx(20)
+
+
+def test_the_documentation_is_what_the_results_say():
+    done = subprocess.run([sys.executable, BENCH / "report.py", "--check"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-_NOT_SOURCE = (".*_cache", ".git", ".hypothesis", ".venv", "*.egg-info", "*.so", "__pycache__", "build", "dist", "venv")
+_NOT_SOURCE = (".*_cache", ".cache", ".git", ".hypothesis", ".venv", "*.egg-info", "*.so", "__pycache__", "build", "dist", "venv")
 
 
 def run(command: list[str | Path], cwd: Path, extra_env: Mapping[str, str] | None = None, seconds: float = 600) -> str:
