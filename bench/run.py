@@ -7,7 +7,7 @@
 
 Answers are compared with those of transformers first; a contender with another answer gets no time. Rows are appended to
 bench/results/SUITE.jsonl (--out), and a run that was cut off goes on where it stopped (--again measures everything anew).
-`python bench/report.py` turns the rows into docs/benchmarks.md, the README's table and the plots.
+`python bench/plot.py` draws the rows, `python bench/report.py` writes docs/benchmarks.md and the README's table from them.
 """
 
 from __future__ import annotations

@@ -1,0 +1,391 @@
+"""Writes docs/benchmarks.md, the README's table and nothing else from bench/results: `python bench/report.py [--check]`.
+
+Every figure of both comes from a row of results; --check writes nothing and fails where a file is not what the rows say.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import results
+from instructions import STORED
+
+Row = dict[str, Any]
+ROOT = Path(__file__).parents[1]
+PAGE, README = ROOT / "docs" / "benchmarks.md", ROOT / "README.md"
+BEGIN, END = "<!-- benchmarks: written by bench/report.py -->", "<!-- /benchmarks -->"
+
+COLUMNS = {
+    "hf": "transformers",
+    "folded": "weight norm removed",
+    "compile": "torch.compile",
+    "encodec": "facebookresearch encodec",
+    "openvino": "OpenVINO",
+    "ours-torch": "ours, torch",
+    "ours-cpu": "ours, cpu",
+    "ours-triton": "ours, triton",
+}
+# Within this factor two medians of a few runs are not told apart.
+EQUAL = 1.03
+
+
+def table(headings: Iterable[str], rows: Iterable[Iterable[str]], left: int = 1) -> str:
+    """A Markdown table; all columns but the first `left` are aligned to the right."""
+    headings = list(headings)
+    rule = ["---"] * left + ["---:"] * (len(headings) - left)
+    return "\n".join("| " + " | ".join(line) + " |" for line in [headings, rule, *map(list, rows)])
+
+
+def by_case(rows: list[Row]) -> list[tuple[dict[str, Any], int, dict[str, Row]]]:
+    """(case, threads, row of each contender), in the order measured."""
+    groups: dict[str, tuple[dict[str, Any], int, dict[str, Row]]] = {}
+    for row in rows:
+        threads = row["environment"]["threads"]
+        key = json.dumps([row["case"], threads, row["environment"]["machine"]], sort_keys=True)
+        groups.setdefault(key, (row["case"], threads, {}))[2][row["contender"]] = row
+    return list(groups.values())
+
+
+def case_name(case: dict[str, Any]) -> str:
+    stereo = "48 kHz stereo" if "48" in case["model"] else "24 kHz"
+    return f"{stereo} {case['call']}, {case['batch']} x {case['seconds']:g} s, {case['bandwidth']:g} kbps"
+
+
+def ahead(found: dict[str, Row]) -> tuple[str, float] | None:
+    """The contender that is faster than all backends of ours, and how many times; None where none is."""
+    times = {name: row["median"] for name, row in found.items() if "median" in row}
+    own = [time for name, time in times.items() if name.startswith("ours")]
+    others = {name: time for name, time in times.items() if not name.startswith("ours")}
+    if not own or not others:
+        return None
+    best = min(others, key=others.__getitem__)
+    return (best, min(own) / others[best]) if others[best] < min(own) else None
+
+
+def speed_table(groups: list[tuple[dict[str, Any], int, dict[str, Row]]]) -> str:
+    """x real time; the fastest of each line in bold, a disturbed measurement with an asterisk."""
+    names = [name for name in COLUMNS if any(name in found for *_, found in groups)]
+    lines = []
+    for case, threads, found in groups:
+        fastest = min((row["median"] for row in found.values() if "median" in row), default=None)
+        cells = [_speed_cell(found.get(name), fastest) for name in names]
+        reference, own = found.get("hf", {}), found.get("ours-cpu", {})
+        factor = f"{reference['median'] / own['median']:.1f}" if "median" in reference and "median" in own else ""
+        lines.append([case_name(case), str(threads), *cells, factor])
+    return table(["x real time", "threads", *(COLUMNS[name] for name in names), "cpu / transformers"], lines)
+
+
+def _speed_cell(row: Row | None, fastest: float | None) -> str:
+    if row is None:
+        return ""
+    if "failed" in row:
+        return "no memory" if "memory" in row["failed"] else "failed"
+    mark = "\\*" if row["disturbed"] else ""
+    value = f"{row['x_real_time']:.1f}"
+    return f"**{value}**{mark}" if row["median"] == fastest else value + mark
+
+
+def ahead_list(groups: list[tuple[dict[str, Any], int, dict[str, Row]]]) -> str:
+    """Where another contender is faster than ours, in words."""
+    lines = []
+    for case, threads, found in groups:
+        other = ahead(found)
+        if other is not None:
+            equal = ", which these runs do not tell apart" if other[1] < EQUAL else ""
+            lines.append(f"- {case_name(case)}, {threads} threads: {COLUMNS[other[0]]} is {other[1]:.2f} times as fast{equal}")
+    return "\n".join(lines) or "In no cell of this table."
+
+
+def details_table(groups: list[tuple[dict[str, Any], int, dict[str, Row]]]) -> str:
+    """Median, spread, share of floor and answer of every measurement."""
+    lines = []
+    for case, threads, found in groups:
+        for name in COLUMNS:
+            row = found.get(name)
+            if row is None:
+                continue
+            if "failed" in row:
+                lines.append([case_name(case), str(threads), COLUMNS[name], *[""] * 5, row["failed"], ""])
+                continue
+            check = row["check"]
+            answer = (
+                f"{check['flips']} of {check['frames']} frames differ" if "flips" in check else f"{check['largest_error']:.0e} of the peak"
+            )
+            figures = f"{row['median']:.3f}", str(len(row["seconds"])), f"{row['spread']:.0%}", f"{row['share_of_floor']:.2f}"
+            setup = f"{row['setup_seconds']:.1f}"
+            lines.append([case_name(case), str(threads), COLUMNS[name], *figures, setup, answer, row["disturbed"] or ""])
+    headings = (
+        "case",
+        "threads",
+        "contender",
+        "median s",
+        "runs",
+        "spread",
+        "share of floor",
+        "set-up s",
+        "answer against transformers",
+        "disturbed",
+    )
+    return table(headings, lines, left=3)
+
+
+def stage_table(rows: list[Row]) -> str:
+    """Milliseconds and share of floor of each stage and contender."""
+    names = [name for name in COLUMNS if any(row["contender"] == name for row in rows)]
+    stages: dict[tuple[str, str], dict[str, Row]] = {}
+    for row in rows:
+        stages.setdefault((case_name(row["case"]), row["stage"]), {})[row["contender"]] = row
+    lines = []
+    for (case, stage), found in stages.items():
+        any_row = next(iter(found.values()))
+        cells = [f"{1e3 * found[name]['median']:.2f} ({found[name]['share_of_floor']:.2f})" if name in found else "" for name in names]
+        mark = "\\*" if any_row["disturbed"] else ""
+        lines.append([case, stage + mark, any_row["bound_by"], f"{1e3 * any_row['floor_seconds']:.2f}", *cells])
+    return table(["case", "stage", "bound by", "floor ms", *(f"{COLUMNS[name]} ms (share)" for name in names)], lines, left=3)
+
+
+def length_table(rows: list[Row]) -> str:
+    """Time and memory against length."""
+    lines = []
+    for row in rows:
+        what = [row["case"]["call"], COLUMNS[row["contender"]], f"{row['case']['seconds']:g} s"]
+        if "failed" in row:
+            lines.append([*what, "", "", "", row["failed"], ""])
+            continue
+        memory = f"{row['peak_bytes'] / 2**20:.0f}"
+        check = row["check"]
+        answer = f"{check['flips']} of {check['frames']} frames differ" if "flips" in check else f"{check['largest_error']:.0e} of the peak"
+        answer += f", first {check['checked_seconds']:g} s"
+        lines.append([*what, f"{row['median']:.2f}", f"{row['x_real_time']:.1f}", memory, answer, row["disturbed"] or ""])
+    return table(
+        ["call", "contender", "length", "seconds", "x real time", "peak MiB", "answer against transformers", "disturbed"], lines, left=2
+    )
+
+
+def precision_table(rows: list[Row]) -> str:
+    """Frames that differ from float64, margins and sound of each way."""
+    lines = []
+    for row in rows:
+        if "failed" in row:
+            lines.append([row["model"], row["contender"], row["how"], "", "", "", "", "", row["failed"]])
+        elif "levels" in row:
+            frames = f"{row['flipped_frames']} of {row['frames']}"
+            sound = [_decibels(row[key]) if key in row else "" for key in ("decode_snr_db", "round_trip_snr_db")]
+            distance = f"{row['round_trip_stft']:.1e}" if "round_trip_stft" in row else ""
+            margin = f"{row['largest_margin']:.0e}" if row["flipped_frames"] else ""
+            lines.append([row["model"], row["contender"], row["how"], frames, margin, f"{row['embedding_error']:.1e}", *sound, distance])
+    headings = (
+        "model",
+        "way",
+        "how",
+        "frames that differ",
+        "largest margin",
+        "embedding error",
+        "SNR, decode",
+        "SNR, round trip",
+        "STFT distance",
+    )
+    return table(headings, lines, left=3)
+
+
+def _decibels(value: float | None) -> str:
+    return "equal" if value is None else f"{value:.1f} dB"
+
+
+def level_table(rows: list[Row]) -> str:
+    """Share of codes unlike float64's at some levels, the levels below a flip included."""
+    shown = [row for row in rows if "levels" in row and len(row["levels"]) > 2]
+    levels = (0, 1, 3, 7, 15, 31)
+    lines = []
+    for row in shown:
+        cells = [
+            f"{row['levels'][level]['differing'] / row['levels'][level]['codes']:.2%}" if level < len(row["levels"]) else ""
+            for level in levels
+        ]
+        lines.append([row["model"], row["contender"], *cells])
+    return table(["model", "way", *(f"level {level + 1}" for level in levels)], lines, left=2)
+
+
+def origin(rows: list[Row]) -> str:
+    """Where rows come from, one line per distinct machine, versions and revision."""
+    seen: dict[str, None] = {}
+    for row in rows:
+        about = row["environment"]
+        machine = about["machine"]
+        versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+        device = f"{machine['gpu']}, " if "gpu" in machine else ""
+        place = f"{device}{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB, tier {about['tier']}"
+        date = about["time"].partition("T")[0]
+        seen[f"- {place}; Python {about['python']}, {versions}; revision {about['revision']}; {date}: `{about['command']}`"] = None
+    return "\n".join(seen)
+
+
+def page(read: dict[str, list[Row]]) -> str:
+    """The whole of docs/benchmarks.md."""
+    parts = [
+        "# Benchmarks",
+        "Written by `python bench/report.py` from the rows in `bench/results/`; no figure here is typed by hand. "
+        "`python bench/run.py` measures your machine: see its `--help`.",
+        METHOD,
+    ]
+    cpu, kernels, memory, precision = (read[suite] for suite in ("cpu", "kernels", "memory", "precision"))
+    if cpu:
+        groups = by_case(cpu)
+        parts += ["## Whole calls on the CPU", speed_table(groups), FOOTNOTE, "![x real time by case and contender](plots/speed.png)"]
+        parts += [
+            "### Where another contender is ahead of ours",
+            ahead_list(groups),
+            "### Every measurement",
+            details_table(groups),
+            origin(cpu),
+        ]
+    if kernels:
+        parts += [
+            "## Each stage against its floor",
+            STAGES,
+            "![share of floor by stage](plots/stages.png)",
+            stage_table(kernels),
+            origin(kernels),
+        ]
+    if memory:
+        parts += ["## Time and memory against length", LENGTHS, "![time and memory against length](plots/lengths.png)"]
+        parts += [length_table(memory), origin(memory)]
+    if precision:
+        parts += ["## How often a code differs from float64's", PRECISION, precision_table(precision), LEVELS, level_table(precision)]
+        parts += ["![margins and differing codes](plots/margins.png)", origin(precision)]
+    for suite, title in (("dataset", "Tokenizing a dataset"), ("gpu", "Whole calls on a GPU")):
+        if read[suite]:
+            tables = [DATASET, dataset_table(read[suite])]
+            if suite == "gpu":
+                tables = [speed_table(by_case(read[suite])), energy_table(read[suite])]
+            parts += [f"## {title}", *tables, origin(read[suite])]
+    if not read["gpu"]:
+        parts += [
+            "## GPUs",
+            "Nothing here has run on a GPU. `python bench/run.py --suite gpu` measures one, with joules per hour of audio.",
+        ]
+    parts += ["## Instructions of the native kernels", INSTRUCTIONS, instruction_table()]
+    return "\n\n".join(parts) + "\n"
+
+
+def dataset_table(rows: list[Row]) -> str:
+    """Whole processes from audio files to codes on disk."""
+    names = {"hf": "loop over transformers", "ours": "encodec-fast tokenize"}
+    lines = []
+    for row in rows:
+        case, check = row["case"], row["check"]
+        what = f"{case['files']} files, {case['audio_seconds']:.0f} s of audio, {case['bandwidth']:g} kbps"
+        times = f"{row['median']:.1f}", f"{row['x_real_time']:.1f}", f"{check['flips']} of {check['frames']}"
+        lines.append([what, names[row["contender"]], str(row["environment"]["threads"]), *times])
+    return table(["what", "how", "threads", "seconds", "x real time", "frames that differ between both"], lines, left=2)
+
+
+def energy_table(rows: list[Row]) -> str:
+    """Joules that the GPU takes per hour of audio, where NVML counts them."""
+    metered = [row for row in rows if "joules_per_hour" in row]
+    lines = [[case_name(row["case"]), COLUMNS[row["contender"]], f"{row['joules_per_hour']:.0f}"] for row in metered]
+    return table(["case", "contender", "joules per hour of audio"], lines, left=2) if lines else "No energy was metered."
+
+
+def instruction_table() -> str:
+    """The stored counts, a column per compiler and tier."""
+    stored = json.loads(STORED.read_text())
+    names = list(dict.fromkeys(name for counts in stored.values() for name in counts))
+    rows = [[name.replace("_", " "), *(f"{counts.get(name, 0):,}" for counts in stored.values())] for name in names]
+    return table(["kernel", *stored], rows)
+
+
+def readme_part(read: dict[str, list[Row]]) -> str:
+    """What stands between the markers of the README."""
+    rows = [row for row in read["cpu"] if row["contender"] not in ("folded",)]
+    if not rows:
+        return ""
+    about, groups = rows[-1]["environment"], by_case(rows)
+    machine = about["machine"]
+    versions = f"torch {about['versions']['torch']}, transformers {about['versions']['transformers']}"
+    intro = (
+        f"Seconds of audio per second of work on {machine['cores']} cores of an {machine['cpu']} ({about['tier']}), "
+        f"{about['threads']} threads, float32, {versions}; answers compared first, medians of interleaved runs, the fastest in bold. "
+        "`python bench/run.py --set readme` measures the table of your machine, and [docs/benchmarks.md](docs/benchmarks.md) has the rest: "
+        "spread, share of the arithmetic floor, memory, precision."
+    )
+    losses = ahead_list(groups)
+    said = (
+        "Another contender is ahead of ours in these cells:\n\n" + losses
+        if losses.startswith("-")
+        else "No contender is ahead of ours in any cell."
+    )
+    pictures = "![x real time by case and contender](docs/plots/speed.png)"
+    if read["memory"]:
+        pictures += "\n\n![time and memory against length](docs/plots/lengths.png)"
+    if read["kernels"]:
+        pictures += "\n\n![share of floor by stage](docs/plots/stages.png)"
+    return "\n\n".join([intro, speed_table(groups), FOOTNOTE, said, pictures])
+
+
+def with_part(readme: str, part: str) -> str:
+    """The README with the text between its markers replaced.  Raises ValueError where it has no markers."""
+    head, begin, rest = readme.partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"{README.name} has no lines {BEGIN} and {END}")
+    return f"{head}{begin}\n\n{part}\n\n{end}{tail}"
+
+
+METHOD = """\
+Every contender has a process of its own with the same weights, the same number of threads and float32. Its answer is compared with that
+of stock `transformers` before it is timed: codes frame by frame, audio within 1e-4 of its peak; a wrong answer gets no time. The
+contenders run in turn, round after round, in alternating order; given is the median, and as spread (slowest - fastest) / median. After
+every round a matrix product and a copy of torch are timed with the same threads. A measurement is marked as disturbed where other
+processes used more than 5 % of the cores during it or the matrix product fell below 80 % of its median rate.
+
+The floor of a call is its arithmetic at the measured rate of the matrix product, or its audio, codes and weights at the measured rate
+of the copy, whichever takes longer; a share of 1 means as fast as torch's own product of 768 x 768 matrices. It can exceed 1 a little
+where our product beats torch's. Set-up is the first call: loading, converting and compiling included."""
+FOOTNOTE = "\\* the canary marked this measurement as disturbed. An empty cell was not measured."
+STAGES = """\
+Each stage by itself, its floor the longer of its arithmetic and of reading its input and weights and writing its output once. The cpu
+backend runs several stages on one piece of time before it goes on, so whole calls move less than these stages do."""
+LENGTHS = """\
+One clip, one run each in a fresh process. Peak memory is what the process held at most beyond model, input and a call of one second.
+Answers are compared on the beginning that transformers was run on."""
+PRECISION = """\
+The truth is transformers in float64. A frame counts once, at its first level that differs; its margin is the relative change of the
+embedding that would swap the two codes. SNR and STFT distance are against the audio of transformers in float32: `decode` decodes the
+same codes, `round trip` each way's own codes. The models are untrained, so the sound has no meaning beyond these figures."""
+LEVELS = (
+    "Share of codes unlike float64's at a level; levels behind a frame's first difference quantize another residual and mostly differ, too."
+)
+DATASET = (
+    "From files to codes on disk, process start and loading of the model included; the loop reads, resamples and encodes file by file."
+)
+INSTRUCTIONS = (
+    """Counted by callgrind at small sizes, the same in every run; `tests/test_instructions.py` fails on a rise of more than 3 %."""
+)
+
+SUITES = ("cpu", "kernels", "memory", "precision", "dataset", "gpu")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="fail where a file is not what the results say")
+    options = parser.parse_args()
+    read = {suite: results.latest(results.read(results.RESULTS / f"{suite}.jsonl")) for suite in SUITES}
+    wanted = {PAGE: page(read), README: with_part(README.read_text(encoding="utf-8"), readme_part(read))}
+    for path, text in wanted.items():
+        if options.check:
+            if not path.exists() or path.read_text(encoding="utf-8") != text:
+                sys.exit(f"{path.relative_to(ROOT)} is not what bench/results say: python bench/report.py")
+            continue
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        print(path.relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    main()
