@@ -65,13 +65,13 @@ class ContenderFailed(Exception):
 class Process:
     """A worker, and the conversation with it.  name: of the row; contender: of the worker's class."""
 
-    def __init__(self, name: str, contender: str, threads: int, device: str, packages: Path | None = None) -> None:
-        """packages: a folder of installed packages that comes before all others; how another revision is measured."""
+    def __init__(self, name: str, contender: str, threads: int, device: str, clock: str = "wall", packages: Path | None = None) -> None:
+        """clock: a name in worker.CLOCKS.  packages: a folder that comes before all installed ones; how another revision is measured."""
         self.name = name
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
         if packages is not None:
             environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(packages), environment.get("PYTHONPATH"))))
-        command = [sys.executable, str(BENCH / "worker.py"), contender, "--threads", str(threads), "--device", device]
+        command = [sys.executable, str(BENCH / "worker.py"), contender, "--threads", str(threads), "--device", device, "--clock", clock]
         self.log = tempfile.TemporaryFile("w+")
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, env=environment, text=True, bufsize=1
@@ -120,7 +120,7 @@ class Measured:
     def add(self, reply: Row, busy: float) -> None:
         self.seconds.append(reply["seconds"])
         self.cpu_seconds += reply["cpu_seconds"]
-        self.elapsed += reply["seconds"] * self.times
+        self.elapsed += reply["wall_seconds"]
         self.busy += busy
         if "joules" in reply:
             self.joules.append(reply["joules"])
@@ -134,9 +134,16 @@ class Measured:
 class Harness:
     """Processes of contenders, each started at its first case and kept for all others."""
 
-    def __init__(self, threads: int, device: str = "cpu", variants: Mapping[str, tuple[str, Path]] | None = None) -> None:
-        """variants: names for contenders with other packages, as (contender, folder of the packages)."""
-        self.threads, self.device, self.variants = threads, device, variants or {}
+    def __init__(
+        self, threads: int, device: str = "cpu", clock: str = "wall", variants: Mapping[str, tuple[str, Path]] | None = None
+    ) -> None:
+        """variants: names for contenders with other packages, as (contender, folder of the packages).
+
+        Raises ValueError for CPU time of more than one thread, in which waiting threads count as working.
+        """
+        if clock == "cpu" and (threads != 1 or device != "cpu"):
+            raise ValueError(f"--clock cpu: measures one thread on the CPU, not {threads} on {device}; add --threads 1")
+        self.threads, self.device, self.clock, self.variants = threads, device, clock, variants or {}
         self.processes: dict[str, Process] = {}
         self.scratch = tempfile.TemporaryDirectory()
 
@@ -144,7 +151,7 @@ class Harness:
         """The contender's process; a fresh one where the last one has died."""
         if name not in self.processes or self.processes[name].process.poll() is not None:
             contender, packages = self.variants.get(name, (name, None))
-            self.processes[name] = Process(name, contender, self.threads, self.device, packages)
+            self.processes[name] = Process(name, contender, self.threads, self.device, self.clock, packages)
         return self.processes[name]
 
     def close(self) -> None:
@@ -183,7 +190,7 @@ class Harness:
             for name in measured if number % 2 == 0 else reversed(measured):
                 self._run(self.process(name), measured[name])
             rates.append(self.process(MACHINE).ask(do="run"))
-        return [row(case, name, runs, rates) for name, runs in measured.items()] + rows
+        return [row(case, name, runs, rates, self.clock) for name, runs in measured.items()] + rows
 
     def _expected(self, case: Case) -> Tensor:
         """The answer of transformers, from as many clips at a time as memory allows."""
@@ -240,7 +247,7 @@ def check(case: Case, answer: Tensor, expected: Tensor) -> Row:
     return {"largest_error": error}
 
 
-def row(case: Case, name: str, measured: Measured, rates: list[Row]) -> Row:
+def row(case: Case, name: str, measured: Measured, rates: list[Row], clock: str) -> Row:
     """What is kept of one contender's runs.  spread: (slowest - fastest) / median."""
     median = statistics.median(measured.seconds)
     flops, copy = (statistics.median(rate[key] for rate in rates) for key in ("flops", "copy"))
@@ -259,7 +266,8 @@ def row(case: Case, name: str, measured: Measured, rates: list[Row]) -> Row:
         "floor_seconds": work.floor(flops, copy),
         "share_of_floor": work.floor(flops, copy) / median,
         "others_share": measured.others_share,
-        "disturbed": disturbance(measured.others_share, [rate["flops"] for rate in rates]),
+        # CPU time leaves out the time that others had
+        "disturbed": disturbance(measured.others_share if clock == "wall" else 0.0, [rate["flops"] for rate in rates]),
     }
     if measured.joules:
         result["joules_per_hour"] = statistics.median(measured.joules) / case.audio_seconds * 3600
@@ -294,7 +302,7 @@ def available_bytes() -> int:
     return int(line.split()[1]) * 1024
 
 
-def environment(threads: int, device: str = "cpu") -> Row:
+def environment(threads: int, device: str = "cpu", clock: str = "wall") -> Row:
     """Machine, versions, revision and command, as every row of results carries them."""
     machine = {
         "cpu": _cpu_name(),
@@ -309,6 +317,7 @@ def environment(threads: int, device: str = "cpu") -> Row:
     return {
         "machine": machine,
         "threads": threads,
+        "clock": clock,
         "dtype": "float32",
         "tier": _tier(),
         "python": platform.python_version(),

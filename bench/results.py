@@ -27,10 +27,10 @@ def read(path: Path) -> list[Row]:
 
 
 def key(row: Row) -> str:
-    """What a row is about: suite, case, contender, threads and machine. Of two rows with one key the later one counts."""
+    """What a row is about: suite, case, contender, threads, clock and machine. Of two rows with one key the later one counts."""
     about = {name: row.get(name) for name in ("suite", "case", "stage", "contender")}
     about["machine"] = row["environment"]["machine"]
-    about["threads"] = row["environment"]["threads"]
+    about["threads"], about["clock"] = row["environment"]["threads"], row["environment"].get("clock")
     return json.dumps(about, sort_keys=True)
 
 

@@ -46,9 +46,9 @@ def codec_suite(options: argparse.Namespace, console: Console, device: str) -> N
     for sentence in left_out:
         console.print(sentence)
     for threads in options.threads:
-        about = {"suite": options.suite, "set": options.set, "environment": environment(threads, device)}
+        about = {"suite": options.suite, "set": options.set, "environment": environment(threads, device, options.clock)}
         kept = _done(options, about)
-        harness = Harness(threads, device)
+        harness = Harness(threads, device, options.clock)
         try:
             for case in SETS[options.set]:
                 wanted = [name for name in names if results.key({**about, "case": case.fields(), "contender": name}) not in kept]
@@ -75,8 +75,8 @@ def compare_revisions(options: argparse.Namespace, console: Console) -> None:
         head, base = revisions.build_head(Path(folder) / "head"), revisions.build_base(options.base, Path(folder) / "base")
         for threads in options.threads:
             variants = {f"{name} {side}": (name, path) for name in names for side, path in (("base", base), ("head", head))}
-            about = {"suite": "base", "set": options.set, "base": options.base, "environment": environment(threads)}
-            harness = Harness(threads, variants=variants)
+            about = {"suite": "base", "set": options.set, "base": options.base, "environment": environment(threads, clock=options.clock)}
+            harness = Harness(threads, clock=options.clock, variants=variants)
             try:
                 for case in SETS[options.set]:
                     rows = harness.measure(case, list(variants), rounds, rounds * SECONDS_PER_CASE["full"])
@@ -209,6 +209,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--against", default=CPU_CONTENDERS, help="contenders, separated by commas; ours is every backend of ours")
     parser.add_argument("--everywhere", action="store_true", help="all contenders in all cases; in short sets the slow ones run in few")
     parser.add_argument("--threads", type=int, nargs="+", default=[os.cpu_count() or 1])
+    parser.add_argument(
+        "--clock", choices=["wall", "cpu"], default="wall", help="cpu: CPU time of one thread, for a machine that others use"
+    )
     parser.add_argument("--rounds", type=int, help="runs of each contender; at least 3 are made, more only while the case has time")
     parser.add_argument("--minutes", type=float, default=1e9, help="start no new case after this")
     parser.add_argument("--out", type=Path, help="default bench/results/SUITE.jsonl, for --quick the folder of temporary results")

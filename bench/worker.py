@@ -4,7 +4,7 @@
     {"do": "answer", "path": p}        saves the answer of that run to p   -> {}
     {"do": "answer_in_pieces", ...}    answers a case that was not prepared, `clips` clips at a time
     {"do": "once", ...}                runs a case that was not prepared, after one of its first second
-    {"do": "run", "times": n}          runs n times                       -> {"seconds": s per run, "cpu_seconds": of all}
+    {"do": "run", "times": n}          runs n times                       -> {"seconds": per run, "cpu_seconds", "wall_seconds": of all}
 
 The contender `machine` has no cases: its run measures the rates of matrix products and of copies.
 A failed command answers {"error": "..."}; the process goes on.
@@ -25,15 +25,17 @@ from typing import Any
 import torch
 
 Message = dict[str, Any]
+# cpu: the CPU time of this process, which on one thread is the wall time of an idle machine
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 class Worker:
     """Answers the commands of the harness."""
 
-    def __init__(self, contender: str, device: torch.device) -> None:
+    def __init__(self, contender: str, device: torch.device, clock: Callable[[], float]) -> None:
         from contenders import CONTENDERS
 
-        self.device = device
+        self.device, self.clock = device, clock
         self.contender = CONTENDERS[contender](device)
         self.case: Any = None
         self.call: Callable[[], Any] = lambda: None
@@ -65,14 +67,14 @@ class Worker:
         return {}
 
     def run(self, message: Message) -> Message:
-        """Wall time per run, CPU time of all threads and runs, joules per run where a meter is there."""
+        """Time per run by the chosen clock, CPU and wall time of all runs, joules per run where a meter is there."""
         joules = self.energy()
-        cpu, start = time.process_time(), time.perf_counter()
+        cpu, wall, start = time.process_time(), time.perf_counter(), self.clock()
         for _ in range(message["times"]):
             self.call()
             self.wait()
-        seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
-        answer = {"seconds": seconds / message["times"], "cpu_seconds": cpu}
+        seconds, cpu, wall = self.clock() - start, time.process_time() - cpu, time.perf_counter() - wall
+        answer = {"seconds": seconds / message["times"], "cpu_seconds": cpu, "wall_seconds": wall}
         if joules is not None:
             answer["joules"] = (self.energy() - joules) / message["times"]
         return answer
@@ -102,16 +104,14 @@ class Worker:
 class Machine:
     """The rates that floors are computed from."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, clock: Callable[[], float]) -> None:
         from roofline import MachineRates
 
-        self.rates = MachineRates(device)
+        self.rates = MachineRates(device, clock)
 
     def run(self, message: Message) -> Message:
-        """FLOP/s and byte/s, with the CPU time that measuring took."""
-        cpu, start = time.process_time(), time.perf_counter()
-        measured = self.rates.measure()
-        return {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu, **measured}
+        """FLOP/s and byte/s."""
+        return self.rates.measure()
 
 
 def energy_meter(device: torch.device) -> Callable[[], float | None]:
@@ -155,6 +155,7 @@ def main() -> None:
     parser.add_argument("contender")
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
     options = parser.parse_args()
     # what libraries print must not end up between the answers
     replies = os.fdopen(os.dup(1), "w", buffering=1)
@@ -162,7 +163,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.set_grad_enabled(False)
     device = torch.device(options.device)
-    worker: Any = Machine(device) if options.contender == "machine" else Worker(options.contender, device)
+    clock = CLOCKS[options.clock]
+    worker: Any = Machine(device, clock) if options.contender == "machine" else Worker(options.contender, device, clock)
     for line in sys.stdin:
         message = json.loads(line)
         try:
