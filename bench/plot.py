@@ -8,6 +8,7 @@ from typing import Any
 
 import matplotlib
 import results
+from report import threads_of
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -58,14 +59,14 @@ STYLE = {
 }
 
 
-def threads_of(rows: list[Row]) -> int:
+def most_threads(rows: list[Row]) -> int:
     """The largest number of threads that the rows were measured with: one picture shows one number."""
     return max(row["environment"]["threads"] for row in rows)
 
 
 def speed(rows: list[Row], out: Path) -> None:
     """x real time of each contender, by model, call, batch and length, at one bandwidth."""
-    threads = threads_of(rows)
+    threads = most_threads(rows)
     rows = [row for row in rows if "median" in row and row["case"]["bandwidth"] == 6 and row["environment"]["threads"] == threads]
     panels = [(model, call) for model in ("demo", "demo-48khz") for call in ("encode", "decode")]
     figure, axes = plt.subplots(2, 2, figsize=(11, 7.5), layout="constrained", width_ratios=(1, 1), height_ratios=(1.25, 1))
@@ -87,13 +88,13 @@ def speed(rows: list[Row], out: Path) -> None:
         axis.grid(axis="x", visible=False)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4)
-    figure.suptitle(f"Seconds of audio per second of work: {_machine(rows)}, {threads} threads, float32, 6 kbps")
+    figure.suptitle(f"Seconds of audio per second of work: {_machine(rows)}, {threads_of(rows[-1]['environment'])}, float32, 6 kbps")
     _save(figure, out / "speed.png")
 
 
 def stages(rows: list[Row], out: Path) -> None:
     """Share of its floor that each stage reaches, per contender."""
-    threads = threads_of(rows)
+    threads = most_threads(rows)
     rows = [row for row in rows if row["environment"]["threads"] == threads and row["case"]["model"] == "demo"]
     batch = max(row["case"]["batch"] for row in rows)
     figure, axes = plt.subplots(1, 2, figsize=(11, 6.5), layout="constrained")
@@ -117,7 +118,7 @@ def stages(rows: list[Row], out: Path) -> None:
     figure.legend(handles, labels, loc="outside lower center", ncols=3)
     case = rows[0]["case"]
     figure.suptitle(
-        f"Each stage alone, 24 kHz, {batch} clips of {case['seconds']:g} s: {_machine(rows)}, {threads} threads\n"
+        f"Each stage alone, 24 kHz, {batch} clips of {case['seconds']:g} s: {_machine(rows)}, {threads_of(rows[-1]['environment'])}\n"
         "1 is torch's own matrix product, or its copy where a stage is bound by memory"
     )
     _save(figure, out / "stages.png")
@@ -125,7 +126,7 @@ def stages(rows: list[Row], out: Path) -> None:
 
 def lengths(rows: list[Row], out: Path) -> None:
     """Time and peak memory against the length of one clip."""
-    threads = threads_of(rows)
+    threads = most_threads(rows)
     rows = [row for row in rows if "median" in row and row["environment"]["threads"] == threads]
     figure, axes = plt.subplots(2, 2, figsize=(11, 7.5), layout="constrained", sharex=True)
     for column, call in enumerate(("encode", "decode")):
@@ -150,7 +151,7 @@ def lengths(rows: list[Row], out: Path) -> None:
         axes[1, column].set_xlabel("length of the clip")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3)
-    figure.suptitle(f"One clip, 24 kHz, 6 kbps: {_machine(rows)}, {threads} threads")
+    figure.suptitle(f"One clip, 24 kHz, 6 kbps: {_machine(rows)}, {threads_of(rows[-1]['environment'])}")
     _save(figure, out / "lengths.png")
 
 
@@ -170,7 +171,7 @@ def margins(rows: list[Row], out: Path) -> None:
     studies = [row for row in rows if "margin_histogram" in row]
     if not studies:
         return
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.8), layout="constrained", width_ratios=(1, 1.1))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 5.4), layout="constrained", width_ratios=(1, 1.1))
     for row in studies:
         edges, counts = row["margin_histogram"]["log10_edges"], row["margin_histogram"]["counts"]
         total, below, shares = sum(counts), 0, []
@@ -186,14 +187,15 @@ def margins(rows: list[Row], out: Path) -> None:
     left.legend()
     model = studies[0]["model"]
     for row in (row for row in rows if "levels" in row and row["model"] == model):
-        shares = [max(level["differing"] / level["codes"], 1e-7) for level in row["levels"]]
-        if any(level["differing"] for level in row["levels"]):
-            right.plot(range(1, len(shares) + 1), shares, marker=".", label=row["contender"])
-    right.set_yscale("log")
+        shares = [level["differing"] / level["codes"] for level in row["levels"]]
+        right.plot(range(1, len(shares) + 1), shares, marker=".", label=row["contender"])
+    # linear below one code in a thousand: a way without any difference lies on the axis
+    right.set_yscale("symlog", linthresh=1e-3)
+    right.set_ylim(-1e-4, 1.5)
     right.set_xlabel("level of the quantizer")
     right.set_ylabel("share of codes unlike float64's")
     right.set_title(f"codes that differ from float64, {model}", loc="left")
-    right.legend(fontsize=8)
+    figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
     _save(figure, out / "margins.png")
 
 

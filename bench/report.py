@@ -16,6 +16,7 @@ import results
 from instructions import STORED
 
 Row = dict[str, Any]
+Group = tuple[dict[str, Any], str, dict[str, Row]]
 ROOT = Path(__file__).parents[1]
 PAGE, README = ROOT / "docs" / "benchmarks.md", ROOT / "README.md"
 BEGIN, END = "<!-- benchmarks: written by bench/report.py -->", "<!-- /benchmarks -->"
@@ -41,11 +42,17 @@ def table(headings: Iterable[str], rows: Iterable[Iterable[str]], left: int = 1)
     return "\n".join("| " + " | ".join(line) + " |" for line in [headings, rule, *map(list, rows)])
 
 
-def by_case(rows: list[Row]) -> list[tuple[dict[str, Any], int, dict[str, Row]]]:
+def threads_of(about: Row) -> str:
+    """Threads and clock of a row's environment, in words."""
+    count = f"{about['threads']} thread{'s' if about['threads'] > 1 else ''}"
+    return f"{count}, CPU time" if about.get("clock") == "cpu" else count
+
+
+def by_case(rows: list[Row]) -> list[Group]:
     """(case, threads, row of each contender), in the order measured."""
-    groups: dict[str, tuple[dict[str, Any], int, dict[str, Row]]] = {}
+    groups: dict[str, Group] = {}
     for row in rows:
-        threads = row["environment"]["threads"]
+        threads = threads_of(row["environment"])
         key = json.dumps([row["case"], threads, row["environment"]["machine"]], sort_keys=True)
         groups.setdefault(key, (row["case"], threads, {}))[2][row["contender"]] = row
     return list(groups.values())
@@ -67,7 +74,7 @@ def ahead(found: dict[str, Row]) -> tuple[str, float] | None:
     return (best, min(own) / others[best]) if others[best] < min(own) else None
 
 
-def speed_table(groups: list[tuple[dict[str, Any], int, dict[str, Row]]]) -> str:
+def speed_table(groups: list[Group]) -> str:
     """x real time; the fastest of each line in bold, a disturbed measurement with an asterisk."""
     names = [name for name in COLUMNS if any(name in found for *_, found in groups)]
     lines = []
@@ -76,7 +83,7 @@ def speed_table(groups: list[tuple[dict[str, Any], int, dict[str, Row]]]) -> str
         cells = [_speed_cell(found.get(name), fastest) for name in names]
         reference, own = found.get("hf", {}), found.get("ours-cpu", {})
         factor = f"{reference['median'] / own['median']:.1f}" if "median" in reference and "median" in own else ""
-        lines.append([case_name(case), str(threads), *cells, factor])
+        lines.append([case_name(case), threads, *cells, factor])
     return table(["x real time", "threads", *(COLUMNS[name] for name in names), "cpu / transformers"], lines)
 
 
@@ -90,18 +97,18 @@ def _speed_cell(row: Row | None, fastest: float | None) -> str:
     return f"**{value}**{mark}" if row["median"] == fastest else value + mark
 
 
-def ahead_list(groups: list[tuple[dict[str, Any], int, dict[str, Row]]]) -> str:
+def ahead_list(groups: list[Group]) -> str:
     """Where another contender is faster than ours, in words."""
     lines = []
     for case, threads, found in groups:
         other = ahead(found)
         if other is not None:
             equal = ", which these runs do not tell apart" if other[1] < EQUAL else ""
-            lines.append(f"- {case_name(case)}, {threads} threads: {COLUMNS[other[0]]} is {other[1]:.2f} times as fast{equal}")
+            lines.append(f"- {case_name(case)}, {threads}: {COLUMNS[other[0]]} is {other[1]:.2f} times as fast{equal}")
     return "\n".join(lines) or "In no cell of this table."
 
 
-def details_table(groups: list[tuple[dict[str, Any], int, dict[str, Row]]]) -> str:
+def details_table(groups: list[Group]) -> str:
     """Median, spread, share of floor and answer of every measurement."""
     lines = []
     for case, threads, found in groups:
@@ -110,7 +117,7 @@ def details_table(groups: list[tuple[dict[str, Any], int, dict[str, Row]]]) -> s
             if row is None:
                 continue
             if "failed" in row:
-                lines.append([case_name(case), str(threads), COLUMNS[name], *[""] * 5, row["failed"], ""])
+                lines.append([case_name(case), threads, COLUMNS[name], *[""] * 5, row["failed"], ""])
                 continue
             check = row["check"]
             answer = (
@@ -118,7 +125,7 @@ def details_table(groups: list[tuple[dict[str, Any], int, dict[str, Row]]]) -> s
             )
             figures = f"{row['median']:.3f}", str(len(row["seconds"])), f"{row['spread']:.0%}", f"{row['share_of_floor']:.2f}"
             setup = f"{row['setup_seconds']:.1f}"
-            lines.append([case_name(case), str(threads), COLUMNS[name], *figures, setup, answer, row["disturbed"] or ""])
+            lines.append([case_name(case), threads, COLUMNS[name], *figures, setup, answer, row["disturbed"] or ""])
     headings = (
         "case",
         "threads",
@@ -310,7 +317,7 @@ def readme_part(read: dict[str, list[Row]]) -> str:
     versions = f"torch {about['versions']['torch']}, transformers {about['versions']['transformers']}"
     intro = (
         f"Seconds of audio per second of work on {machine['cores']} cores of an {machine['cpu']} ({about['tier']}), "
-        f"{about['threads']} threads, float32, {versions}; answers compared first, medians of interleaved runs, the fastest in bold. "
+        f"{threads_of(about)}, float32, {versions}; answers compared first, medians of interleaved runs, the fastest in bold. "
         "`python bench/run.py --set readme` measures the table of your machine, and [docs/benchmarks.md](docs/benchmarks.md) has the rest: "
         "spread, share of the arithmetic floor, memory, precision."
     )
@@ -318,7 +325,7 @@ def readme_part(read: dict[str, list[Row]]) -> str:
     said = (
         "Another contender is ahead of ours in these cells:\n\n" + losses
         if losses.startswith("-")
-        else "No contender is ahead of ours in any cell."
+        else "No contender is ahead of ours in any cell of this table."
     )
     pictures = "![x real time by case and contender](docs/plots/speed.png)"
     if read["memory"]:
@@ -343,6 +350,10 @@ of stock `transformers` before it is timed: codes frame by frame, audio within 1
 contenders run in turn, round after round, in alternating order; given is the median, and as spread (slowest - fastest) / median. After
 every round a matrix product and a copy of torch are timed with the same threads. A measurement is marked as disturbed where other
 processes used more than 5 % of the cores during it or the matrix product fell below 80 % of its median rate.
+
+On a machine that others use, `--threads 1 --clock cpu` takes the CPU time of the contender's process in place of wall time, for the
+matrix product and the copy as well: of one thread that is the wall time of an idle machine, but for caches and memory shared with
+others.
 
 The floor of a call is its arithmetic at the measured rate of the matrix product, or its audio, codes and weights at the measured rate
 of the copy, whichever takes longer; a share of 1 means as fast as torch's own product of 768 x 768 matrices. It can exceed 1 a little
