@@ -21,7 +21,7 @@ BANDWIDTH = 6
 TAIL_SAMPLES = 640
 
 
-def measure(names: list[str], calls: list[str], lengths: tuple[int, ...], threads: int) -> Iterator[Row]:
+def measure(names: list[str], calls: list[str], lengths: tuple[int, ...], threads: int, clock: str) -> Iterator[Row]:
     """One row per contender, call and length."""
     weights_file("demo")
     with TemporaryDirectory() as scratch:
@@ -34,10 +34,13 @@ def measure(names: list[str], calls: list[str], lengths: tuple[int, ...], thread
             reference.ask(do="answer_in_pieces", case=longest.fields(), clips=1, path=str(expected_path))
             reference.close()
             for name in names:
-                yield from _contender_rows(name, cases, torch.load(expected_path), longest, threads, Path(scratch) / "answer.pt")
+                expected = torch.load(expected_path)
+                yield from _contender_rows(name, cases, expected, longest, threads, clock, Path(scratch) / "answer.pt")
 
 
-def _contender_rows(name: str, cases: list[Case], expected: torch.Tensor, longest: Case, threads: int, path: Path) -> Iterator[Row]:
+def _contender_rows(
+    name: str, cases: list[Case], expected: torch.Tensor, longest: Case, threads: int, clock: str, path: Path
+) -> Iterator[Row]:
     for case in cases:
         needed = stock_bytes(case)
         if name in (*HUNGRY, "ours-torch") and needed > MEMORY_SHARE * available_bytes():
@@ -45,7 +48,7 @@ def _contender_rows(name: str, cases: list[Case], expected: torch.Tensor, longes
             yield {"case": case.fields(), "contender": name, "failed": reason}
             continue
         # a process of its own: what the allocator kept of a shorter clip would hide part of the peak
-        process = Process(name, name, threads, "cpu")
+        process = Process(name, name, threads, "cpu", clock)
         try:
             reply = process.ask(do="once", case=case.fields(), path=str(path))
             found = check(case, *beginnings(case, torch.load(path), expected))
@@ -54,7 +57,7 @@ def _contender_rows(name: str, cases: list[Case], expected: torch.Tensor, longes
             continue
         finally:
             process.close()
-        others = max(0.0, reply["busy_seconds"] - reply["cpu_seconds"]) / (reply["seconds"] * (os.cpu_count() or 1))
+        others = max(0.0, reply["busy_seconds"] - reply["cpu_seconds"]) / (reply["wall_seconds"] * (os.cpu_count() or 1))
         yield {
             "case": case.fields(),
             "contender": name,
@@ -64,7 +67,7 @@ def _contender_rows(name: str, cases: list[Case], expected: torch.Tensor, longes
             "peak_bytes": reply["peak_bytes"],
             "check": {**found, "checked_seconds": min(case.seconds, longest.seconds)},
             "others_share": others,
-            "disturbed": disturbance(others, [1.0]),
+            "disturbed": disturbance(others if clock == "wall" else 0.0, [1.0]),
         }
 
 

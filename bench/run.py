@@ -133,7 +133,7 @@ def kernels_suite(options: argparse.Namespace, console: Console) -> None:
     """Every stage by itself, on the CPU."""
     backends = [name for name in ("cpu", "torch") if executor(name).unavailable() is None]
     for threads in options.threads:
-        about = {"suite": "kernels", "set": options.set, "environment": environment(threads)}
+        about = {"suite": "kernels", "set": options.set, "environment": environment(threads, clock=options.clock)}
         kept = _done(options, about)
         for case in stages.SETS[options.set]:
             if any(
@@ -141,7 +141,7 @@ def kernels_suite(options: argparse.Namespace, console: Console) -> None:
             ):
                 console.print(f"{case}, {threads} threads: done before")
                 continue
-            rows = [{**about, **row} for row in stages.measure(case, backends, options.rounds, threads)]
+            rows = [{**about, **row} for row in stages.measure(case, backends, options.rounds, threads, options.clock)]
             results.append(options.out, rows)
             table = Table("stage", "contender", "ms", "spread", "bound by", "share of floor", "", title=f"{case}, {threads} threads")
             for row in rows:
@@ -157,14 +157,14 @@ def memory_suite(options: argparse.Namespace, console: Console) -> None:
     for sentence in left_out:
         console.print(sentence)
     for threads in options.threads:
-        about = {"suite": "memory", "set": options.set, "environment": environment(threads)}
+        about = {"suite": "memory", "set": options.set, "environment": environment(threads, clock=options.clock)}
         kept = _done(options, about)
         for call in ("encode", "decode"):
             for name in names:
                 if any(f'"call": "{call}"' in key and f'"contender": "{name}"' in key for key in kept):
                     console.print(f"{call}, {name}: done before")
                     continue
-                for row in lengths.measure([name], [call], lengths.LENGTHS[options.set], threads):
+                for row in lengths.measure([name], [call], lengths.LENGTHS[options.set], threads, options.clock):
                     results.append(options.out, [{**about, **row}])
                     words = f"{name} {call} {row['case']['seconds']:g} s: "
                     if "failed" in row:
@@ -218,6 +218,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--base", metavar="REV", help="compare this tree with that revision; at least 6 rounds, 9 by default")
     parser.add_argument("--again", action="store_true", help="measure what this revision has results for already")
     options = parser.parse_args()
+    if options.clock == "cpu" and (options.threads != [1] or options.suite in ("gpu", "dataset")):
+        parser.error("--clock cpu measures one thread of one process: add --threads 1, and take the suite cpu, kernels or memory")
     options.set = "quick" if options.quick else options.set
     options.rounds = options.rounds or (BASE_ROUNDS if options.base else ROUNDS[options.set])
     options.deadline = time.monotonic() + 60 * options.minutes

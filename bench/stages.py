@@ -13,6 +13,7 @@ from cases import Case, audio_of, codes_of, levels_of, stock_model
 from harness import AUDIO_ERROR, FLIPS_SHARE, FLIPS_SLACK, SETTLE_S, SHORTEST_RUN_S, Row, WrongAnswer, busy_seconds, disturbance
 from roofline import MachineRates, Work, chunk_lengths, stage_work
 from torch import Tensor, nn
+from worker import CLOCKS
 
 from encodec_fast.dispatch import executor
 from encodec_fast.plan_reader import read_plan
@@ -74,10 +75,10 @@ def _modules(network: Any, name: str) -> nn.Sequential:
     return nn.Sequential(*([before] if isinstance(before, nn.ELU) else []), network.layers[index])
 
 
-def measure(case: Case, backends: list[str], rounds: int, threads: int) -> Iterator[Row]:
+def measure(case: Case, backends: list[str], rounds: int, threads: int, clock: str) -> Iterator[Row]:
     """One row per stage and contender, in this process, interleaved; answers are compared with transformers' first."""
     torch.set_num_threads(threads)
-    rates = MachineRates(torch.device("cpu"))
+    rates = MachineRates(torch.device("cpu"), CLOCKS[clock])
     with torch.no_grad():
         for stage in stages(case, backends):
             times, checks = _prepare(stage)
@@ -86,7 +87,7 @@ def measure(case: Case, backends: list[str], rounds: int, threads: int) -> Itera
             for number in range(rounds):
                 for name in stage.calls if number % 2 == 0 else reversed(stage.calls):
                     time.sleep(SETTLE_S)
-                    seconds[name].append(_seconds(stage.calls[name], times[name]))
+                    seconds[name].append(_seconds(stage.calls[name], times[name], CLOCKS[clock]))
                 measured.append(rates.measure())
             others = max(0.0, busy_seconds() - busy - (time.process_time() - cpu)) / ((time.monotonic() - start) * threads)
             flops, copy = (statistics.median(rate[key] for rate in measured) for key in ("flops", "copy"))
@@ -106,7 +107,7 @@ def measure(case: Case, backends: list[str], rounds: int, threads: int) -> Itera
                     "bound_by": "arithmetic" if stage.work.flops / flops > stage.work.bytes / copy else "memory",
                     "share_of_floor": stage.work.floor(flops, copy) / median,
                     "others_share": others,
-                    "disturbed": disturbance(others, [rate["flops"] for rate in measured]),
+                    "disturbed": disturbance(others if clock == "wall" else 0.0, [rate["flops"] for rate in measured]),
                 }
 
 
@@ -125,12 +126,12 @@ def _prepare(stage: Stage) -> tuple[dict[str, int], dict[str, Row]]:
             checks[name] = {"largest_error": error}
         if wrong:
             raise WrongAnswer(f"{stage.work.name}: {name} gives another answer than transformers: {checks[name]}")
-        times[name] = max(1, int(0.25 * SHORTEST_RUN_S / _seconds(call, 1)))
+        times[name] = max(1, int(0.25 * SHORTEST_RUN_S / _seconds(call, 1, time.perf_counter)))
     return times, checks
 
 
-def _seconds(call: Callable[[], Any], times: int) -> float:
-    start = time.perf_counter()
+def _seconds(call: Callable[[], Any], times: int, clock: Callable[[], float]) -> float:
+    start = clock()
     for _ in range(times):
         call()
-    return (time.perf_counter() - start) / times
+    return (clock() - start) / times

@@ -89,12 +89,13 @@ class Worker:
         self.case, self.call = case, self.contender.prepare(case)
         before = resident_bytes()
         forget_peak()
-        busy, cpu, start = busy_seconds(), time.process_time(), time.perf_counter()
+        busy, cpu, wall, start = busy_seconds(), time.process_time(), time.perf_counter(), self.clock()
         result = self.call()
-        seconds, cpu, busy = time.perf_counter() - start, time.process_time() - cpu, busy_seconds() - busy
+        seconds, wall = self.clock() - start, time.perf_counter() - wall
+        cpu, busy = time.process_time() - cpu, busy_seconds() - busy
         peak = peak_bytes() - before
         torch.save(self.contender.answer(case, result), message["path"])
-        return {"seconds": seconds, "cpu_seconds": cpu, "busy_seconds": busy, "peak_bytes": peak}
+        return {"seconds": seconds, "wall_seconds": wall, "cpu_seconds": cpu, "busy_seconds": busy, "peak_bytes": peak}
 
     def wait(self) -> None:
         if self.device.type == "cuda":
