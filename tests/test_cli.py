@@ -1,20 +1,31 @@
 """The command line as a person meets it: what it prints, what it writes, its exit codes."""
 
+import dataclasses
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import soundfile
 import torch
 
+from corpora import content
 from encodec_fast import cli, pretrained
+from encodec_fast.dataset.ledger import Ledger
+from encodec_fast.dataset.report import codebook_use
+from encodec_fast.dataset.run import Summary
+from encodec_fast.dataset.split import parse_shard, shard_of_environment
 from encodec_fast.formats.folder import load_codes, read_ids, read_info
 from encodec_fast.formats.parquet import read_failures
 from encodec_fast.pretrained import weights_sha256
+from encodec_fast.terminal import progress_line
 from fixtures import audio_like, config_48khz, pair, small_config
+from test_formats import INFO, write
+from test_formats import row as clip_row
 from venvs import ROOT
 
 SMALL = {"codebook_size": 16, "target_bandwidths": [1.2, 2.4, 4.8]}
@@ -222,7 +233,8 @@ def test_help_loads_nothing_heavy():
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
-def test_ctrl_c_ends_the_run_with_130_and_keeps_whole_shards(corpus, model_folder, tmp_path):
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_end_the_run_with_130_and_keep_whole_shards(corpus, model_folder, tmp_path, how):
     for index in range(400):
         os.link(corpus / "a.wav", corpus / f"more-{index}.wav")
     codes = tmp_path / "codes"
@@ -232,9 +244,116 @@ def test_ctrl_c_ends_the_run_with_130_and_keeps_whole_shards(corpus, model_folde
     deadline = time.monotonic() + 120
     while not list(codes.glob("part-*.parquet")) and time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()[1]
-    process.send_signal(signal.SIGINT)
+    process.send_signal(how)
     _, err = process.communicate(timeout=60)
     assert process.returncode == cli.INTERRUPTED, err
     assert "interrupted" in err and "Traceback" not in err
     rows = len(read_ids(codes))
     assert 0 < rows < 403 and not list(codes.glob("*.tmp"))
+
+
+# Large sets
+
+
+def test_a_dry_run_tells_clips_and_hours_and_writes_nothing(capsys, corpus, model_folder, tmp_path):
+    (corpus / "broken.wav").write_bytes(b"")
+    code, out, err = tokenize(capsys, corpus, tmp_path / "codes", model_folder, "--dry-run")
+    assert code == cli.CLIPS_FAILED and "3 clips, 0.00 hours, the longest 1.7 s" in out and "broken.wav: the file is empty" in err
+    assert not (tmp_path / "codes").exists()
+    code, out, _ = tokenize(capsys, corpus, tmp_path / "codes", model_folder, "--dry-run", "--limit", "2")
+    assert code == cli.OK and out.startswith("2 clips")
+
+
+def test_a_changed_option_and_a_folder_of_others_are_refused_in_one_line(capsys, corpus, model_folder, tmp_path):
+    codes = tmp_path / "codes"
+    assert tokenize(capsys, corpus, codes, model_folder)[0] == cli.OK
+    code, _, err = tokenize(capsys, corpus, codes, model_folder, "--packed")
+    assert code == cli.WRONG_ARGUMENT and err.count("\n") == 1 and "packed was False, is True" in err
+    shutil.rmtree(codes / "_encodec_fast")
+    code, _, err = tokenize(capsys, corpus, codes, model_folder)
+    assert code == cli.WRONG_ARGUMENT and err.count("\n") == 1 and "no ledger of them" in err
+
+
+def test_a_second_process_is_refused_in_one_line(capsys, corpus, model_folder, tmp_path):
+    with Ledger(tmp_path / "codes").writing():
+        code, _, err = tokenize(capsys, corpus, tmp_path / "codes", model_folder)
+    assert code == cli.WRONG_ARGUMENT and err.count("\n") == 1 and "is being written by process" in err
+
+
+def test_a_full_disk_is_one_line_and_exit_code_3(capsys, corpus, model_folder, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "append", full)
+        code, _, err = tokenize(capsys, corpus, tmp_path / "codes", model_folder)
+    assert code == cli.STOPPED and err.count("\n") == 1 and "No space left on device. What was finished is kept" in err
+    assert tokenize(capsys, corpus, tmp_path / "codes", model_folder)[0] == cli.OK
+
+
+ENVIRONMENTS = {
+    "torchrun": {"RANK": "1", "WORLD_SIZE": "2"},
+    "srun": {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_NTASKS": "2"},
+    "array": {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_MIN": "4", "SLURM_ARRAY_TASK_STEP": "3", "SLURM_ARRAY_TASK_COUNT": "2"},
+}
+
+
+@pytest.mark.parametrize("variables", ENVIRONMENTS.values(), ids=ENVIRONMENTS)
+def test_the_scheduler_s_environment_splits_the_run(capsys, corpus, model_folder, tmp_path, monkeypatch, variables):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    code, out, _ = tokenize(capsys, corpus, tmp_path / "codes", model_folder, "--batch-seconds", "0.1")
+    assert code == cli.OK and "shard 1/2, as" in out and "1 clips" in out and "2 clips are left to other shards" in out
+    code, out, _ = tokenize(capsys, corpus, tmp_path / "codes", model_folder, "--batch-seconds", "0.1", "--shard", "0/2")
+    assert code == cli.OK and len(read_ids(tmp_path / "codes")) == 3
+
+
+def test_a_batch_script_that_is_one_process_does_all_the_work():
+    assert shard_of_environment({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}) == (0, 1, "")
+    assert parse_shard("2/3") == (2, 3)
+    for wrong in ("3/3", "1", "-1/2", "a/b"):
+        with pytest.raises(ValueError, match="i/n is needed"):
+            parse_shard(wrong)
+
+
+def test_two_groups_of_cores_do_what_one_process_does(capsys, corpus, model_folder, tmp_path):
+    assert tokenize(capsys, corpus, tmp_path / "one", model_folder, "--batch-seconds", "0.1")[0] == cli.OK
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("one core")
+    code, out, err = tokenize(capsys, corpus, tmp_path / "two", model_folder, "--batch-seconds", "0.1", "--devices", "cpu,cpu")
+    assert (code, err) == (cli.OK, "") and "3 clips" in out
+    assert content(tmp_path / "one") == content(tmp_path / "two") and len(list((tmp_path / "two" / "_encodec_fast").glob("ledger-*"))) == 2
+
+
+def test_a_share_is_verified_and_told(capsys, corpus, model_folder, tmp_path):
+    code, out, _ = tokenize(capsys, corpus, tmp_path / "codes", model_folder, "--verify", "1")
+    assert code == cli.OK and "verified 3 clips" in out and out.rstrip().count("the same codec") == 1
+
+
+def test_the_report_shows_four_pictures_the_failures_and_no_link(capsys, corpus, model_folder, tmp_path):
+    pytest.importorskip("matplotlib")
+    (corpus / "<b>.wav").write_bytes(b"")
+    tokenize(capsys, corpus, tmp_path / "codes", model_folder)
+    page = (tmp_path / "codes" / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 4 and "http" not in page
+    assert "&lt;b&gt;.wav" in page and "<b>.wav" not in page
+
+
+def test_without_matplotlib_the_extra_is_named_and_all_else_is_done(capsys, corpus, model_folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    code, out, _ = tokenize(capsys, corpus, tmp_path / "codes", model_folder)
+    assert code == cli.OK and "no report: matplotlib is missing; pip install 'encodec-fast[report]'" in out
+
+
+def test_codebook_use_and_entropy_are_those_of_the_codes(tmp_path):
+    codes = np.array([[[0, 0, 0, 0], [0, 1, 2, 3]]])
+    write(tmp_path, [dataclasses.replace(clip_row(0), codes=codes)], info=dataclasses.replace(INFO, codebook_size=4))
+    use = codebook_use(tmp_path, 4)
+    assert use.counts.tolist() == [[4, 0, 0, 0], [1, 1, 1, 1]]
+    assert use.used.tolist() == [0.25, 1.0] and use.entropy.tolist() == [0.0, 2.0]
+
+
+def test_progress_is_one_line_with_everything_in_it():
+    summary = Summary(clips=3, seconds=7200.0, wall_seconds=100.0, busy=90.0, reading=2000.0, planned_clips=8, planned_seconds=14400.0)
+    expected = "3/8 clips, 2.00/4.00 h, 72.0 x real time (encoder 80, readers 2000), 0 errors, about 100 s left"
+    assert progress_line(summary) == expected
