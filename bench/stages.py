@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -89,7 +90,8 @@ def measure(case: Case, backends: list[str], rounds: int, threads: int, clock: s
                     time.sleep(SETTLE_S)
                     seconds[name].append(_seconds(stage.calls[name], times[name], CLOCKS[clock]))
                 measured.append(rates.measure())
-            others = max(0.0, busy_seconds() - busy - (time.process_time() - cpu)) / ((time.monotonic() - start) * threads)
+            core_seconds = (time.monotonic() - start) * (os.cpu_count() or 1)
+            others = max(0.0, busy_seconds() - busy - (time.process_time() - cpu)) / core_seconds
             flops, copy = (statistics.median(rate[key] for rate in measured) for key in ("flops", "copy"))
             for name, runs in seconds.items():
                 median = statistics.median(runs)
