@@ -8,6 +8,7 @@ from types import TracebackType
 from torch import nn
 from transformers.models.encodec import modeling_encodec as hf
 
+from encodec_fast import compiled
 from encodec_fast.model import FAST_PARTS, EncodecModel
 
 _REPLACEMENTS: dict[type, type] = {hf.EncodecModel: EncodecModel, **FAST_PARTS}
@@ -60,5 +61,7 @@ def accelerate(module: nn.Module) -> Acceleration:
         before = type(child)
         if before in _REPLACEMENTS:
             child.__class__ = _REPLACEMENTS[before]
+            if isinstance(child, compiled.Enrolled):
+                compiled.enroll(child)
             changes.append(Change(name, child, before, type(child)))
     return Acceleration(tuple(changes))

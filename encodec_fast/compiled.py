@@ -19,21 +19,36 @@ _modules: weakref.WeakValueDictionary[int, nn.Module] = weakref.WeakValueDiction
 _numbers = itertools.count()
 
 
-@torch.compiler.assume_constant_result
-def number_of(module: nn.Module) -> int:
-    """The module's number in this process."""
-    number = module.__dict__.get("_compiled_number")
-    # a copied module brings its original's number along
-    if number is None or _modules.get(number) is not module:
-        number = module.__dict__["_compiled_number"] = next(_numbers)
-        _modules[number] = module
+def enroll(module: Any) -> None:
+    """Gives the module a number of its own in this process."""
+    module._compiled_number = next(_numbers)
+    _modules[module._compiled_number] = module
+
+
+def number_of(module: Any) -> int:
+    """The module's number: an attribute and nothing else, which every torch can trace."""
+    number: int = module._compiled_number
     return number
+
+
+class Enrolled:
+    """Mixed into a module: it has a number; its copies and what is unpickled have their own."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        enroll(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[misc]
+        enroll(self)
 
 
 def traceable(module: nn.Module, x: Tensor) -> bool:
     """Whether a call that is being compiled may be one op: no gradient is asked for."""
-    wanted = x.requires_grad or any(parameter.requires_grad for parameter in module.parameters())
-    return torch.compiler.is_compiling() and not (torch.is_grad_enabled() and wanted)
+    if not torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return torch.compiler.is_compiling()
+    # only now: torch before 2.7 can't trace a walk over modules that hold an LSTM
+    return not (x.requires_grad or any(parameter.requires_grad for parameter in module.parameters()))
 
 
 @torch.library.custom_op("encodec_fast::run_network", mutates_args=())

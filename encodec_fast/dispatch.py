@@ -49,6 +49,9 @@ REFERENCE = "reference"
 PRECISIONS = ("parity", "tf32x3", "fast")
 FLOAT_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
+# torch counts these itself from 2.7 on
+_GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks", "_global_backward_pre_hooks")
+
 _requested: ContextVar[str | None] = ContextVar("encodec_fast_backend", default=None)
 _precision: ContextVar[str | None] = ContextVar("encodec_fast_precision", default=None)
 _capturing: ContextVar[list[tuple[int, ...]] | None] = ContextVar("encodec_fast_capturing", default=None)
@@ -200,7 +203,7 @@ def call_reason(x: Tensor) -> str | None:
 
 def hook_reason(module: nn.Module) -> str | None:
     """Which hook or patched forward inside `module` needs the modules to be called one by one, or None."""
-    if nn.modules.module._has_any_global_hook():
+    if any(getattr(nn.modules.module, hooks) for hooks in _GLOBAL_HOOKS):
         return "a global module hook is registered"
     for child in inner_modules(module):
         if child._forward_hooks or child._backward_hooks or child._backward_pre_hooks or "forward" in child.__dict__:

@@ -20,7 +20,7 @@ from encodec_fast.plan import Plan
 from encodec_fast.plan_reader import read_plan
 
 
-class EncodecEncoder(hf.EncodecEncoder):
+class EncodecEncoder(compiled.Enrolled, hf.EncodecEncoder):
     """SEANet encoder whose forward runs on the plan."""
 
     precision = "parity"
@@ -31,7 +31,7 @@ class EncodecEncoder(hf.EncodecEncoder):
         return dispatch.run_network(self, hidden_states, super().forward)
 
 
-class EncodecDecoder(hf.EncodecDecoder):
+class EncodecDecoder(compiled.Enrolled, hf.EncodecDecoder):
     """SEANet decoder whose forward runs on the plan."""
 
     precision = "parity"
@@ -42,7 +42,7 @@ class EncodecDecoder(hf.EncodecDecoder):
         return dispatch.run_network(self, hidden_states, super().forward)
 
 
-class EncodecResidualVectorQuantizer(hf.EncodecResidualVectorQuantizer):
+class EncodecResidualVectorQuantizer(compiled.Enrolled, hf.EncodecResidualVectorQuantizer):
     """Residual vector quantizer whose search and sum run on the plan."""
 
     def encode(self, embeddings: Tensor, bandwidth: float | None = None) -> Tensor:
@@ -99,6 +99,7 @@ class EncodecModel(hf.EncodecModel):
         super().__init__(config)
         for part in (self.encoder, self.decoder, self.quantizer):
             part.__class__ = FAST_PARTS[type(part)]
+            compiled.enroll(part)
 
     @property
     def precision(self) -> str:
