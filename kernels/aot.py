@@ -36,7 +36,7 @@ SHARED_LIMITS = {
 }
 
 # Counted in the disassembly: matrix instructions, scalar FMAs, asynchronous copies, spills.
-NVIDIA_INSTRUCTIONS = ("HGMMA", "HMMA", "UTCHMMA", "FFMA", "FFMA2", "LDGSTS", "UTMALDG", "LDL", "STL", "MUFU")
+NVIDIA_INSTRUCTIONS = ("HGMMA", "HMMA", "UTCHMMA", "FFMA", "FFMA2", "FADD", "FADD2", "LDGSTS", "UTMALDG", "LDL", "STL", "MUFU")
 MATRIX_INSTRUCTIONS = ("HGMMA", "HMMA", "UTCHMMA", "v_mfma")
 
 

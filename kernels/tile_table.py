@@ -11,6 +11,7 @@ TABLE: dict[tuple[str, str, str, int], tuple[int, int, int, int, int] | None] = 
     ("any", "conv", "ieee", 16): (16, 128, 16, 4, 2),
     ("any", "conv", "ieee", 32): (32, 64, 16, 4, 2),
     ("any", "conv", "ieee", 64): (64, 64, 16, 4, 1),
+    ("sm_100", "conv", "ieee", 64): (64, 64, 16, 8, 1),
     ("any", "conv", "ieee", 128): (64, 64, 16, 4, 1),
     ("any", "conv", "tf32", 16): (16, 128, 32, 4, 2),
     ("any", "conv", "tf32", 32): (32, 64, 32, 4, 2),
@@ -19,6 +20,7 @@ TABLE: dict[tuple[str, str, str, int], tuple[int, int, int, int, int] | None] = 
     ("any", "conv", "tf32x3", 16): (16, 64, 32, 4, 2),
     ("any", "conv", "tf32x3", 32): (32, 64, 32, 4, 2),
     ("any", "conv", "tf32x3", 64): (64, 64, 16, 4, 2),
+    ("sm_80", "conv", "tf32x3", 64): (64, 64, 16, 4, 1),
     ("any", "conv", "tf32x3", 128): (64, 64, 16, 4, 2),
     ("any", "merge", "ieee", 128): (64, 64, 16, 8, 2),
     ("any", "merge", "tf32", 128): (64, 64, 32, 4, 2),
@@ -31,7 +33,10 @@ TABLE: dict[tuple[str, str, str, int], tuple[int, int, int, int, int] | None] = 
     ("any", "residual", "tf32", 64): (0, 64, 32, 4, 2),
     ("any", "residual", "tf32", 128): (0, 64, 32, 8, 2),
     ("any", "residual", "tf32", 256): (0, 32, 32, 8, 2),
-    ("gfx942", "residual", "tf32", 256): None,  # 128 KiB of shared memory
+    # it takes 147 KiB of shared memory
+    ("gfx942", "residual", "tf32", 256): None,
+    ("sm_89", "residual", "tf32", 256): None,
+    ("sm_120", "residual", "tf32", 256): None,
     ("any", "residual", "tf32x3", 32): (0, 128, 16, 4, 2),
     ("any", "residual", "tf32x3", 64): (0, 64, 16, 4, 2),
     ("any", "residual", "tf32x3", 128): (0, 32, 16, 8, 2),
@@ -41,11 +46,13 @@ TABLE: dict[tuple[str, str, str, int], tuple[int, int, int, int, int] | None] = 
     # matrix cores: another shape of block could add in another order
     ("gfx942", "rvq_encode", "ieee", 0): (16, 64, 0, 4, 1),
     ("gfx942", "rvq_encode", "ieee", 1): (16, 64, 0, 4, 1),
+    # 64 frames a block: 3.5 KiB of registers spilled
+    ("sm_89", "rvq_encode", "ieee", 1): (32, 64, 0, 4, 2),
     ("any", "rvq_encode", "rerank", 0): (16, 64, 0, 8, 2),
     ("any", "rvq_encode", "rerank", 1): (32, 64, 0, 8, 2),
     ("any", "rvq_encode", "tf32x3", 0): (16, 64, 0, 4, 2),
     ("any", "rvq_encode", "tf32x3", 1): (16, 64, 0, 4, 2),
-    ("any", "rvq_decode", "ieee", 0): (16, 0, 0, 4, 2),
+    ("any", "rvq_decode", "ieee", 0): (16, 0, 0, 8, 2),
     ("any", "lstm", "ieee", 0): (16, 16, 32, 4, 2),
     ("any", "lstm", "tf32", 0): (16, 16, 64, 4, 2),
     ("any", "lstm", "tf32x3", 0): (16, 16, 32, 4, 2),

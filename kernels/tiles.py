@@ -23,6 +23,10 @@ FUSED = {"enable_fp_fusion": True}
 MIN_BLOCK = 16
 
 
+# Not in the table: registers, shared memory and instructions are those of another architecture.
+ALIKE = {"sm_86": "sm_89", "sm_103": "sm_100", "sm_121": "sm_120"}
+
+
 @dataclass(frozen=True)
 class Tile:
     """block_m, block_n: sides of the output tile.  block_k: depth of one step of the sum.
@@ -68,7 +72,7 @@ def lookup(op: str, arch: str, precision: str, width: int) -> Tile | None:
     """
     if arch == "interpreter":
         return _interpreter_tile(op, width)
-    for key in ((arch, op, precision, width), ("any", op, precision, width)):
+    for key in ((ALIKE.get(arch, arch), op, precision, width), ("any", op, precision, width)):
         if key in TABLE:
             row = TABLE[key]
             return None if row is None else Tile(*row)
