@@ -132,13 +132,13 @@ def _lstm_step_kernel(
         tl.store(cell_block, c, mask=inside)
         tl.store(hidden_ptr + ((layer * 2 + now) * B + rows[:, None]) * H + units[None, :], h, mask=inside)
         if layer == L - 1:
-            clip = rows.to(tl.int64)
-            x_block = x_ptr + (clip * stride_xb + t * stride_xt)[:, None] + (units * stride_xc)[None, :]
+            clip, channel = rows.to(tl.int64), units.to(tl.int64)
+            x_block = x_ptr + (clip * stride_xb + t * stride_xt)[:, None] + (channel * stride_xc)[None, :]
             y = h + tl.load(x_block, mask=inside, other=0.0).to(tl.float32)
             if lengths_ptr is not None:
                 length = tl.load(lengths_ptr + rows, mask=rows < B, other=0)
                 y = tl.where((t < length)[:, None], y, 0.0)
-            tl.store(y_ptr + (clip * H * T + t)[:, None] + (units * T)[None, :], y.to(y_ptr.dtype.element_ty), mask=inside)
+            tl.store(y_ptr + (clip * H * T + t)[:, None] + (channel * T)[None, :], y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
 def lstm_triton(

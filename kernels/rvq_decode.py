@@ -49,7 +49,7 @@ def _rvq_decode_kernel(
         codes_block += stride_ck
         index = tl.minimum(tl.maximum(index, 0), N - 1)
         acc += tl.load(codebooks_ptr + ((q * N + index) * D)[:, None] + d[None, :], mask=(d < D)[None, :], other=0.0).to(tl.float32)
-    y_block = y_ptr + (n // F * D * F + n % F)[:, None] + (d * F)[None, :]
+    y_block = y_ptr + (n // F * D * F + n % F)[:, None] + (d.to(tl.int64) * F)[None, :]
     tl.store(y_block, acc.to(y_ptr.dtype.element_ty), mask=(n < frames)[:, None] & (d < D)[None, :])
 
 

@@ -191,7 +191,7 @@ def _rvq_encode_kernel(
     d = tl.arange(0, BLOCK_D)  # [BLOCK_D]
     x_row = x_ptr + n // F * stride_xb + n % F * stride_xf
     inside = (n < frames)[:, None] & (d < D)[None, :]
-    r = tl.load(x_row[:, None] + (d * stride_xd)[None, :], mask=inside, other=0.0).to(tl.float32)  # [BLOCK_F, BLOCK_D]
+    r = tl.load(x_row[:, None] + (d.to(tl.int64) * stride_xd)[None, :], mask=inside, other=0.0).to(tl.float32)  # [BLOCK_F, BLOCK_D]
     level_codes = codes_ptr + n
     for q in tl.range(0, K):
         entries_ptr = codebooks_ptr + q * N * D
