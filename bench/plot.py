@@ -68,8 +68,9 @@ def speed(rows: list[Row], out: Path) -> None:
     """x real time of each contender, by model, call, batch and length, at one bandwidth."""
     threads = most_threads(rows)
     rows = [row for row in rows if "median" in row and row["case"]["bandwidth"] == 6 and row["environment"]["threads"] == threads]
-    panels = [(model, call) for model in ("demo", "demo-48khz") for call in ("encode", "decode")]
-    figure, axes = plt.subplots(2, 2, figsize=(11, 7.5), layout="constrained", width_ratios=(1, 1), height_ratios=(1.25, 1))
+    models = [model for model in ("demo", "demo-48khz") if any(row["case"]["model"] == model for row in rows)]
+    panels = [(model, call) for model in models for call in ("encode", "decode")]
+    figure, axes = plt.subplots(len(models), 2, figsize=(11, 1 + 3.3 * len(models)), layout="constrained", squeeze=False)
     names = [name for name in LABELS if any(row["contender"] == name for row in rows)]
     for axis, (model, call) in zip(axes.flat, panels):
         shown = [row for row in rows if (row["case"]["model"], row["case"]["call"]) == (model, call)]
@@ -118,7 +119,7 @@ def stages(rows: list[Row], out: Path) -> None:
     figure.legend(handles, labels, loc="outside lower center", ncols=3)
     case = rows[0]["case"]
     figure.suptitle(
-        f"Each stage alone, 24 kHz, {batch} clips of {case['seconds']:g} s: {_machine(rows)}, {threads_of(rows[-1]['environment'])}\n"
+        f"Each stage alone, 24 kHz, {batch} x {case['seconds']:g} s: {_machine(rows)}, {threads_of(rows[-1]['environment'])}\n"
         "1 is torch's own matrix product, or its copy where a stage is bound by memory"
     )
     _save(figure, out / "stages.png")

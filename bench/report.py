@@ -361,7 +361,8 @@ where our product beats torch's. Set-up is the first call: loading, converting a
 FOOTNOTE = "\\* the canary marked this measurement as disturbed. An empty cell was not measured."
 STAGES = """\
 Each stage by itself, its floor the longer of its arithmetic and of reading its input and weights and writing its output once. The cpu
-backend runs several stages on one piece of time before it goes on, so whole calls move less than these stages do."""
+backend runs several stages on one piece of time before it goes on, so whole calls move less than these stages do; a stage
+alone also pays for changing between torch's layout and the engine's, which a whole call does at its ends only."""
 LENGTHS = """\
 One clip, one run each in a fresh process. Peak memory is what the process held at most beyond model, input and a call of one second.
 Answers are compared on the beginning that transformers was run on."""
