@@ -49,6 +49,9 @@ struct Tile {
   ptrdiff_t addend_stride;
   float* out;
   ptrdiff_t out_stride;
+  // Weights that a later tile reads: one line of them is asked for at each step of the depth.
+  const char* ahead;
+  ptrdiff_t ahead_step;
 };
 
 // kPanels > 1 lets a tile of few rows keep enough chains in flight to hide the latency of a multiply-add.
@@ -61,6 +64,10 @@ void run_tile(const Tile& tile) {
 #pragma GCC unroll 16
     for (int v = 0; v < kCols; ++v)
       acc[m][v] = load(tile.bias ? tile.bias + v * kWidth : tile.out + m * tile.out_stride + v * kWidth);
+  // a store to a line in the last-level cache waits for the line: the next tile's are asked for now
+#pragma GCC unroll 16
+  for (int m = 0; m < kRows && kPanels == 1; ++m) __builtin_prefetch(tile.out + (kRows + m) * tile.out_stride, 1);
+  const char* ahead = tile.ahead;
 
   const float* weight = tile.weight;
   for (int64_t s = 0; s < tile.segment_count; ++s) {
@@ -70,6 +77,8 @@ void run_tile(const Tile& tile) {
     for (int64_t k = 0; k < segment.length; ++k, ++left, weight += kVecs * kWidth) {
       Vec column[kRows <= 4 && kPanels > 1 ? 1 : kCols];
       if constexpr (kPanels == 1) {
+        __builtin_prefetch(ahead);
+        ahead += tile.ahead_step;
 #pragma GCC unroll 16
         for (int v = 0; v < kCols; ++v) column[v] = load(weight + v * kWidth);
 #pragma GCC unroll 16
@@ -148,7 +157,7 @@ void run_ragged_panel(int vecs, int64_t rows, int64_t valid, const Tile& tile) {
 struct Pass {
   const Product* product;
   Tile tile;
-  int64_t depth_start;
+  int64_t depth_start, depth;
   bool first, last;
 
   // Points the tile at rows from `row` and columns from `col` of a panel of `width` columns.
@@ -159,6 +168,14 @@ struct Pass {
     tile.bias = first && p.bias ? p.bias + col : nullptr;
     tile.addend = last && p.addend ? p.addend + row * p.addend_stride + col : nullptr;
     tile.out = p.out + row * p.out_stride + col;
+  }
+
+  // The weights that are read after those of the panel at `col`: the next panel's, or where the next pass or product begins.
+  ENCODEC_INLINE const float* next_block(int64_t col, int64_t width) const {
+    const Product& p = *product;
+    const int64_t next = col + width;
+    if (next < p.cols) return p.weight + next * p.depth + depth_start * panel_vecs(p.cols - next) * kWidth;
+    return p.weight + (last ? 0 : (depth_start + depth) * panel_vecs(p.cols) * kWidth);
   }
 };
 
@@ -185,9 +202,12 @@ void run_pass(Pass& pass) {
     const int64_t valid = p.cols - col < width ? p.cols - col : width;
     // rows are shared out evenly: 8 rows are 4 + 4, not 6 + 2
     const int64_t tiles = (p.rows + kTileRows[vecs] - 1) / kTileRows[vecs];
+    const char* ahead = reinterpret_cast<const char*>(pass.next_block(col, width));
+    pass.tile.ahead_step = width * sizeof(float) / tiles;
     for (int64_t t = 0; t < tiles; ++t) {
       const int64_t row = t * p.rows / tiles, end = (t + 1) * p.rows / tiles;
       pass.move_to(row, col, width);
+      pass.tile.ahead = ahead + t * pass.depth * pass.tile.ahead_step;
       if (valid == width)
         run_panel_rows(vecs, end - row, pass.tile);
       else
@@ -199,7 +219,7 @@ void run_pass(Pass& pass) {
 void product(const Product& p) {
   const int64_t block = p.rows <= 3 ? p.depth : kDepthBlock;
   Segment slices[kMaxSegments];
-  Pass pass = {&p, {}, 0, true, false};
+  Pass pass = {&p, {}, 0, 0, true, false};
   pass.tile.segments = slices;
   pass.tile.panel_stride = p.depth * kPanel;
   pass.tile.addend_stride = p.addend_stride;
@@ -216,6 +236,7 @@ void product(const Product& p) {
       if (offset == s.length) ++segment, offset = 0;
     }
     pass.tile.segment_count = count;
+    pass.depth = depth;
     pass.last = segment == p.segment_count;
     run_pass(pass);
     pass.first = false;
