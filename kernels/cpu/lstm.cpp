@@ -10,9 +10,10 @@
 namespace encodec {
 namespace {
 
-// Rows of one product of the input with its weights: enough to pay for reading these from the last-level cache,
-// and whole register tiles.
-constexpr int64_t kInputRows = 48;
+// Rows of one product of the input with its weights: enough to pay for reading these from the last-level cache.
+constexpr int64_t kInputRows = 192;
+// Steps of it: the layer above starts that much later.
+constexpr int64_t kInputSteps = 48;
 // Kept between rows of h and of the gates: rows a power of two apart would share a few sets of the first-level cache.
 constexpr int64_t kRowGap = 16;
 
@@ -46,7 +47,7 @@ class Lstm::Group {
     }
     sequence_.resize(starts_.back() * hidden);
     each_row([&](float* row, const LstmClip& clip, int64_t step) { std::copy_n(clip.x + step * hidden, hidden, row); });
-    block_ = std::max<int64_t>(1, kInputRows / count());
+    block_ = std::max<int64_t>(1, std::min(kInputSteps, kInputRows / count()));
     blocks_done_.assign(lstm_.layers_.size(), 0);
     gates_.resize(lstm_.layers_.size() * block_ * count() * (4 * hidden + kRowGap));
     h_.resize(lstm_.layers_.size() * count() * (hidden + kRowGap));
