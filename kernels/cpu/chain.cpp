@@ -1,4 +1,5 @@
 #include <numeric>
+#include <utility>
 
 #include "stages.h"
 
@@ -18,6 +19,15 @@ Emitted emitted(const Stage& stage, const Progress& before, int64_t windows, boo
   const int64_t skip = std::min(std::max<int64_t>(0, stage.trim_left - first), windows * stage.rows_per_window);
   const int64_t count = windows * stage.rows_per_window - skip - (final ? stage.trim_right : 0);
   return {skip, std::max<int64_t>(0, count)};
+}
+
+// Whether a whole clip of `length` rows may go to the next stage with its norm yet to be applied: padding by copies of the clip's
+// rows is then theirs as well, zeros would not be.
+bool leaves_norm(const Stage& next, int64_t length, bool final) {
+  const Window& window = next.window;
+  const bool copies = window.mode == PadMode::kReplicate ||
+                      (window.mode == PadMode::kReflect && length > std::max(window.pad_left, window.right_padding(length)));
+  return next.takes_norm() && final && copies;
 }
 
 int64_t advance_stage(const Stage& stage, Progress& progress, int64_t added, bool final) {
@@ -125,6 +135,7 @@ int64_t Chain::run_tile(const Ops& ops, ChainState& state, Rows x, int64_t count
     return rows + stages_[i]->window.held(state[i].progress) * stages_[i]->window.channels;
   };
 
+  FittedNorm pending, left;  // norms that the rows in hand, and those of the stage at work, have yet to go through
   float* rows = reserve(0, count);
   copy_rows(x, {new_rows(0, rows), in_channels(), 1}, count, in_channels());
   int64_t added = count;
@@ -145,7 +156,10 @@ int64_t Chain::run_tile(const Ops& ops, ChainState& state, Rows x, int64_t count
     const int64_t produced = windows * stage.rows_per_window;
     float* next = last ? workspace.rows[(i + 1) % 2].reserve(produced * stage.out_channels) : reserve(i + 1, produced);
     float* results = last ? next : new_rows(i + 1, next);
-    if (windows > 0) stage.run(ops, rows + (before.next - before.begin) * window.channels, windows, results, workspace);
+    if (windows > 0)
+      stage.run(ops, rows + (before.next - before.begin) * window.channels, windows, results, workspace,
+                pending ? &pending : nullptr, !last && leaves_norm(*stages_[i + 1], survivors.count, final) ? &left : nullptr);
+    pending = std::exchange(left, {});
     if (survivors.skip > 0)
       std::copy_n(results + survivors.skip * stage.out_channels, survivors.count * stage.out_channels, results);
 

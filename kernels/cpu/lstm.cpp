@@ -11,7 +11,7 @@ namespace encodec {
 namespace {
 
 // Rows of one product of the input with its weights: enough to pay for reading these from the last-level cache.
-constexpr int64_t kInputRows = 192;
+constexpr int64_t kInputRows = 96;
 // Steps of it: the layer above starts that much later.
 constexpr int64_t kInputSteps = 48;
 // Kept between rows of h and of the gates: rows a power of two apart would share a few sets of the first-level cache.

@@ -37,6 +37,13 @@ struct Codebook {
   bool tame;  // no entry is NaN, infinite or beyond 2^60
 };
 
+// x[t, c] becomes (x[t, c] - mean) * scale[c] + shift[c].
+struct Affine {
+  int64_t channels;
+  float mean;
+  const float *scale, *shift;
+};
+
 struct Ops {
   const char* name;
   // Floats that the packed form of [depth, cols] takes.
@@ -52,9 +59,10 @@ struct Ops {
   void (*lstm_cell)(const float* gates, float* c, float* h, int64_t hidden);
   // Adds sum(x - pivot) and sum((x - pivot)^2) of each channel over time to sums [2, C]. pivot: [C].
   void (*moments)(const float* x, int64_t rows, int64_t channels, const float* pivot, double* sums);
-  // out[t, c] = (x[t, c] - mean) * scale[c] + shift[c]
-  void (*affine)(const float* x, float* out, int64_t rows, int64_t channels, float mean, const float* scale,
-                 const float* shift);
+  void (*affine)(const float* x, float* out, int64_t rows, const Affine& map);
+  void (*affine_elu)(const float* x, float* out, int64_t rows, const Affine& map);
+  // out = map(out) + (other_map ? other_map(other) : other)
+  void (*affine_sum)(float* out, const Affine& map, const float* other, const Affine* other_map, int64_t rows);
   // Codes [K, codes_stride] of rows [rows, D], which end as the residual. scratch: search_scratch(rows) floats.
   void (*search)(const Codebook* levels, int64_t level_count, float* residual, int64_t rows, int64_t* codes,
                  ptrdiff_t codes_stride, float* scratch);

@@ -123,12 +123,39 @@ void moments(const float* x, int64_t rows, int64_t channels, const float* pivot,
   if (c < channels) moments_of<1>(x + c, rows, channels, channels - c, pivot + c, sums + c);
 }
 
-void affine(const float* x, float* out, int64_t rows, int64_t channels, float mean, const float* scale, const float* shift) {
-  const Vec centre = splat(mean);
-  for (int64_t t = 0; t < rows; ++t, x += channels, out += channels) {
+// A vector of a row from channel c on, mapped; `count` < kWidth of them are there.
+ENCODEC_INLINE Vec mapped(const float* x, const Affine& map, int64_t c) {
+  return fma(load(x + c) - splat(map.mean), load(map.scale + c), load(map.shift + c));
+}
+ENCODEC_INLINE Vec mapped_part(const float* x, const Affine& map, int64_t c, int64_t count) {
+  return fma(load_part(x + c, count) - splat(map.mean), load_part(map.scale + c, count), load_part(map.shift + c, count));
+}
+
+template <class Function>
+void affine_with(const float* x, float* out, int64_t rows, const Affine& map) {
+  for (int64_t t = 0; t < rows; ++t, x += map.channels, out += map.channels) {
     int64_t c = 0;
-    for (; c + kWidth <= channels; c += kWidth) store(out + c, fma(load(x + c) - centre, load(scale + c), load(shift + c)));
-    if (int64_t rest = channels - c; rest > 0)
-      store_part(out + c, fma(load_part(x + c, rest) - centre, load_part(scale + c, rest), load_part(shift + c, rest)), rest);
+    for (; c + kWidth <= map.channels; c += kWidth) store(out + c, Function::apply(mapped(x, map, c)));
+    if (int64_t rest = map.channels - c; rest > 0) store_part(out + c, Function::apply(mapped_part(x, map, c, rest)), rest);
+  }
+}
+
+struct Identity {
+  static ENCODEC_INLINE Vec apply(Vec x) { return x; }
+};
+
+void affine(const float* x, float* out, int64_t rows, const Affine& map) { affine_with<Identity>(x, out, rows, map); }
+
+void affine_elu(const float* x, float* out, int64_t rows, const Affine& map) { affine_with<Elu>(x, out, rows, map); }
+
+void affine_sum(float* out, const Affine& map, const float* other, const Affine* other_map, int64_t rows) {
+  for (int64_t t = 0; t < rows; ++t, other += map.channels, out += map.channels) {
+    int64_t c = 0;
+    for (; c + kWidth <= map.channels; c += kWidth)
+      store(out + c, mapped(out, map, c) + (other_map ? mapped(other, *other_map, c) : load(other + c)));
+    if (int64_t rest = map.channels - c; rest > 0) {
+      const Vec addend = other_map ? mapped_part(other, *other_map, c, rest) : load_part(other + c, rest);
+      store_part(out + c, mapped_part(out, map, c, rest) + addend, rest);
+    }
   }
 }

@@ -7,8 +7,6 @@ namespace {
 
 // Floats of one block of a layer's input rows: with the block's output they stay in the second-level cache.
 constexpr int64_t kBlockFloats = 16384;
-// Rows that the last step of a residual block with norms takes at once.
-constexpr int64_t kNormRows = 32;
 // Blocks are whole register tiles of every tier.
 constexpr int64_t kBlockWindows = 48;
 
@@ -33,25 +31,32 @@ Window conv_window(const encodec_conv& conv) {
 
 }  // namespace
 
-Affine Norm::over(const std::vector<double>& sums, const float* pivot, int64_t rows) const {
-  const auto steps = static_cast<double>(rows);
-  const double count = steps * static_cast<double>(channels());
+void NormSums::add(const Ops& ops, const float* rows, int64_t count) {
+  // squares of what is left of the clip's first row: those of nearly constant channels would cancel to nothing
+  ops.moments(rows, count, norm_.channels(), first_row_, sums_.data());
+  rows_ += count;
+}
+
+FittedNorm NormSums::fit() const {
+  const int64_t channels = norm_.channels();
+  const auto steps = static_cast<double>(rows_);
+  const double count = steps * static_cast<double>(channels);
   double mean = 0, variance = 0;
-  for (int64_t c = 0; c < channels(); ++c) mean += (sums[c] + steps * pivot[c]) / count;
-  for (int64_t c = 0; c < channels(); ++c) {
-    const double offset = pivot[c] - mean;
-    variance += (sums[channels() + c] + offset * (2 * sums[c] + steps * offset)) / count;
+  for (int64_t c = 0; c < channels; ++c) mean += (sums_[c] + steps * first_row_[c]) / count;
+  for (int64_t c = 0; c < channels; ++c) {
+    const double offset = first_row_[c] - mean;
+    variance += (sums_[channels + c] + offset * (2 * sums_[c] + steps * offset)) / count;
   }
   // a rounding below zero is no variance; NaN stays
-  const double scale = 1.0 / std::sqrt((variance < 0 ? 0 : variance) + eps);
-  Affine affine;
-  affine.mean = static_cast<float>(mean);
-  const double rest = mean - affine.mean;
-  for (int64_t c = 0; c < channels(); ++c) {
-    affine.scale.push_back(static_cast<float>(weight[c] * scale));
-    affine.shift.push_back(static_cast<float>(bias[c] - rest * (weight[c] * scale)));
+  const double scale = 1.0 / std::sqrt((variance < 0 ? 0 : variance) + norm_.eps);
+  FittedNorm fitted;
+  fitted.mean = static_cast<float>(mean);
+  const double rest = mean - fitted.mean;
+  for (int64_t c = 0; c < channels; ++c) {
+    fitted.scale.push_back(static_cast<float>(norm_.weight[c] * scale));
+    fitted.shift.push_back(static_cast<float>(norm_.bias[c] - rest * (norm_.weight[c] * scale)));
   }
-  return affine;
+  return fitted;
 }
 
 Layer Layer::convolution(const Ops& ops, const encodec_conv& conv) {
@@ -109,29 +114,26 @@ int64_t Layer::block() const {
   return std::max<int64_t>(1, kBlockFloats / (stride_ * in * kBlockWindows)) * kBlockWindows;
 }
 
-void Layer::run(const Ops& ops, const float* rows, int64_t windows, float* out, Buffer& scratch,
-                const Affine* before) const {
+void Layer::run(const Ops& ops, const float* rows, int64_t windows, float* out, Buffer& scratch) const {
   for (int64_t first = 0; first < windows; first += block())
-    run_block(ops, rows + first * stride_ * in, std::min(block(), windows - first), out + first * cols, scratch, before);
+    run_block(ops, rows + first * stride_ * in, std::min(block(), windows - first), out + first * cols, scratch);
 }
 
-Affine Layer::run_for_norm(const Ops& ops, const float* rows, int64_t windows, float* out, Buffer& scratch,
-                           const Affine* before) const {
-  // a transposed convolution's row of `cols` is several rows of the norm's channels
-  const int64_t channels = norm.channels(), rows_per_window = cols / channels;
-  std::vector<double> sums(2 * channels, 0.0);
+FittedNorm Layer::run_for_norm(const Ops& ops, const float* rows, int64_t windows, float* out, Buffer& scratch,
+                               const FittedNorm* before) const {
+  NormSums sums(norm, out);
   for (int64_t first = 0; first < windows; first += block()) {
     const int64_t count = std::min(block(), windows - first);
     float* const results = out + first * cols;
     run_block(ops, rows + first * stride_ * in, count, results, scratch, before);
-    // squares of what is left of the clip's first row: those of nearly constant channels would cancel to nothing
-    ops.moments(results, count * rows_per_window, channels, out, sums.data());
+    // a transposed convolution's row of `cols` is several rows of the norm's channels
+    sums.add(ops, results, count * (cols / norm.channels()));
   }
-  return norm.over(sums, out, windows * rows_per_window);
+  return sums.fit();
 }
 
 void Layer::run_block(const Ops& ops, const float* rows, int64_t windows, float* out, Buffer& scratch,
-                      const Affine* before) const {
+                      const FittedNorm* before) const {
   if (narrow_) return run_narrow(ops, rows, windows, out, scratch);
   const int64_t frame = stride_ * in, count = ((windows - 1) * stride_ + span()) * in;
   int64_t frame_stride = frame;
@@ -143,8 +145,10 @@ void Layer::run_block(const Ops& ops, const float* rows, int64_t windows, float*
     for (int64_t first = 0; first < count; first += step) {
       const int64_t now = std::min(step, count - first);
       float* const target = left + first / frame * frame_stride;
-      if (before) before->apply(ops, rows + first, target, now / in);
-      ops.elu(before ? target : rows + first, target, now);
+      if (before)
+        ops.affine_elu(rows + first, target, now / in, before->affine());
+      else
+        ops.elu(rows + first, target, now);
     }
     rows = left;
   }
@@ -183,11 +187,14 @@ class ConvStage : public Stage {
  public:
   explicit ConvStage(Layer layer) : layer_(std::move(layer)) {}
   bool normed() const override { return static_cast<bool>(layer_.norm); }
-  void run(const Ops& ops, const float* rows, int64_t windows, float* out, Workspace& workspace) const override {
-    if (layer_.norm)
-      layer_.run_for_norm(ops, rows, windows, out, workspace.scratch).apply(ops, out, out, windows * rows_per_window);
+  void run(const Ops& ops, const float* rows, int64_t windows, float* out, Workspace& workspace, const FittedNorm*,
+           FittedNorm* after) const override {
+    if (!layer_.norm) return layer_.run(ops, rows, windows, out, workspace.scratch);
+    FittedNorm fitted = layer_.run_for_norm(ops, rows, windows, out, workspace.scratch);
+    if (after)
+      *after = std::move(fitted);
     else
-      layer_.run(ops, rows, windows, out, workspace.scratch);
+      ops.affine(out, out, windows * rows_per_window, fitted.affine());
   }
 
  private:
@@ -217,7 +224,8 @@ class ResidualStage : public Stage {
 
   bool normed() const override { return false; }
 
-  void run(const Ops& ops, const float* rows, int64_t windows, float* out, Workspace& workspace) const override {
+  void run(const Ops& ops, const float* rows, int64_t windows, float* out, Workspace& workspace, const FittedNorm*,
+           FittedNorm*) const override {
     const int64_t in = conv1_.in, width = conv1_.cols;
     for (int64_t first = 0; first < windows; first += conv1_.block()) {
       const int64_t count = std::min(conv1_.block(), windows - first);
@@ -250,26 +258,36 @@ class NormedResidualStage : public Stage {
   }
 
   bool normed() const override { return true; }
+  bool takes_norm() const override { return true; }
 
-  void run(const Ops& ops, const float* rows, int64_t windows, float* out, Workspace& workspace) const override {
-    const float* x = rows + window.pad_left * window.channels;
-    float* hidden = workspace.hidden.reserve(windows * conv1_.cols);
-    const Affine first = conv1_.run_for_norm(ops, rows, windows, hidden, workspace.scratch);
-    const Affine second = conv2_.run_for_norm(ops, hidden, windows, out, workspace.scratch, &first);
-    Affine third;
-    float* residual = nullptr;
-    if (shortcut_) {
-      residual = workspace.shortcut.reserve(windows * out_channels);
-      third = shortcut_->run_for_norm(ops, x, windows, residual, workspace.scratch);
-      x = residual;
+  void run(const Ops& ops, const float* rows, int64_t windows, float* out, Workspace& workspace, const FittedNorm* before,
+           FittedNorm*) const override {
+    const int64_t in = conv1_.in;
+    const float* other = rows + window.pad_left * in;
+    float* const hidden = workspace.hidden.reserve(windows * conv1_.cols);
+    float* const residual = shortcut_ ? workspace.shortcut.reserve(windows * out_channels) : nullptr;
+    const Norm none;
+    NormSums hidden_sums(conv1_.norm, hidden), residual_sums(shortcut_ ? shortcut_->norm : none, residual);
+    // both layers that read the clip's rows go through it together: each row comes out of the last-level cache once
+    for (int64_t first = 0; first < windows; first += conv1_.block()) {
+      const int64_t count = std::min(conv1_.block(), windows - first), needed = count + conv1_.span() - 1;
+      const float* block = rows + first * in;
+      if (before) {
+        float* const normed = workspace.normed.reserve(needed * in);
+        ops.affine(block, normed, needed, before->affine());
+        block = normed;
+      }
+      conv1_.run_block(ops, block, count, hidden + first * conv1_.cols, workspace.scratch);
+      hidden_sums.add(ops, hidden + first * conv1_.cols, count);
+      if (!shortcut_) continue;
+      shortcut_->run_block(ops, block + window.pad_left * in, count, residual + first * out_channels, workspace.scratch);
+      residual_sums.add(ops, residual + first * out_channels, count);
     }
-    // in blocks that stay in cache between the steps
-    for (int64_t t = 0; t < windows; t += kNormRows) {
-      const int64_t count = std::min(kNormRows, windows - t), at = t * out_channels;
-      second.apply(ops, out + at, out + at, count);
-      if (shortcut_) third.apply(ops, residual + at, residual + at, count);
-      ops.add(x + at, out + at, out + at, count * out_channels);
-    }
+    const FittedNorm hidden_norm = hidden_sums.fit();
+    const FittedNorm out_norm = conv2_.run_for_norm(ops, hidden, windows, out, workspace.scratch, &hidden_norm);
+    const FittedNorm fitted = shortcut_ ? residual_sums.fit() : FittedNorm();
+    const Affine other_map = shortcut_ ? fitted.affine() : before ? before->affine() : Affine();
+    ops.affine_sum(out, out_norm.affine(), shortcut_ ? residual : other, shortcut_ || before ? &other_map : nullptr, windows);
   }
 
  private:

@@ -13,18 +13,17 @@ namespace encodec {
 
 // What one thread works in.
 struct Workspace {
-  Buffer rows[2], scratch, hidden, shortcut;
+  Buffer rows[2], scratch, hidden, shortcut, normed;
 };
 
 // A group norm that has seen its clip: (x - mean) * scale + shift. The mean comes off first: of nearly constant values little is left,
 // which the scale blows up, and x * scale + shift would blow up the rounding of x * scale instead.
-struct Affine {
+struct FittedNorm {
   float mean = 0;
   std::vector<float> scale, shift;
 
-  void apply(const Ops& ops, const float* x, float* out, int64_t rows) const {
-    ops.affine(x, out, rows, static_cast<int64_t>(scale.size()), mean, scale.data(), shift.data());
-  }
+  explicit operator bool() const { return !scale.empty(); }
+  Affine affine() const { return {static_cast<int64_t>(scale.size()), mean, scale.data(), shift.data()}; }
 };
 
 // A group norm over all channels and all time of a clip.
@@ -34,8 +33,22 @@ struct Norm {
 
   explicit operator bool() const { return !weight.empty(); }
   int64_t channels() const { return static_cast<int64_t>(weight.size()); }
-  // sums: Ops::moments of all `rows` rows about pivot [C].
-  Affine over(const std::vector<double>& sums, const float* pivot, int64_t rows) const;
+};
+
+// A norm that is seeing its clip.
+class NormSums {
+ public:
+  // rows: where the clip's rows begin.
+  NormSums(const Norm& norm, const float* rows) : norm_(norm), first_row_(rows), sums_(2 * norm.channels(), 0.0) {}
+  // The next `count` rows, which lie at `rows`.
+  void add(const Ops& ops, const float* rows, int64_t count);
+  FittedNorm fit() const;
+
+ private:
+  const Norm& norm_;
+  const float* first_row_;
+  std::vector<double> sums_;
+  int64_t rows_ = 0;
 };
 
 // One convolution's packed weights and how its windows read rows [T, in].
@@ -47,12 +60,15 @@ class Layer {
   static Layer transposed(const Ops& ops, const encodec_conv& conv);
 
   int64_t span() const { return (taps_ - 1) * dilation_ + 1; }
-  // out [windows, cols]; rows: the first window's first row, to be put through `before` if that is given.
-  void run(const Ops& ops, const float* rows, int64_t windows, float* out, Buffer& scratch,
-           const Affine* before = nullptr) const;
-  // As `run`; returns the norm over the output, which is still to be applied.
-  Affine run_for_norm(const Ops& ops, const float* rows, int64_t windows, float* out, Buffer& scratch,
-                      const Affine* before = nullptr) const;
+  // out [windows, cols]; rows: the first window's first row.
+  void run(const Ops& ops, const float* rows, int64_t windows, float* out, Buffer& scratch) const;
+  // As `run`; returns the norm over the output, which is still to be applied. The rows are put through `before`, if that is given,
+  // ahead of their ELU.
+  FittedNorm run_for_norm(const Ops& ops, const float* rows, int64_t windows, float* out, Buffer& scratch,
+                          const FittedNorm* before = nullptr) const;
+  // As `run`, all at once.
+  void run_block(const Ops& ops, const float* rows, int64_t windows, float* out, Buffer& scratch,
+                 const FittedNorm* before = nullptr) const;
   // Windows of a convenient block for `run` in pieces.
   int64_t block() const;
 
@@ -60,8 +76,6 @@ class Layer {
   Norm norm;
 
  private:
-  void run_block(const Ops& ops, const float* rows, int64_t windows, float* out, Buffer& scratch,
-                 const Affine* before) const;
   void run_narrow(const Ops& ops, const float* rows, int64_t windows, float* out, Buffer& scratch) const;
 
   int64_t taps_, stride_, dilation_;
@@ -74,8 +88,12 @@ class Stage {
  public:
   virtual ~Stage() = default;
   // out [windows * rows_per_window, out_channels]; rows: the first window's first row.
-  virtual void run(const Ops& ops, const float* rows, int64_t windows, float* out, Workspace& workspace) const = 0;
+  // before: a norm that the rows have yet to go through, given only where takes_norm(), or null.
+  // after: where to leave the norm of the output, which is then not applied, or null.
+  virtual void run(const Ops& ops, const float* rows, int64_t windows, float* out, Workspace& workspace,
+                   const FittedNorm* before, FittedNorm* after) const = 0;
   virtual bool normed() const = 0;
+  virtual bool takes_norm() const { return false; }
 
   Window window;
   int64_t out_channels = 0;

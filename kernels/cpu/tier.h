@@ -23,6 +23,7 @@ namespace {
 
 extern const Ops ENCODEC_TABLE;
 const Ops ENCODEC_TABLE = {ENCODEC_NAME, packed_size, pack,   product, elu_all,        add_all,
-                           lstm_cell,    moments,     affine, search,  search_scratch, map};
+                           lstm_cell,    moments,     affine, affine_elu, affine_sum,     search,
+                           search_scratch, map};
 
 }  // namespace encodec
