@@ -6,12 +6,16 @@ run on a stand-in for the model that takes down the chunks, which are then run t
 
 from __future__ import annotations
 
+import copy
+import functools
 import math
 from collections import defaultdict
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers.models.encodec import modeling_encodec as hf
 
@@ -65,10 +69,51 @@ def levels_of(model: hf.EncodecModel, bandwidth: float) -> int:
 
 
 def normalized(audio: Tensor) -> tuple[Tensor, Tensor]:
-    """A chunk [C, T] of unit volume, and the scale [1, 1] that was taken off.  Source: EncodecModel._encode_frame."""
-    mono = torch.sum(audio[None], 1, keepdim=True) / audio.shape[0]
-    scale = mono.pow(2).mean(dim=-1, keepdim=True).sqrt() + 1e-8
-    return (audio[None] / scale)[0], scale.view(-1, 1)
+    """Chunks [B, C, T] of unit volume, and the scale [B, 1] that was taken off each.
+
+    float32 and float64 are summed by halves, one order for any batch and thread count: torch's own sum of a chunk alone is split over
+    the threads, that of a chunk in a batch is not. A traced call, which must not depend on the length, and half keep torch's.
+    Source: EncodecModel._encode_frame.
+    """
+    if torch.compiler.is_compiling() or audio.dtype not in (torch.float32, torch.float64):
+        mono = audio.sum(1) / audio.shape[1]
+        mean = mono.pow(2).mean(dim=-1, keepdim=True)
+    else:
+        mono = functools.reduce(torch.add, audio.unbind(1)) / audio.shape[1]
+        sums = mono * mono
+        while sums.shape[-1] > 1:
+            half = (sums.shape[-1] + 1) // 2
+            sums = sums[..., :half] + F.pad(sums[..., half:], (0, 2 * half - sums.shape[-1]))
+        mean = sums / audio.shape[-1]
+    scale = mean.sqrt() + 1e-8
+    return audio / scale[:, None], scale
+
+
+class NormalizedModel:
+    """Stands in for a model in HF's `_encode_frame` when the audio is of unit volume already."""
+
+    def __init__(self, model: hf.EncodecModel) -> None:
+        self.config = copy.copy(model.config)
+        self.config.normalize = False
+        self.encoder, self.quantizer = model.encoder, model.quantizer
+
+
+def encode_normalized(model: hf.EncodecModel, audio: Tensor, bandwidth: float, *mask: Tensor) -> tuple[Tensor, Tensor]:
+    """HF's `_encode_frame` of a model that normalises: (codes [B, K, F], scale), the scale from `normalized`."""
+    for part in mask:
+        audio = audio * part
+    clean, scale = normalized(audio)
+    codes, _ = hf.EncodecModel._encode_frame(NormalizedModel(model), clean, bandwidth, *mask)
+    return codes, scale if _scale_dims(len(mask)) == 2 else scale[:, None]
+
+
+@functools.cache
+def _scale_dims(masks: int) -> int:
+    """Dimensions of the scale that the installed transformers gives: [B, 1] or, in old versions, [B, 1, 1]."""
+    config = SimpleNamespace(chunk_length_s=None, sampling_rate=1, normalize=True)
+    model = SimpleNamespace(config=config, encoder=lambda x: x, quantizer=SimpleNamespace(encode=lambda x, _: x))
+    one = torch.ones(1, 1, 1)
+    return hf.EncodecModel._encode_frame(model, one, 0.0, *(one,) * masks)[1].dim()
 
 
 def hop_length(config: Any) -> int:

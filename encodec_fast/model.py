@@ -152,6 +152,8 @@ class EncodecModel(hf.EncodecModel):
     def _encode_frame(self, input_values: Tensor, *args: Any) -> tuple[Tensor, Tensor | None]:
         # codes carry no gradient; only the scale of an input that asks for one does
         with torch.set_grad_enabled(torch.is_grad_enabled() and input_values.requires_grad):
+            if self.config.normalize:
+                return chunks.encode_normalized(self, input_values, *args)
             return super()._encode_frame(input_values, *args)
 
     def encode(
@@ -241,7 +243,8 @@ class EncodecModel(hf.EncodecModel):
             scales = [None] * len(audio)
             clean = audio
             if self.config.normalize:
-                clean, scales = zip(*(chunks.normalized(chunk) for chunk in audio))  # type: ignore[assignment]
+                clean, scales = zip(*(chunks.normalized(chunk[None]) for chunk in audio))  # type: ignore[assignment]
+                clean = [chunk[0] for chunk in clean]
             codes = clips.encode_clips(self, clean, chunks.levels_of(self, bandwidth))
             if codes is not None:
                 return [(part[None], scale) for part, scale in zip(codes, scales)]

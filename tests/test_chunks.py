@@ -35,6 +35,28 @@ def test_overlap_add_is_bit_equal_to_hf(count, length, last, stride, dtype):
     assert torch.equal(chunks.overlap_add(frames, stride, cut), expected[..., :cut])
 
 
+def test_the_volume_of_a_chunk_is_the_same_alone_and_in_a_batch_at_any_thread_count():
+    batch = torch.cat([audio_like(1, 2, 48_000, seed) for seed in range(12)])
+    threads = torch.get_num_threads()
+    scales = []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            scales += [chunks.normalized(batch)[1], torch.cat([chunks.normalized(chunk[None])[1] for chunk in batch])]
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(scale, scales[0]) for scale in scales)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 479, 47_521])
+def test_the_volume_of_a_chunk_errs_less_than_a_last_place(length):
+    batch = torch.cat([audio_like(1, 2, length, seed) for seed in range(4)])
+    clean, scale = chunks.normalized(batch)
+    exact = batch.double().mean(1).pow(2).mean(-1, keepdim=True).sqrt() + 1e-8
+    assert ((scale.double() - exact).abs() <= 2**-22 * exact).all()
+    assert torch.equal(clean, batch / scale[..., None])
+
+
 def test_a_chunk_that_ends_after_the_last_one_decodes_to_the_length_of_the_clip(model):
     # 47681 samples are 150 frames, 48000 samples; the second chunk of 161 samples ends at 47840, where HF gives up
     clip = audio_like(1, 2, 47_520 + 161, 0)
