@@ -1,8 +1,8 @@
-"""Speed of a backend on the CPU beside stock transformers: `python bench/cpu.py [--backend cpu|torch] [--quick] [--threads 1 2]`.
+"""Speed of a backend on the CPU beside stock transformers and OpenVINO: `python bench/cpu.py [--quick] [--runs 3] [--json FILE]`.
 
 Both answers are compared before the first run. Every row is a median of interleaved runs in this process, float32, same thread count
 on both sides; "floor" is the arithmetic of the networks at the rate that torch.mm reaches between the runs. Weights are seeded; speed
-does not depend on their values.
+does not depend on their values. OpenVINO (`pip install openvino`) runs the encoder network, converted from the same weights.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 
 import torch
 import transformers
@@ -33,7 +34,7 @@ HOUR = 3600
 
 @dataclass(frozen=True)
 class Case:
-    """One line of the table.  bars: the least factor over transformers at 1 and at 2 threads."""
+    """Lines of the table.  bars: the least factor at each number of threads; share_bars: the least share of the floor."""
 
     what: str
     batch: int
@@ -41,10 +42,11 @@ class Case:
     bandwidth: float
     bars: dict[int, float]
     stereo: bool = False
+    share_bars: dict[int, float] = field(default_factory=dict)
 
 
 CASES = (
-    Case("encode", 8, 10, 6.0, {1: 3.8, 2: 5.0}),
+    Case("encode", 8, 10, 6.0, {1: 3.8, 2: 5.0}, share_bars={1: 0.90}),
     Case("decode", 8, 10, 6.0, {1: 3.8, 2: 5.0}),
     Case("encode", 1, 10, 6.0, {1: 2.2, 2: 2.8}),
     Case("decode", 1, 10, 6.0, {1: 2.2, 2: 2.8}),
@@ -54,6 +56,13 @@ CASES = (
     Case("decode", 1, 10, 6.0, {1: 2.5, 2: 2.5}, stereo=True),
     Case("encode", 1, 60, 6.0, {2: 4.5}),
     Case("decode", 1, 60, 6.0, {2: 4.5}),
+)
+ENCODERS = (
+    Case("encoder", 8, 10, 6.0, {1: 1.3, 2: 1.3}),
+    Case("encoder", 1, 10, 6.0, {1: 1.3, 2: 1.3}),
+    Case("encoder", 16, 2, 6.0, {2: 1.3}),
+    Case("encoder", 1, 60, 6.0, {2: 1.3}),
+    Case("encoder", 1, 10, 6.0, {1: 1.3, 2: 1.3}, stereo=True),
 )
 
 
@@ -105,8 +114,8 @@ def matmul_rate() -> float:
 def flops(model: encodec_fast.EncodecModel, case: Case) -> float:
     """Arithmetic of one call: networks, and the search of an encode."""
     plan, steps = read_plan(model), int(case.seconds * model.config.sampling_rate)
-    network = plan.encoder if case.what == "encode" else plan.decoder
-    length = steps if case.what == "encode" else plan.encoder.output_length(steps)
+    network = plan.decoder if case.what == "decode" else plan.encoder
+    length = plan.encoder.output_length(steps) if case.what == "decode" else steps
     total = 0
     for stage in network.stages:
         total += multiply_adds(stage, length)
@@ -117,29 +126,105 @@ def flops(model: encodec_fast.EncodecModel, case: Case) -> float:
     return 2.0 * case.batch * total
 
 
-def measure(case: Case, threads: int, runs: int, backend: str) -> str:
-    """The table's row, as text."""
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: `ours` against `other`, medians of interleaved runs."""
+
+    call: str
+    other: str
+    threads: int
+    x_real_time: float
+    factor: float
+    at_least: float
+    share_of_floor: float
+    share_at_least: float | None
+    spread: float  # (slowest - fastest) / median of ours
+    runs: int
+
+    @property
+    def met(self) -> bool:
+        return self.factor >= self.at_least and (self.share_at_least is None or self.share_of_floor >= self.share_at_least)
+
+    def text(self) -> str:
+        share = f"{self.share_of_floor:.2f}" + (f" of {self.share_at_least:.2f}" if self.share_at_least else "")
+        cells = [self.call, self.other, str(self.threads), f"{self.x_real_time:.1f}", f"{self.factor:.2f}", f"{self.at_least:g}", share]
+        return f"| {' | '.join(cells)} | {self.spread:.0%} | {'' if self.met else 'missed'} |"
+
+
+def race(theirs: Callable[[], object], own: Callable[[], object], runs: int) -> tuple[list[float], list[float], float]:
+    """(their seconds, ours, FLOP/s of torch.mm between the runs), interleaved."""
+    their_times, our_times, rates = [], [], []
+    for _ in range(runs):
+        their_times.append(seconds_of(theirs))
+        rates.append(matmul_rate())
+        our_times.append(seconds_of(own))
+        rates.append(matmul_rate())
+    return their_times, our_times, statistics.median(rates)
+
+
+def row(case: Case, other: str, threads: int, times: tuple[list[float], list[float], float], work: float, at_least: float) -> Row:
+    """The line of one race.  work: its FLOPs."""
+    their_times, our_times, rate = times
+    ours = statistics.median(our_times)
+    name = f"{'48 kHz stereo ' if case.stereo else ''}{case.what}, B={case.batch}, {case.seconds:g} s"
+    if case.what != "encoder":
+        name += f", {case.bandwidth:g} kbps"
+    return Row(
+        name,
+        other,
+        threads,
+        case.batch * case.seconds / ours,
+        statistics.median(a / b for a, b in zip(their_times, our_times)),
+        at_least,
+        work / rate / ours,
+        case.share_bars.get(threads),
+        (max(our_times) - min(our_times)) / ours,
+        len(our_times),
+    )
+
+
+def audio_of(case: Case, config: transformers.EncodecConfig) -> torch.Tensor:
+    return 0.1 * torch.randn(case.batch, config.audio_channels, int(case.seconds * config.sampling_rate))
+
+
+def against_transformers(case: Case, threads: int, runs: int, backend: str) -> Row:
     torch.set_num_threads(threads)
     stock, ours = pair(case.stereo)
-    audio = 0.1 * torch.randn(case.batch, stock.config.audio_channels, int(case.seconds * stock.config.sampling_rate))
-    stock_times, our_times, rates = [], [], []
+    audio = audio_of(case, stock.config)
     with torch.no_grad(), use_backend(backend):
         theirs, own = call(stock, case, audio), call(ours, case, audio)
         check(case, theirs, own)
-        for _ in range(runs):
-            stock_times.append(seconds_of(theirs))
-            rates.append(matmul_rate())
-            our_times.append(seconds_of(own))
-            rates.append(matmul_rate())
-    factor = statistics.median(a / b for a, b in zip(stock_times, our_times))
-    time_of_ours = statistics.median(our_times)
-    share = flops(ours, case) / statistics.median(rates) / time_of_ours
-    spread = (max(our_times) - min(our_times)) / time_of_ours
-    bar = case.bars[threads] if backend == "cpu" else 1.0
-    name = f"{'48 kHz stereo ' if case.stereo else ''}{case.what}, B={case.batch}, {case.seconds:g} s, {case.bandwidth:g} kbps"
-    audio_rate = case.batch * case.seconds / time_of_ours
-    verdict = "" if factor >= bar else "  MISSED"
-    return f"| {name} | {threads} | {audio_rate:.1f} | {factor:.2f} | {bar:g} | {share:.2f} | {spread:.0%} |{verdict}"
+        times = race(theirs, own, runs)
+    return row(case, "transformers", threads, times, flops(ours, case), case.bars[threads] if backend == "cpu" else 1.0)
+
+
+def against_openvino(case: Case, threads: int, runs: int) -> Row:
+    """The encoder network alone, converted from the same weights, float32.  Raises ImportError without openvino."""
+    import openvino
+
+    torch.set_num_threads(threads)
+    stock, ours = pair(case.stereo)
+    audio = audio_of(case, stock.config)
+    if case.stereo:  # as the model cuts it: chunks of a second
+        audio = torch.cat(audio.split(stock.config.sampling_rate, dim=-1))
+    with torch.no_grad(), use_backend("cpu"):
+        converted = openvino.convert_model(torch.jit.trace(stock.encoder, audio, check_trace=False), input=list(audio.shape))
+        settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+        request = openvino.Core().compile_model(converted, "CPU", settings).create_infer_request()
+        tensor = openvino.Tensor(audio.numpy(), shared_memory=True)
+
+        def theirs() -> torch.Tensor:
+            return torch.from_numpy(request.infer([tensor])[0])
+
+        def own() -> torch.Tensor:
+            return ours.encoder(audio)
+
+        expected = stock.encoder(audio[:1])
+        for answer in (theirs()[:1], own()[:1]):
+            if (answer - expected).abs().max() > 1e-3 * expected.abs().max():
+                raise ValueError(f"an answer to {case} differs from that of transformers")
+        times = race(theirs, own, runs)
+    return row(case, "openvino", threads, times, flops(ours, case), case.bars[threads])
 
 
 def load_seconds() -> float:
@@ -158,50 +243,74 @@ def load_seconds() -> float:
 
 
 HOUR_SCRIPT = """
-import json, resource, torch, encodec_fast
+import json, torch, encodec_fast
 from encodec_fast import use_backend
 torch.manual_seed(0)
 model = encodec_fast.EncodecModel(encodec_fast.EncodecConfig()).eval()
 audio = torch.zeros(1, 1, 24000 * SECONDS)
 audio.normal_(std=0.1)
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def status(field):
+    line = next(line for line in open("/proc/self/status") if line.startswith(field))
+    return int(line.split()[1]) * 1024
 with torch.no_grad(), use_backend("cpu"):
     model.encode(audio[..., :24000], bandwidth=6.0)
-    before = peak()
-    model.encode(audio, bandwidth=6.0)
-print(json.dumps(peak() - before))
+    open("/proc/self/clear_refs", "w").write("5")
+    before = status("VmRSS")
+    codes = model.encode(audio, bandwidth=6.0).audio_codes
+print(json.dumps(status("VmHWM") - before - codes.numel() * codes.element_size()))
 """
 
 
 def hour_megabytes(seconds: int) -> float:
-    """Peak memory above model and input of encoding one clip, in a process of its own."""
+    """Peak memory of encoding one clip besides the model, the input and the codes, in a process of its own (Linux)."""
     script = HOUR_SCRIPT.replace("SECONDS", str(seconds))
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    return json.loads(done.stdout)
+    return json.loads(done.stdout) / 1e6
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--backend", choices=["cpu", "torch"], default="cpu", help="torch has to be no slower than transformers")
-    parser.add_argument("--quick", action="store_true", help="clips of a fifth of the length, 3 runs, no hour")
+    parser.add_argument("--quick", action="store_true", help="clips of a fifth of the length, no hour")
+    parser.add_argument("--runs", type=int, default=3, help="interleaved runs of each side")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--json", type=Path, help="also write each row as a JSON line")
     options = parser.parse_args()
-    runs = 3 if options.quick else 7
-    print(f"{platform.processor() or platform.machine()}, tier {native.tiers(native.load())[0]}, torch {torch.__version__}, ", end="")
-    print(f"transformers {transformers.__version__}, float32, {runs} runs")
-    print("| call | threads | x real time | x transformers | at least | share of floor | spread |")
-    print("|---|---|---|---|---|---|---|")
-    for case in CASES:
-        if options.quick:
-            case = Case(case.what, case.batch, max(1, case.seconds / 5), case.bandwidth, case.bars, case.stereo)
+    machine = {
+        "machine": platform.processor() or platform.machine(),
+        "tier": native.tiers(native.load())[0],
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+    lines = [json.dumps(machine)]
+    print(", ".join(f"{key} {value}" for key, value in machine.items()), f"float32, {options.runs} runs", sep=", ")
+    print("| call | against | threads | x real time | factor | at least | share of floor | spread | |")
+    print("|---|---|---|---|---|---|---|---|---|")
+
+    def show(result: Row) -> None:
+        print(result.text(), flush=True)
+        lines.append(json.dumps(asdict(result) | {"met": result.met}))
+
+    shorten = 5 if options.quick else 1
+    for case in CASES + (ENCODERS if options.backend == "cpu" else ()):
+        case = replace(case, seconds=max(1, case.seconds / shorten))
         for threads in options.threads:
-            if threads in case.bars:
-                print(measure(case, threads, runs, options.backend), flush=True)
-    if options.backend != "cpu":
-        return
-    print(f"load and pack the 24 kHz model: {load_seconds():.2f} s (at most 0.5)")
-    if not options.quick:
-        print(f"peak memory of encoding an hour: {hour_megabytes(HOUR):.0f} MB (at most 300)")
+            if threads not in case.bars:
+                continue
+            if case.what == "encoder":
+                show(against_openvino(case, threads, options.runs))
+            else:
+                show(against_transformers(case, threads, options.runs, options.backend))
+    if options.backend == "cpu":
+        seconds = load_seconds()
+        lines.append(json.dumps({"load_seconds": seconds, "at_most": 0.5}))
+        print(f"\nload and pack the 24 kHz model: {seconds:.2f} s (at most 0.5)", flush=True)
+        if not options.quick:
+            megabytes = hour_megabytes(HOUR)
+            lines.append(json.dumps({"hour_megabytes": megabytes, "at_most": 300}))
+            print(f"peak memory of encoding an hour: {megabytes:.0f} MB (at most 300)")
+    if options.json:
+        options.json.write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
