@@ -72,10 +72,10 @@ def normalized(audio: Tensor) -> tuple[Tensor, Tensor]:
     """Chunks [B, C, T] of unit volume, and the scale [B, 1] that was taken off each.
 
     float32 and float64 are summed by halves, one order for any batch and thread count: torch's own sum of a chunk alone is split over
-    the threads, that of a chunk in a batch is not. A traced call, which must not depend on the length, and half keep torch's.
+    the threads, that of a chunk in a batch is not. Half keeps torch's, which sums it in float32.
     Source: EncodecModel._encode_frame.
     """
-    if torch.compiler.is_compiling() or audio.dtype not in (torch.float32, torch.float64):
+    if audio.dtype not in (torch.float32, torch.float64):
         mono = audio.sum(1) / audio.shape[1]
         mean = mono.pow(2).mean(dim=-1, keepdim=True)
     else:

@@ -152,7 +152,8 @@ class EncodecModel(hf.EncodecModel):
     def _encode_frame(self, input_values: Tensor, *args: Any) -> tuple[Tensor, Tensor | None]:
         # codes carry no gradient; only the scale of an input that asks for one does
         with torch.set_grad_enabled(torch.is_grad_enabled() and input_values.requires_grad):
-            if self.config.normalize:
+            # a traced call must not depend on the length, which the order of summation does
+            if self.config.normalize and not torch.compiler.is_compiling():
                 return chunks.encode_normalized(self, input_values, *args)
             return super()._encode_frame(input_values, *args)
 
