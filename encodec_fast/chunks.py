@@ -221,12 +221,11 @@ def overlap_add(frames: list[Tensor], stride: int, num_samples: int | None = Non
             return made
     time = torch.linspace(0, 1, length + 2, device=frames[0].device, dtype=frames[0].dtype)[1:-1]
     weight = 0.5 - (time - 0.5).abs()
-    # 0 for the chunks of even index, 1 for the odd ones: chunks of one layer never meet
-    layers = frames[0].new_zeros(2, *frames[0].shape[:-1], total)
-    weights = weight.new_zeros(2, total)
+    summed = frames[0].new_zeros(*frames[0].shape[:-1], total)
+    weights = weight.new_zeros(total)
     for index, frame in enumerate(frames):
         start = min(index * stride, total)
         end = min(ends[index], total)
-        layers[index % 2][..., start:end] = (frame * weight[: frame.shape[-1]])[..., : end - start]
-        weights[index % 2, start:end] = weight[: end - start]
-    return (layers[0] + layers[1]) / (weights[0] + weights[1])
+        summed[..., start:end] += (frame * weight[: frame.shape[-1]])[..., : end - start]
+        weights[start:end] += weight[: end - start]
+    return summed.div_(weights)
