@@ -203,7 +203,7 @@ void run_pass(Pass& pass) {
     // rows are shared out evenly: 8 rows are 4 + 4, not 6 + 2
     const int64_t tiles = (p.rows + kTileRows[vecs] - 1) / kTileRows[vecs];
     const char* ahead = reinterpret_cast<const char*>(pass.next_block(col, width));
-    pass.tile.ahead_step = width * sizeof(float) / tiles;
+    pass.tile.ahead_step = (width * sizeof(float) + tiles - 1) / tiles;
     for (int64_t t = 0; t < tiles; ++t) {
       const int64_t row = t * p.rows / tiles, end = (t + 1) * p.rows / tiles;
       pass.move_to(row, col, width);
