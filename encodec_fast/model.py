@@ -200,15 +200,20 @@ class EncodecModel(hf.EncodecModel):
         return hf.EncodecModel.decode(chunks.DecodeWalk(self), *args, **kwargs)
 
     def _decode_frame(self, codes: Tensor, scale: Tensor | None = None) -> Tensor:
-        audio = None
-        samples = codes.shape[0] * codes.shape[-1] * chunks.hop_length(self.config)
-        short = self.max_memory is None and samples < LONG_SAMPLES
-        wanted = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.decoder.parameters())
-        if not (short or wanted or torch.compiler.is_compiling() or self.config.normalize):
-            audio = clips.decode_clips(self, codes.unbind(0))
-        if audio is None:
-            return super()._decode_frame(codes, scale)
-        return audio[0][None] if len(audio) == 1 else torch.stack(audio)
+        audio = self._decode_long(codes)
+        return super()._decode_frame(codes, scale) if audio is None else audio
+
+    def _decode_long(self, codes: Tensor) -> Tensor | None:
+        """Audio [B, C, T] of codes [B, K, F] long enough to think of memory, where no gradient is wanted; or None."""
+        short = self.max_memory is None and codes.shape[0] * codes.shape[-1] * chunks.hop_length(self.config) < LONG_SAMPLES
+        if short or self.config.normalize or torch.compiler.is_compiling():
+            return None
+        if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.decoder.parameters()):
+            return None
+        audio = clips.decode_clips(self, codes.unbind(0))
+        if audio is None or len(audio) > 1:
+            return None if audio is None else torch.stack(audio)
+        return audio[0][None]
 
     def _walks_apply(self, tensor: Any) -> bool:
         # somebody's own _encode_frame must see HF's own loop, and so must a traced call
