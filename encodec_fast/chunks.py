@@ -46,7 +46,7 @@ class EncodeWalk:
 
     def levels(self) -> int:
         """Codebooks in use."""
-        return levels_of(self._model, self.bandwidth)
+        return levels_of(self._model.quantizer, self.bandwidth)
 
 
 class DecodeWalk:
@@ -63,9 +63,9 @@ class DecodeWalk:
         return overlap_add(decode_chunks(self._model, chunks), stride)
 
 
-def levels_of(model: hf.EncodecModel, bandwidth: float) -> int:
-    """Codebooks that the bandwidth (kbps) uses."""
-    return min(model.quantizer.get_num_quantizers_for_bandwidth(bandwidth), len(model.quantizer.layers))
+def levels_of(quantizer: hf.EncodecResidualVectorQuantizer, bandwidth: float | None) -> int:
+    """Codebooks that the bandwidth (kbps, None for all) uses."""
+    return min(quantizer.get_num_quantizers_for_bandwidth(bandwidth), len(quantizer.layers))
 
 
 def normalized(audio: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,11 +6,11 @@ exceeds the budget runs in pieces of time with carried state, the search behind 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from encodec_fast import dispatch, memory
@@ -30,7 +30,7 @@ class PreparedCodec:
     @property
     def exact(self) -> bool:
         """Whether a clip's bits are independent of batch and pieces."""
-        return self.network.exact and self.quantizer.choice.backend != "torch"
+        return self.network.exact and self.quantizer.program.exact
 
     @property
     def not_streamable(self) -> str | None:
@@ -59,28 +59,20 @@ def encode_clips(model: Any, clips: Sequence[Tensor], num_quantizers: int, mask:
     codec = prepare_codec(model.encoder, model.quantizer, clips[0])
     if isinstance(codec, str) or not _fits(codec.network.network, clips):
         return None
-    network, quantizer = codec.network, codec.quantizer
-    embedding_bytes = clips[0].element_size() * network.network.stages[-1].out_channels / network.network.hop_length
-    held = network.held_bytes + embedding_bytes + (0 if mask is None else clips[0].element_size() * clips[0].shape[0])
+    network, sample_bytes = codec.network.network, clips[0].element_size()
+    embeddings = sample_bytes * network.stages[-1].out_channels / network.hop_length
+    masked = 0 if mask is None else sample_bytes * clips[0].shape[0]
 
-    def masked(index: int, start: int, end: int) -> Tensor:
+    def read(index: int, start: int, end: int) -> Tensor:
         piece = clips[index][:, start:end]
         return piece if mask is None else mask[index][:, start:end] * piece
 
-    def search(embeddings: list[Tensor]) -> list[Tensor]:
-        codes = quantizer.program.encode(torch.cat(embeddings, 1)[None], num_quantizers)[:, 0]
-        return list(codes.split([part.shape[1] for part in embeddings], 1))
+    def search(parts: list[Tensor]) -> list[Tensor]:
+        return codec.quantizer.search_clips(parts, num_quantizers)
 
-    results: list[Any] = [None] * len(clips)
     least = int(LEAST_PIECE_SECONDS * model.config.sampling_rate)
-    for members, piece in _groups([clip.shape[1] for clip in clips], held, codec, model, least):
-        if piece is None:
-            found = search(network.run_clips([masked(index, 0, clips[index].shape[1]) for index in members]))
-        else:
-            found = _joined(_pushed(codec, members, [clips[index].shape[1] for index in members], piece, masked, search))
-        for index, codes in zip(members, found):
-            results[index] = codes
-    return results
+    groups = _groups(codec, [clip.shape[1] for clip in clips], embeddings + masked, least, model.max_memory)
+    return _run(codec, [clip.shape[1] for clip in clips], groups, read, search)
 
 
 def decode_clips(model: Any, codes: Sequence[Tensor]) -> list[Tensor] | None:
@@ -91,32 +83,40 @@ def decode_clips(model: Any, codes: Sequence[Tensor]) -> list[Tensor] | None:
     codec = prepare_codec(model.decoder, model.quantizer, codes[0])
     if isinstance(codec, str):
         return None
-    network, quantizer = codec.network, codec.quantizer
-    codebooks = quantizer.quantizer.codebooks
-    if codes[0].shape[0] > codebooks.shape[0] or network.network.stages[0].in_channels != codebooks.shape[2]:
+    network, codebooks = codec.network.network, codec.quantizer.quantizer.codebooks
+    if codes[0].shape[0] > codebooks.shape[0] or network.stages[0].in_channels != codebooks.shape[2]:
         return None
-    if any(dispatch.single_value_reason(network.network, part[None]) for part in codes):
+    if any(dispatch.single_value_reason(network, part[None]) for part in codes):
         return None
-    hop = network.network.hop_length
-    result = codebooks.element_size() * network.network.stages[-1].out_channels * hop
-    held = network.held_bytes + codebooks.element_size() * codebooks.shape[2]
+    # embeddings, and a piece's audio by itself before it is in its place
+    frame_bytes = codebooks.element_size() * (codebooks.shape[2] + network.stages[-1].out_channels * network.hop_length)
+    lengths = [part.shape[1] for part in codes]
+    least = int(LEAST_PIECE_SECONDS * model.config.sampling_rate / network.hop_length)
+    groups = _groups(codec, lengths, frame_bytes, least, model.max_memory)
+    return _run(codec, lengths, groups, lambda index, start, end: codec.quantizer.lookup_clip(codes[index][:, start:end]), list)
 
-    def lookup(index: int, start: int, end: int) -> Tensor:
-        return quantizer.program.decode(codes[index][:, None, start:end])[0]
 
-    results: list[Any] = [None] * len(codes)
-    least = int(LEAST_PIECE_SECONDS * model.config.sampling_rate / hop)
-    # a piece's audio is there twice, by itself and in its place
-    for members, piece in _groups([part.shape[1] for part in codes], held + result, codec, model, least):
+def _run(
+    codec: PreparedCodec,
+    lengths: Sequence[int],
+    groups: Sequence[tuple[list[int], int | None]],
+    read: Callable[[int, int, int], Tensor],
+    after: Callable[[list[Tensor]], list[Tensor]],
+) -> list[Tensor]:
+    """What `after` makes of the network's output for each clip.
+
+    read: the network's input [C, end - start] of clip `index` from step `start` to `end`.
+    """
+    network, output_length = codec.network, codec.network.network.output_length
+    results: dict[int, Tensor] = {}
+    for members, piece in groups:
         if piece is None:
-            found = network.run_clips([lookup(index, 0, codes[index].shape[1]) for index in members])
-        else:
-            lengths = [codes[index].shape[1] for index in members]
-            pieces = _pushed(codec, members, lengths, piece, lookup, lambda parts: parts)
-            found = _placed(pieces, [network.network.output_length(length) for length in lengths])
-        for index, audio in zip(members, found):
-            results[index] = audio
-    return results
+            results |= zip(members, after(network.run_clips([read(index, 0, lengths[index]) for index in members])))
+            continue
+        (index,) = members
+        pieces = _pushed(network, lengths[index], piece, functools.partial(read, index))
+        results[index] = _placed(map(after, pieces), output_length(lengths[index]))
+    return [results[index] for index in range(len(lengths))]
 
 
 def _fits(network: Any, clips: Sequence[Tensor]) -> bool:
@@ -129,61 +129,44 @@ def _fits(network: Any, clips: Sequence[Tensor]) -> bool:
     )
 
 
-def _groups(lengths: list[int], held: float, codec: PreparedCodec, model: Any, least: int) -> Iterator[tuple[list[int], int | None]]:
-    """Clips that run together, and the steps of a piece where they run in pieces.
+def _groups(
+    codec: PreparedCodec, lengths: Sequence[int], step_bytes: float, least: int, max_memory: int | None
+) -> list[tuple[list[int], int | None]]:
+    """Clips that run together; and the steps of a piece for a clip that exceeds the budget by itself, None for all others.
 
-    held: bytes that a step of one clip takes while it is worked on.
+    step_bytes: what a step of one clip takes beside the network's own activations.  least: steps of a piece.
     """
-    if model.max_memory is None and sum(lengths) * held <= memory.LITTLE_BYTES:
-        yield list(range(len(lengths))), None
-        return
-    steps = int(memory.budget(model.max_memory, codec.exact, codec.network.network.device) / held)
-    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
-    cuttable = codec.not_streamable is None
-    group: list[int] = []
+    held = codec.network.held_bytes + step_bytes
+    if max_memory is None and sum(lengths) * held <= memory.LITTLE_BYTES:
+        return [(list(range(len(lengths))), None)]
+    steps = int(memory.budget(max_memory, codec.exact, codec.network.network.device) / held)
+    groups: list[list[int]] = []
     taken = 0
-    for index in order:
-        if group and taken + lengths[index] > steps:
-            yield group, _piece(lengths, group, steps, cuttable, least)
-            group, taken = [], 0
-        group.append(index)
+    for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
+        if not groups or taken + lengths[index] > steps:
+            groups.append([])
+            taken = 0
+        groups[-1].append(index)
         taken += lengths[index]
-    if group:
-        yield group, _piece(lengths, group, steps, cuttable, least)
+    cuttable = codec.not_streamable is None
+    return [(group, max(least, steps) if cuttable and lengths[group[0]] > steps else None) for group in groups]
 
 
-def _piece(lengths: list[int], group: list[int], steps: int, cuttable: bool, least: int) -> int | None:
-    fits = sum(lengths[index] for index in group) <= steps
-    return None if fits or not cuttable else max(least, steps // len(group))
+def _pushed(network: dispatch.PreparedNetwork, length: int, piece: int, read: Callable[[int, int], Tensor]) -> Iterator[list[Tensor]]:
+    """What the network gives for every piece of time of one clip."""
+    states = [network.open()]
+    for start in range(0, length, piece):
+        end = min(start + piece, length)
+        yield network.push([read(start, end)], states, [end == length])
 
 
-def _pushed(
-    codec: PreparedCodec,
-    members: list[int],
-    lengths: list[int],
-    piece: int,
-    read: Callable[[int, int, int], Tensor],
-    after: Callable[[list[Tensor]], list[Tensor]],
-) -> Iterator[list[Tensor]]:
-    """What every piece of time gives, one output per clip of `members`."""
-    states = [codec.network.open() for _ in members]
-    for start in range(0, max(lengths), piece):
-        final = [start < length <= start + piece for length in lengths]
-        parts = [read(index, min(start, length), min(start + piece, length)) for index, length in zip(members, lengths)]
-        yield after(codec.network.push(parts, states, final))
-
-
-def _joined(pieces: Iterator[list[Tensor]]) -> list[Tensor]:
-    return [torch.cat(parts, -1) for parts in zip(*pieces)]
-
-
-def _placed(pieces: Iterator[list[Tensor]], lengths: list[int]) -> list[Tensor]:
-    """As `_joined`, into tensors made beforehand: the audio is never there twice."""
-    whole: list[Tensor] = []
-    done = [0] * len(lengths)
-    for parts in pieces:
-        whole = whole or [part.new_empty(part.shape[0], length) for part, length in zip(parts, lengths)]
-        for index, part in enumerate(parts):
-            whole[index][:, done[index] : done[index] + part.shape[1]] = part
-            done[index] += part.shape[1]
+def _placed(pieces: Iterable[list[Tensor]], length: int) -> Tensor:
+    """The pieces one behind the other, in a tensor made beforehand: nothing long is there twice."""
+    whole: Tensor | None = None
+    done = 0
+    for (part,) in pieces:
+        whole = part.new_empty(part.shape[0], length) if whole is None else whole
+        whole[:, done : done + part.shape[1]] = part
+        done += part.shape[1]
+    assert whole is not None and done == length
     return whole

@@ -15,11 +15,11 @@ import importlib
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +51,8 @@ FLOAT_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 # torch counts these itself from 2.7 on
 _GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks", "_global_backward_pre_hooks")
+
+Prepared = TypeVar("Prepared")
 
 _requested: ContextVar[str | None] = ContextVar("encodec_fast_backend", default=None)
 _precision: ContextVar[str | None] = ContextVar("encodec_fast_precision", default=None)
@@ -111,6 +113,13 @@ def capturing() -> Iterator[list[tuple[int, ...]]]:
         yield captured
     finally:
         _capturing.reset(token)
+
+
+@contextmanager
+def prefer_backend(name: str) -> Iterator[None]:
+    """As `use_backend`; but "auto", which an option has by default, leaves the choice to ENCODEC_FAST_BACKEND."""
+    with nullcontext() if name == "auto" else use_backend(name):
+        yield
 
 
 def requested(module: nn.Module | None = None) -> Request:
@@ -206,7 +215,7 @@ def hook_reason(module: nn.Module) -> str | None:
     if any(getattr(nn.modules.module, hooks) for hooks in _GLOBAL_HOOKS):
         return "a global module hook is registered"
     for child in inner_modules(module):
-        if child._forward_hooks or child._backward_hooks or child._backward_pre_hooks or "forward" in child.__dict__:
+        if _is_hooked(child):
             return f"an inner module ({type(child).__name__}) has a hook or a patched forward"
         if child._forward_pre_hooks and (len(child._forward_pre_hooks) > 1 or weight_norm_hook(child) is None):
             return f"an inner module ({type(child).__name__}) has a forward pre-hook"
@@ -215,10 +224,14 @@ def hook_reason(module: nn.Module) -> str | None:
 
 def own_hook_reason(module: nn.Module) -> str | None:
     """Which hook or patched forward of `module` itself needs it to be called as a whole, or None."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    if any(hooks) or "forward" in module.__dict__:
+    if _is_hooked(module) or module._forward_pre_hooks:
         return f"{type(module).__name__} has a hook or a patched forward"
     return None
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    """Whether a call of the module does more than its class says; pre-hooks, which weight norm has, are not looked at."""
+    return bool(module._forward_hooks or module._backward_hooks or module._backward_pre_hooks or "forward" in module.__dict__)
 
 
 def log_once(message: str) -> None:
@@ -325,21 +338,39 @@ def prepare_network(module: nn.Module, request: Request) -> PreparedNetwork | st
 
 def run_network(module: nn.Module, x: Tensor, reference: Callable[[Tensor], Tensor]) -> Tensor:
     """The encoder's or decoder's forward: [B, C, T] -> [B, C_out, T_out], with the reference's gradients."""
+
+    def run(prepared: PreparedNetwork) -> Tensor | str:
+        network = prepared.network
+        reason = mismatch(x, network.stages[0].in_channels, network.dtype, network.device) or single_value_reason(network, x)
+        if reason is not None:
+            return reason
+        note_graphs(module, prepared)
+        return with_recomputed_backward(module, prepared.run, reference, x)
+
+    return _served(module, x, prepare_network, run, lambda: reference(x))
+
+
+def _served(
+    module: nn.Module,
+    x: Tensor,
+    prepare: Callable[[nn.Module, Request], Prepared | str],
+    run: Callable[[Prepared], Tensor | str],
+    reference: Callable[[], Tensor],
+) -> Tensor:
+    """What the plan makes of a call of `module` with x or, where it can't serve the call, what the reference modules make of it.
+
+    run: the result, or why the prepared module can't give one.
+    """
     request = requested(module)
     reason = reference_reason(module, x, request)
     if reason is None:
-        prepared = prepare_network(module, request)
-        if isinstance(prepared, PreparedNetwork):
-            network = prepared.network
-            reason = mismatch(x, network.stages[0].in_channels, network.dtype, network.device)
-            reason = reason or single_value_reason(network, x)
-            if reason is None:
-                note_graphs(module, prepared)
-                return with_recomputed_backward(module, prepared.run, reference, x)
-        else:
-            reason = prepared
+        prepared = prepare(module, request)
+        served = prepared if isinstance(prepared, str) else run(prepared)
+        if isinstance(served, Tensor):
+            return served
+        reason = served
     note_reference(module, reason, request)
-    return reference(x)
+    return reference()
 
 
 def note_graphs(module: nn.Module, prepared: PreparedNetwork) -> None:
@@ -371,6 +402,21 @@ class PreparedQuantizer:
     choice: Choice
     program: QuantizerProgram
 
+    def search_clips(self, embeddings: Sequence[Tensor], num_quantizers: int) -> list[Tensor]:
+        """Codes [num_quantizers, F_b] of embeddings [D, F_b]. A frame's codes depend on it alone: all frames are one search."""
+        frames = [part.shape[1] for part in embeddings]
+        joined = torch.cat(list(embeddings), 1)
+        if not sum(frames):
+            return [joined.new_empty(num_quantizers, 0, dtype=torch.int64) for _ in frames]
+        return list(self.program.encode(joined[None], num_quantizers)[:, 0].split(frames, 1))
+
+    def lookup_clip(self, codes: Tensor) -> Tensor:
+        """Embeddings [D, F] of codes [K, F]."""
+        if not codes.shape[1]:
+            codebooks = self.quantizer.codebooks
+            return codebooks.new_empty(codebooks.shape[2], 0)
+        return self.program.decode(codes[:, None])[0]
+
 
 def prepare_quantizer(module: nn.Module, request: Request) -> PreparedQuantizer | str:
     """The prepared codebooks, or why only the reference modules can run them."""
@@ -391,41 +437,30 @@ def prepare_quantizer(module: nn.Module, request: Request) -> PreparedQuantizer 
 
 def run_search(module: nn.Module, x: Tensor, num_quantizers: int, reference: Callable[[], Tensor]) -> Tensor:
     """The quantizer's encode: embeddings [B, D, F] -> codes [K, B, F]."""
-    request = requested(module)
-    reason = reference_reason(module, x, request)
-    if reason is None:
-        prepared = prepare_quantizer(module, request)
-        if isinstance(prepared, PreparedQuantizer):
-            codebooks = prepared.quantizer.codebooks
-            reason = mismatch(x, codebooks.shape[2], codebooks.dtype, codebooks.device)
-            if reason is None:
-                return prepared.program.encode(x.detach(), min(num_quantizers, codebooks.shape[0]))
-        else:
-            reason = prepared
-    note_reference(module, reason, request)
-    return reference()
+
+    def run(prepared: PreparedQuantizer) -> Tensor | str:
+        codebooks = prepared.quantizer.codebooks
+        reason = mismatch(x, codebooks.shape[2], codebooks.dtype, codebooks.device)
+        return reason or prepared.program.encode(x.detach(), min(num_quantizers, codebooks.shape[0]))
+
+    return _served(module, x, prepare_quantizer, run, reference)
 
 
 def run_lookup(module: nn.Module, codes: Tensor, reference: Callable[[Tensor], Tensor]) -> Tensor:
     """The quantizer's decode: codes [K, B, F] -> embeddings [B, D, F]."""
-    request = requested(module)
-    reason = reference_reason(module, codes, request)
-    if reason is None:
-        prepared = prepare_quantizer(module, request)
-        if isinstance(prepared, PreparedQuantizer):
-            codebooks = prepared.quantizer.codebooks
-            fits = codes.dim() == 3 and codes.shape[0] <= codebooks.shape[0] and codes.dtype in (torch.int64, torch.int32)
-            if fits and codes.device == codebooks.device:
-                try:
-                    return prepared.program.decode(codes)
-                except IndexError:
-                    # a code outside the codebook: the reference says so in its own words
-                    return reference(codes)
-            reason = f"codes of shape {list(codes.shape)}, {codes.dtype} on {codes.device}"
-        else:
-            reason = prepared
-    note_reference(module, reason, request)
-    return reference(codes)
+
+    def run(prepared: PreparedQuantizer) -> Tensor | str:
+        codebooks = prepared.quantizer.codebooks
+        fits = codes.dim() == 3 and codes.shape[0] <= codebooks.shape[0] and codes.dtype in (torch.int64, torch.int32)
+        if not fits or codes.device != codebooks.device:
+            return f"codes of shape {list(codes.shape)}, {codes.dtype} on {codes.device}"
+        try:
+            return prepared.program.decode(codes)
+        except IndexError:
+            # a code outside the codebook: the reference says so in its own words
+            return reference(codes)
+
+    return _served(module, codes, prepare_quantizer, run, lambda: reference(codes))
 
 
 def overlap_add(chunks: Sequence[Tensor], stride: int, length: int) -> Tensor | None:

@@ -46,7 +46,7 @@ class EncodecResidualVectorQuantizer(compiled.Enrolled, hf.EncodecResidualVector
     """Residual vector quantizer whose search and sum run on the plan."""
 
     def encode(self, embeddings: Tensor, bandwidth: float | None = None) -> Tensor:
-        levels = min(self.get_num_quantizers_for_bandwidth(bandwidth), len(self.layers))
+        levels = chunks.levels_of(self, bandwidth)
         if compiled.traceable(self, embeddings):
             return compiled.run_search(embeddings, levels, compiled.number_of(self))
         reference = super().encode
@@ -211,9 +211,10 @@ class EncodecModel(hf.EncodecModel):
         if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.decoder.parameters()):
             return None
         audio = clips.decode_clips(self, codes.unbind(0))
-        if audio is None or len(audio) > 1:
-            return None if audio is None else torch.stack(audio)
-        return audio[0][None]
+        if audio is None:
+            return None
+        # stack copies, and this is long
+        return audio[0][None] if len(audio) == 1 else torch.stack(audio)
 
     def _walks_apply(self, tensor: Any) -> bool:
         # somebody's own _encode_frame must see HF's own loop, and so must a traced call
@@ -233,9 +234,7 @@ class EncodecModel(hf.EncodecModel):
         (`explain` says which does); on the torch backend they may differ as between any two batch sizes.
         Raises ValueError for a bandwidth the model lacks, an empty clip or a clip of the wrong number of channels.
         """
-        bandwidth = self.config.target_bandwidths[0] if bandwidth is None else bandwidth
-        if bandwidth not in self.config.target_bandwidths:
-            raise ValueError(f"bandwidth: the model has no {bandwidth} kbps. Choose one of {list(self.config.target_bandwidths)}.")
+        bandwidth = known_bandwidth(self.config, bandwidth)
         whole = [self._clip(waveform, index) for index, waveform in enumerate(waveforms)]
         if not whole:
             return []
@@ -251,7 +250,7 @@ class EncodecModel(hf.EncodecModel):
             if self.config.normalize:
                 clean, scales = zip(*(chunks.normalized(chunk[None]) for chunk in audio))  # type: ignore[assignment]
                 clean = [chunk[0] for chunk in clean]
-            codes = clips.encode_clips(self, clean, chunks.levels_of(self, bandwidth))
+            codes = clips.encode_clips(self, clean, chunks.levels_of(self.quantizer, bandwidth))
             if codes is not None:
                 return [(part[None], scale) for part, scale in zip(codes, scales)]
         walked = [(chunk[None], (torch.ones_like(chunk[None], dtype=torch.bool),) * _MASKS_INSIDE) for chunk in audio]
@@ -313,6 +312,15 @@ class EncodecModel(hf.EncodecModel):
         codes = torch.cat([F.pad(codes, (0, frames[0] - codes.shape[-1])) for codes, _ in results])
         scales = [scale.reshape(-1) for _, scale in results if scale is not None]
         return EncodedClip(codes, torch.cat(scales) if scales else None, frames[0] - frames[-1], num_samples)
+
+
+def known_bandwidth(config: Any, bandwidth: float | None) -> float:
+    """The bandwidth, the lowest for None.  Raises ValueError for one that the model lacks."""
+    if bandwidth is None:
+        return config.target_bandwidths[0]
+    if bandwidth not in config.target_bandwidths:
+        raise ValueError(f"bandwidth: the model has no {bandwidth} kbps. Choose one of {list(config.target_bandwidths)}.")
+    return bandwidth
 
 
 def _is_mask(padding_mask: Tensor | None, audio: Tensor) -> bool:

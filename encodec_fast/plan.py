@@ -75,6 +75,10 @@ class Conv:
     def output_length(self, length: int) -> int:
         return -(-length // self.stride)
 
+    def ready_length(self, length: int) -> int:
+        """Outputs that the first `length` steps of a clip determine, whatever follows them."""
+        return max(0, (length + self.pad_left - self.span) // self.stride + 1) if length >= self.lead else 0
+
     def extra_padding(self, length: int) -> int:
         return self.output_length(length) * self.stride - length
 
@@ -108,6 +112,9 @@ class ResidualBlock:
     def output_length(self, length: int) -> int:
         return length
 
+    def ready_length(self, length: int) -> int:
+        return self.conv1.ready_length(length)
+
 
 @dataclass(frozen=True, eq=False)
 class Upsample:
@@ -140,6 +147,9 @@ class Upsample:
     def output_length(self, length: int) -> int:
         return (length - 1) * self.stride + self.kernel - self.trim_left - self.trim_right
 
+    def ready_length(self, length: int) -> int:
+        return max(0, length * self.stride - self.trim_left)
+
 
 @dataclass(frozen=True, eq=False)
 class LSTMLayer:
@@ -167,6 +177,9 @@ class LSTM:
         return self.in_channels
 
     def output_length(self, length: int) -> int:
+        return length
+
+    def ready_length(self, length: int) -> int:
         return length
 
 
@@ -204,6 +217,12 @@ class Network:
             length = stage.output_length(length)
         return length
 
+    def ready_length(self, length: int) -> int:
+        """Output steps that the first `length` input steps of a clip determine, whatever follows them."""
+        for stage in self.stages:
+            length = stage.ready_length(length)
+        return length
+
 
 @dataclass(frozen=True, eq=False)
 class Plan:
@@ -231,17 +250,6 @@ def not_streamable(stages: tuple[Stage, ...]) -> str | None:
             if isinstance(conv, Conv) and not conv.causal:
                 return f"{conv.name} looks ahead (use_causal_conv=False)"
     return None
-
-
-def outputs_ready(stages: tuple[Stage, ...], length: int) -> int:
-    """Output steps that the first `length` input steps of a clip determine, whatever follows them."""
-    for stage in stages:
-        conv = stage.conv1 if isinstance(stage, ResidualBlock) else stage
-        if isinstance(conv, Conv):
-            length = max(0, (length + conv.pad_left - conv.span) // conv.stride + 1) if length >= conv.lead else 0
-        elif isinstance(conv, Upsample):
-            length = max(0, length * conv.stride - conv.trim_left)
-    return length
 
 
 def step_bytes(stages: tuple[Stage, ...]) -> float:

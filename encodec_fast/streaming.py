@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from encodec_fast.chunks import levels_of
 from encodec_fast.clips import PreparedCodec, prepare_codec
-from encodec_fast.model import EncodecModel
-from encodec_fast.plan import Network, outputs_ready, stage_weights
+from encodec_fast.model import EncodecModel, known_bandwidth
+from encodec_fast.plan import Network, stage_weights
 
 # The first weights of each layer tell two models apart.
 FINGERPRINT_VALUES = 64
@@ -57,6 +58,17 @@ class _Streams:
         by_stream = dict(zip(running, outputs))
         nothing = pieces[0].new_empty(self.network.stages[-1].out_channels, 0)
         return [by_stream.get(index, nothing) for index in range(self.batch_size)]
+
+    def _per_stream(self, name: str, given: Tensor | Sequence[Tensor | None], single: bool, nothing: tuple[int, int]) -> list[Tensor]:
+        """One piece per stream.  single: `given` is that of a single stream.  nothing: the shape that None stands for."""
+        pieces: Sequence[Any] = [given] if single and self.batch_size == 1 else list(given)
+        if len(pieces) != self.batch_size:
+            raise ValueError(f"{name}: {len(pieces)} pieces came for {self.batch_size} streams. Give each one, None for nothing new.")
+        return [torch.empty(nothing) if piece is None else piece for piece in pieces]
+
+    def _last(self, mask: Sequence[bool] | Tensor | None) -> list[bool]:
+        """The streams that a flush ends: those of the mask, None for all that run."""
+        return self._selected([not ended for ended in self._ended] if mask is None else mask)
 
     def _selected(self, mask: Sequence[bool] | Tensor | None) -> list[bool]:
         selected = [True] * self.batch_size if mask is None else [bool(value) for value in mask]
@@ -111,12 +123,8 @@ class StreamingEncoder(_Streams):
 
     def __init__(self, model: EncodecModel, bandwidth: float | None = None, batch_size: int = 1) -> None:
         super().__init__(model, "encoder", batch_size)
-        bandwidths = model.config.target_bandwidths
-        self.bandwidth = bandwidths[0] if bandwidth is None else bandwidth
-        if self.bandwidth not in bandwidths:
-            raise ValueError(f"bandwidth: the model has no {bandwidth} kbps. Choose one of {list(bandwidths)}.")
-        quantizer = model.quantizer
-        self.num_quantizers = min(quantizer.get_num_quantizers_for_bandwidth(self.bandwidth), len(quantizer.layers))
+        self.bandwidth = known_bandwidth(model.config, bandwidth)
+        self.num_quantizers = levels_of(model.quantizer, self.bandwidth)
 
     def frames_ready(self, num_samples: int) -> int:
         """Frames that a stream has given out once it took `num_samples`.
@@ -124,7 +132,7 @@ class StreamingEncoder(_Streams):
         The 24 kHz model gives none before its 2,240th sample (93 ms: the last convolution reflects its first 7 frames), from then
         on frame f, counted from 0, with sample 320 * (f + 1): no look-ahead beyond the frame itself.
         """
-        return outputs_ready(self.network.stages, num_samples)
+        return self.network.ready_length(num_samples)
 
     @torch.no_grad()
     def push(self, samples: Tensor | Sequence[Tensor | None]) -> list[Tensor]:
@@ -139,26 +147,17 @@ class StreamingEncoder(_Streams):
     @torch.no_grad()
     def flush(self, mask: Sequence[bool] | Tensor | None = None) -> list[Tensor]:
         """Ends streams and gives their last codes: those where `mask` [batch_size] is true, None for all that run."""
-        chosen = self._selected([not ended for ended in self._ended] if mask is None else mask)
-        return self._search(self._push(self._pieces([None] * self.batch_size), chosen))
+        return self._search(self._push(self._pieces([None] * self.batch_size), self._last(mask)))
 
     def _search(self, embeddings: list[Tensor]) -> list[Tensor]:
-        # a frame's codes depend on it alone: the frames of all streams are one search
-        if not any(part.shape[1] for part in embeddings):
-            return [torch.empty(self.num_quantizers, 0, dtype=torch.int64, device=self.network.device) for _ in embeddings]
-        codes = self._codec.quantizer.program.encode(torch.cat(embeddings, 1)[None], self.num_quantizers)[:, 0]
-        return list(codes.split([part.shape[1] for part in embeddings], 1))
+        return self._codec.quantizer.search_clips(embeddings, self.num_quantizers)
 
     def _pieces(self, samples: Tensor | Sequence[Tensor | None]) -> list[Tensor]:
         channels = self.model.config.audio_channels
-        if isinstance(samples, Tensor) and self.batch_size == 1 and samples.dim() <= 2:
-            samples = [samples]
-        nothing = torch.empty(channels, 0)
-        pieces = [(nothing if piece is None else piece).to(self.network.device, self.network.dtype) for piece in samples]
+        given = self._per_stream("samples", samples, isinstance(samples, Tensor) and samples.dim() <= 2, (channels, 0))
+        pieces = [piece.to(self.network.device, self.network.dtype) for piece in given]
         if channels == 1:
             pieces = [piece[None] if piece.dim() == 1 else piece for piece in pieces]
-        if len(pieces) != self.batch_size:
-            raise ValueError(f"samples: {len(pieces)} pieces came for {self.batch_size} streams. Give each one, None for nothing new.")
         for index, piece in enumerate(pieces):
             if piece.dim() != 2 or piece.shape[0] != channels:
                 raise ValueError(f"samples of stream {index} have shape {list(piece.shape)}, not [{channels}, T].")
@@ -174,10 +173,10 @@ class StreamingDecoder(_Streams):
     def samples_ready(self, num_frames: int) -> int:
         """Samples that a stream has given out once it took `num_frames`.
 
-        The 24 kHz model gives its first with frame 8 (the first convolution reflects 7 frames), then 320 for each frame; the last
-        ones come with `flush`.
+        The 24 kHz model gives nothing before its seventh frame (the first convolution reflects six), which completes 2,240 samples, and
+        then 320 with each frame.
         """
-        return outputs_ready(self.network.stages, num_frames)
+        return self.network.ready_length(num_frames)
 
     @torch.no_grad()
     def push(self, codes: Tensor | Sequence[Tensor | None]) -> list[Tensor]:
@@ -191,23 +190,15 @@ class StreamingDecoder(_Streams):
     @torch.no_grad()
     def flush(self, mask: Sequence[bool] | Tensor | None = None) -> list[Tensor]:
         """Ends streams and gives their last audio: those where `mask` [batch_size] is true, None for all that run."""
-        chosen = self._selected([not ended for ended in self._ended] if mask is None else mask)
-        return self._push(self._embeddings([None] * self.batch_size), chosen)
+        return self._push(self._embeddings([None] * self.batch_size), self._last(mask))
 
     def _embeddings(self, codes: Tensor | Sequence[Tensor | None]) -> list[Tensor]:
-        if isinstance(codes, Tensor) and self.batch_size == 1 and codes.dim() == 2:
-            codes = [codes]
-        pieces = [torch.empty(1, 0, dtype=torch.int64) if piece is None else piece for piece in codes]
-        if len(pieces) != self.batch_size:
-            raise ValueError(f"codes: {len(pieces)} pieces came for {self.batch_size} streams. Give each one, None for nothing new.")
+        pieces = self._per_stream("codes", codes, isinstance(codes, Tensor) and codes.dim() == 2, (1, 0))
         levels = len(self.model.quantizer.layers)
         for index, piece in enumerate(pieces):
             if piece.dim() != 2 or not 1 <= piece.shape[0] <= levels:
                 raise ValueError(f"codes of stream {index} have shape {list(piece.shape)}, not [K, F] with K from 1 to {levels}.")
-        program = self._codec.quantizer.program
-        dim = self.network.stages[0].in_channels
-        weight = stage_weights(self.network.stages[0])[0]
-        return [program.decode(piece.to(weight.device)[:, None])[0] if piece.shape[1] else weight.new_empty(dim, 0) for piece in pieces]
+        return [self._codec.quantizer.lookup_clip(piece.to(self.network.device)) for piece in pieces]
 
 
 def encode_pieces(model: EncodecModel, pieces: Iterable[Tensor], bandwidth: float | None = None) -> Iterator[Tensor]:

@@ -62,7 +62,9 @@ class StageProgram(ABC):
 
 
 class QuantizerProgram(ABC):
-    """The stacked codebooks, laid out for one backend."""
+    """The stacked codebooks, laid out for one backend.  exact: as of `StageProgram`."""
+
+    exact: bool = False
 
     @abstractmethod
     def encode(self, x: Tensor, num_quantizers: int) -> Tensor:

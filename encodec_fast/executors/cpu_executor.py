@@ -131,6 +131,8 @@ class _Call:
 class CpuQuantizerProgram(QuantizerProgram):
     """The stacked codebooks, packed for one instruction set."""
 
+    exact = True
+
     def __init__(self, library: ctypes.CDLL, quantizer: Quantizer) -> None:
         codebooks = quantizer.codebooks.contiguous()
         self.library = library

@@ -71,15 +71,6 @@ class Carried:
         self.start, self.done = self.start - times * inputs, self.done - times * outputs
 
 
-def outputs_so_far(conv: Conv, total: int, final: bool) -> int:
-    """How many outputs `total` steps of input determine."""
-    if final:
-        return conv.output_length(total)
-    if total < conv.lead:
-        return 0
-    return max(0, (total + conv.pad_left - conv.span) // conv.stride + 1)
-
-
 def oldest_needed(conv: Conv, total: int, done: int) -> int:
     """The first step that outputs after `done` will read; the padding at the right end may show the last `stride` steps again."""
     return min(done * conv.stride - conv.pad_left, total - conv.stride)
@@ -98,6 +89,12 @@ class WindowLayer(Layer):
 
     conv: Conv
 
+    @property
+    def window(self) -> dict[str, Any]:
+        """The window's geometry, as the kernels of convolutions take it."""
+        conv = self.conv
+        return {"dilation": conv.dilation, "pad_left": conv.pad_left, "pad_right": conv.pad_right, "pad_mode": conv.pad_mode}
+
     @abstractmethod
     def _launch(self, x: Signal, **where: Any) -> Signal:
         """where: lengths, or start, out_start and out_length, as in `causal_conv1d_ref`."""
@@ -111,7 +108,7 @@ class WindowLayer(Layer):
     def push(self, x: Tensor, state: Carried, final: bool) -> Tensor:
         x = state.take(x)
         total = state.start + x.shape[2]
-        count = outputs_so_far(self.conv, total, final) - state.done
+        count = (self.conv.output_length(total) if final else self.conv.ready_length(total)) - state.done
         y = self._launch(Signal(x), start=state.start, out_start=state.done, out_length=count).values
         state.done += count
         state.keep(x, oldest_needed(self.conv, total, state.done))
@@ -132,14 +129,11 @@ class ConvLayer(WindowLayer):
             self.weight,
             conv.bias,
             stride=conv.stride,
-            dilation=conv.dilation,
-            pad_left=conv.pad_left,
-            pad_right=conv.pad_right,
-            pad_mode=conv.pad_mode,
             elu=conv.elu,
             norm=x.norm,
             partials=conv.norm is not None,
             precision=self.precision,
+            **self.window,
             **where,
         )
         return _signal(made, conv.norm)
@@ -154,18 +148,7 @@ class ResidualLayer(WindowLayer):
         self.parameters = [p for c in convs for p in ((None, None) if c is None else (c.weight.contiguous(), c.bias))]
 
     def _launch(self, x: Signal, **where: Any) -> Signal:
-        conv = self.conv
-        made = residual_block_triton(
-            x.applied(),
-            *self.parameters,
-            dilation=conv.dilation,
-            pad_left=conv.pad_left,
-            pad_right=conv.pad_right,
-            pad_mode=conv.pad_mode,
-            precision=self.precision,
-            **where,
-        )
-        return Signal(made)
+        return Signal(residual_block_triton(x.applied(), *self.parameters, precision=self.precision, **self.window, **where))
 
 
 class NormedResidualLayer(Layer):

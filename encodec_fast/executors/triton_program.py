@@ -111,6 +111,8 @@ class TritonProgram(BatchedProgram):
 class TritonQuantizerProgram(QuantizerProgram):
     """precision: 'ieee', 'tf32x3' or 'rerank'."""
 
+    exact = True
+
     def __init__(self, quantizer: Quantizer, precision: str) -> None:
         self.tables = search_tables(quantizer.codebooks)
         self.codebooks = quantizer.codebooks.contiguous()
