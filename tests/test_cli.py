@@ -325,6 +325,15 @@ def test_two_groups_of_cores_do_what_one_process_does(capsys, corpus, model_fold
     assert content(tmp_path / "one") == content(tmp_path / "two") and len(list((tmp_path / "two" / "_encodec_fast").glob("ledger-*"))) == 2
 
 
+def test_devices_run_on_the_backend_of_the_environment(capsys, corpus, model_folder, tmp_path, monkeypatch):
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("one core")
+    monkeypatch.setenv("ENCODEC_FAST_BACKEND", "torch")
+    code, _, err = tokenize(capsys, corpus, tmp_path / "codes", model_folder, "--devices", "cpu,cpu")
+    assert (code, err) == (cli.OK, "")
+    assert read_info(tmp_path / "codes").backend == "torch"
+
+
 def test_a_share_is_verified_and_told(capsys, corpus, model_folder, tmp_path):
     code, out, _ = tokenize(capsys, corpus, tmp_path / "codes", model_folder, "--verify", "1")
     assert code == cli.OK and "verified 3 clips" in out and out.rstrip().count("the same codec") == 1

@@ -74,9 +74,7 @@ def prepared_model(name: str, device: str, backend: str, threads: int) -> Iterat
             logging.disable_progress_bar()
             if threads:
                 torch.set_num_threads(threads)
-            # "auto" leaves the choice to the environment variable
-            if backend != "auto":
-                stack.enter_context(dispatch.use_backend(backend))
+            stack.enter_context(dispatch.prefer_backend(backend))
             dispatch.requested()
             model, model_id = load_model(name, device)
         if model_id in DEMO_MODELS:

@@ -178,7 +178,7 @@ def work(job: DeviceJob, tell: Callable[[Summary], None]) -> None:
     logging.disable_progress_bar()
     if job.threads or job.cores:
         torch.set_num_threads(job.threads or len(job.cores or ()))
-    with dispatch.use_backend(job.backend):
+    with dispatch.prefer_backend(job.backend):
         model, model_id = load_model(job.model, job.device)
         own = dataset_info(model, model_id, weights_sha256(model), {})
         if (own.weights_sha256, own.backend) != (job.info.weights_sha256, job.info.backend):

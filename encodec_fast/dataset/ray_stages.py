@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import pickle
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,7 +92,7 @@ class GroupEncoder:
             audio_column=options.audio_column,
         )
         clips = (clip for item in items for clip in (reader.read([item]) if isinstance(item, Task) else [item]))
-        with dispatch.use_backend(job.backend) if job.backend != "auto" else nullcontext():
+        with dispatch.prefer_backend(job.backend):
             finished = list(BatchEncoder(self._encoder, verifier).finished(sizes, clips))
         return {"group": [pickle.dumps(finished)], "reading": batch["reading"]}
 

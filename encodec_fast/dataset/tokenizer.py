@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -81,7 +80,7 @@ class EncodecTokenizer:
         rows: list[ClipRow | str] = [clip if isinstance(clip, str) else "" for clip in clips]
         whole = sorted((clip for clip in clips if not isinstance(clip, str)), key=lambda clip: -clip.num_samples)
         budget = self.batch_seconds * self.encoder.model.config.sampling_rate
-        with dispatch.use_backend(self.backend) if self.backend != "auto" else nullcontext():
+        with dispatch.prefer_backend(self.backend):
             while whole:
                 size, samples = 1, whole[0].num_samples
                 while size < len(whole) and samples + whole[size].num_samples <= budget:
