@@ -60,7 +60,7 @@ def tokenize(
     start = time.perf_counter()
     info = dataset_info(model, "bench", weights_sha256(model), {})
     ledger = Ledger(out)
-    plan(ledger, identity(info, model, options, [source]), lambda: find_tasks([source]), options, limit=limit)
+    plan(ledger, identity(info, model, options, [source]), find_tasks([source]), options, limit=limit)
     summary = Run(model, info, ledger, options).run()
     return summary, time.perf_counter() - start
 
@@ -145,7 +145,7 @@ def soak(clips: int, threads: int) -> bool:
         manifest.write_text("id\tpath\tduration\n" + "".join(f"{index:07d}\t{index % 100}.wav\t0.25\n" for index in range(clips)))
         info = dataset_info(model, "soak", weights_sha256(model), {})
         settings, ledger = TokenizeOptions(2.4, workers=1), Ledger(out)
-        plan(ledger, identity(info, model, settings, [str(manifest)]), lambda: find_tasks([manifest]), settings)
+        plan(ledger, identity(info, model, settings, [str(manifest)]), find_tasks([manifest]), settings)
         print("| clips | memory, MB |")
         print("|---|---|")
         seen: list[float] = []

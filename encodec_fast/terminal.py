@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from encodec_fast.dataset.run import Summary
     from encodec_fast.formats import ClipFailure
 
@@ -34,65 +36,59 @@ def complain(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-class ProgressBar:
-    """How many of how many: a bar in a terminal, else a plain line now and then."""
+class _Live:
+    """A bar in a terminal, else a plain line now and then."""
 
-    def __init__(self, total: int, things: str = "clips"):
-        self._total, self._things = total, things
-        self._started = self._last_line = time.perf_counter()
+    def __init__(self, *columns: ProgressColumn, **task: Any):
         out = console()
+        self._started = self._last_line = time.perf_counter()
         self._plain = not out.is_terminal
-        columns = (
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TextColumn(f"{things}  {{task.fields[speed]}}left"),
-            TimeRemainingColumn(),
-        )
-        self._bar = Progress(*columns, console=out, transient=True, disable=self._plain)
-        self._task = self._bar.add_task("", total=total, speed="")
+        self._bar = Progress(BarColumn(bar_width=None), *columns, console=out, transient=True, disable=self._plain)
+        self._task = self._bar.add_task("", **task)
 
-    def __enter__(self) -> ProgressBar:
+    def __enter__(self) -> Self:
         self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
+
+    def _line_is_due(self) -> bool:
+        """Whether it is time for a plain line; the next one is then SECONDS_BETWEEN_LINES away."""
+        now = time.perf_counter()
+        due = self._plain and now - self._last_line >= SECONDS_BETWEEN_LINES
+        self._last_line = now if due else self._last_line
+        return due
+
+
+class ProgressBar(_Live):
+    """How many of how many."""
+
+    def __init__(self, total: int, things: str = "clips"):
+        self._total, self._things = total, things
+        words = TextColumn(f"{things}  {{task.fields[speed]}}left")
+        super().__init__(MofNCompleteColumn(), words, TimeRemainingColumn(), total=total, speed="")
 
     def update(self, done: int, total: int | None = None, speed: str = "") -> None:
         """done: so far, failed ones included. total: where it turns out to be another. speed: in words."""
         self._total = self._total if total is None else total
         self._bar.update(self._task, completed=done, total=self._total, speed=f"{speed}  " if speed else "")
-        now = time.perf_counter()
-        if self._plain and done < self._total and now - self._last_line >= SECONDS_BETWEEN_LINES:
-            self._last_line = now
-            left = (now - self._started) / max(done, 1) * (self._total - done)
+        if done < self._total and self._line_is_due():
+            left = (time.perf_counter() - self._started) / max(done, 1) * (self._total - done)
             say(f"{done}/{self._total} {self._things}, {speed + ', ' if speed else ''}about {left:.0f} s left")
 
 
-class RunProgress:
-    """A tokenizing run: clips, hours, x real time, errors, both rates, time left by audio; a bar, or plain lines."""
+class RunProgress(_Live):
+    """A tokenizing run: clips, hours, x real time, errors, both rates, time left by audio."""
 
     def __init__(self) -> None:
-        self._last_line = time.perf_counter()
-        out = console()
-        self._plain = not out.is_terminal
-        self._bar = Progress(BarColumn(bar_width=None), TextColumn("{task.fields[text]}"), console=out, transient=True, disable=self._plain)
-        self._task = self._bar.add_task("", total=None, text="")
-
-    def __enter__(self) -> RunProgress:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        super().__init__(TextColumn("{task.fields[text]}"), total=None, text="")
 
     def update(self, summary: Summary) -> None:
         """Shows the run as it is now."""
         text = progress_line(summary)
         self._bar.update(self._task, completed=summary.seconds, total=summary.planned_seconds, text=text)
-        now = time.perf_counter()
-        if self._plain and now - self._last_line >= SECONDS_BETWEEN_LINES:
-            self._last_line = now
+        if self._line_is_due():
             say(text)
 
 

@@ -57,7 +57,7 @@ def tokenize(model: Any, sources: list[Any], out: Path, *, index: int = 0, count
     info = dataset_info(model, "small", weights_sha256(model), {})
     ledger = Ledger(out, index, count)
     names = [str(source) for source in sources]
-    plan(ledger, identity(info, model, options, names), lambda: find_tasks(names), options, **planned)
+    plan(ledger, identity(info, model, options, names), find_tasks(names), options, **planned)
     return Run(model, info, ledger, options).run(progress)
 
 

@@ -14,7 +14,7 @@ from venvs import ROOT
 
 # A module imports only from layers above its own. A new module is one more name here.
 _LAYERS = [
-    {"kernels"},
+    {"children", "kernels"},
     {"plan"},
     {"plan_reader"},
     {"executors"},
@@ -31,9 +31,9 @@ _LAYERS = [
 ]
 _RANK = {name: rank for rank, layer in enumerate(_LAYERS) for name in layer}
 # These stand on their own: they import nothing of the package.
-_LEAVES = {"kernels", "audio", "ecdc", "formats"}
+_LEAVES = {"children", "kernels", "audio", "ecdc", "formats"}
 # Tools that only look at codes need not load torch.
-_TORCH_FREE = {"audio", "corpus", "ecdc", "formats"}
+_TORCH_FREE = {"audio", "children", "corpus", "ecdc", "formats"}
 _SOURCES = sorted([*(ROOT / "encodec_fast").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")])
 
 

@@ -125,7 +125,7 @@ def ray_tokenize(model, model_folder, corpus, out, progress=None, **changes):
     options = TokenizeOptions(BANDWIDTH, **{"batch_seconds": 2.0, "rows_per_shard": 10, **changes})
     info = dataset_info(model, str(model_folder), weights_sha256(model), {})
     ledger = Ledger(out)
-    plan(ledger, identity(info, model, options, [str(corpus)]), lambda: find_tasks([corpus]), options)
+    plan(ledger, identity(info, model, options, [str(corpus)]), find_tasks([corpus]), options)
     job = RayJob(str(model_folder), "auto", info, options, str(out), RATE, 1, actors=2)
     return run_on_ray(job, ledger, None, progress)
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from glob import glob, has_magic
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 # What libsndfile >= 1.1 reads, and what ffmpeg reads besides. Folders are searched for these; a file named by the caller is tried
 # whatever its name.
@@ -61,6 +62,18 @@ def file_system(url: str) -> tuple[Any, str]:
         return url_to_fs(url)
     except ImportError as error:
         raise ValueError(f"{url}: {error}; pip install 'encodec-fast[fsspec]' 'fsspec[{protocol}]'.") from error
+
+
+@contextmanager
+def open_binary(source: str) -> Iterator[BinaryIO]:
+    """The file, here or behind a URL, open for reading.  Raises OSError."""
+    if is_url(source):
+        files, path = file_system(source)
+        with files.open(path, "rb") as remote:
+            yield remote
+    else:
+        with open(source, "rb") as local:
+            yield local
 
 
 def _expand(source: str, wanted: Callable[[str], bool]) -> Iterator[tuple[str, str]]:

@@ -225,7 +225,7 @@ def tokenize_sources(
             plan(
                 ledger,
                 identity(info, model, options, sources),
-                lambda: found,
+                found,
                 options,
                 overwrite=overwrite,
                 retry_failed=retry_failed,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from encodec_fast.audio import AUDIO_SUFFIXES, AudioError, utf8_name
-from encodec_fast.audio.files import file_system, is_url
+from encodec_fast.audio.files import is_url, open_binary
 from encodec_fast.corpus.tasks import Task
 
 TAR_SUFFIXES = (".tar",)
@@ -40,7 +40,7 @@ def container_tasks(path: str, id: str, audio_column: str) -> Iterator[Task]:
 def tar_tasks(path: str, id: str) -> Iterator[Task]:
     """A task per audio member; only the headers are read. A damaged archive ends in a task with its problem."""
     try:
-        with _open_binary(path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
+        with open_binary(path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
             for member in archive:
                 archive.members.clear()  # type: ignore[attr-defined]
                 if member.isfile() and os.path.splitext(member.name)[1].lower() in AUDIO_SUFFIXES:
@@ -96,7 +96,7 @@ class TableReader:
         if data is None and isinstance(cell, dict) and cell.get("path"):
             name = os.path.join(os.path.dirname(task.path), cell["path"])
             try:
-                with _open_binary(name) as file:
+                with open_binary(name) as file:
                     data = file.read()
             except OSError as error:
                 raise AudioError(name, f"the file can't be opened ({error.strerror or error}).") from error
@@ -158,19 +158,8 @@ class _Table:
 
 @contextmanager
 def _open_table(path: str, audio_column: str) -> Iterator[_Table]:
-    with _open_binary(path) as file:
+    with open_binary(path) as file:
         table = _Table(path, file)
         if audio_column not in table.names:
             raise TableError(f"{path}: no column {audio_column!r} among {', '.join(table.names)}; name it with --audio-column.")
         yield table
-
-
-@contextmanager
-def _open_binary(path: str) -> Iterator[Any]:
-    if is_url(path):
-        files, name = file_system(path)
-        with files.open(name, "rb") as remote:
-            yield remote
-    else:
-        with open(path, "rb") as local:
-            yield local

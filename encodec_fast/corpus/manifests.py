@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-from encodec_fast.audio.files import file_system, is_url
+from encodec_fast.audio.files import is_url, open_binary
 from encodec_fast.corpus.tasks import Task
 
 SUFFIXES = (".tsv", ".csv", ".jsonl", ".json", ".jsonl.gz", ".tsv.gz", ".csv.gz")
@@ -54,8 +54,7 @@ def read_manifest(path: str) -> Iterator[Task]:
 
 @contextmanager
 def _open_text(path: str) -> Iterator[TextIO]:
-    files, name = file_system(path) if is_url(path) else (None, path)
-    with files.open(name, "rb") if files is not None else open(name, "rb") as file:
+    with open_binary(path) as file:
         data: Any = gzip.open(file) if path.lower().endswith(".gz") else file
         yield io.TextIOWrapper(data, encoding="utf-8-sig", newline="")
 

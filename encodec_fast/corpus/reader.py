@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import os
 import pickle
 import queue
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -17,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from encodec_fast import children
 from encodec_fast.audio import AudioError
 from encodec_fast.corpus import worker
 from encodec_fast.corpus.containers import TableReader
@@ -26,7 +25,6 @@ from encodec_fast.corpus.worker import Block, Failed, Request
 THREAD_NAME = "encodec_fast reader"
 # Blocks of a long clip that wait to be taken
 WAITING_BLOCKS = 3
-_START = "import sys; sys.path[:] = sys.argv[1:]; from encodec_fast.corpus.worker import main; main()"
 
 
 @dataclass(frozen=True)
@@ -310,7 +308,7 @@ class _Process:
                 died = self.restart()
                 if started:
                     break
-        yield Failed(f"reading it ended the reading process ({_how(died)}).")
+        yield Failed(f"reading it ended the reading process ({children.how_it_ended(died)}).")
 
     def _ask(self, request: Request) -> Iterator[tuple[Block, np.ndarray] | Failed]:
         assert self._popen.stdin is not None and self._popen.stdout is not None
@@ -350,9 +348,4 @@ class _Process:
     @staticmethod
     def _start() -> subprocess.Popen[bytes]:
         # one thread each: there are as many processes as cores are to be used
-        env = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-        return subprocess.Popen([sys.executable, "-c", _START, *sys.path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env)
-
-
-def _how(code: int) -> str:
-    return f"signal {-code}" if code < 0 else f"exit code {code}"
+        return children.start("encodec_fast.corpus.worker", {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"})

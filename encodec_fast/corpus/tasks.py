@@ -60,16 +60,20 @@ class Clip:
 @contextmanager
 def open_task(task: Task, data: bytes | None = None) -> Iterator[OpenAudio]:
     """The task's audio, open. data: its file's bytes where the caller has them (a row of a table). Raises AudioError."""
-    source = data if data is not None else task.path if task.offset is None else _member(task)
-    with open_audio(source, name=task.shown_path) as file:
+    with open_audio(_source(task, data), name=task.shown_path) as file:
         yield file
 
 
 def read_task(task: Task, sampling_rate: int, channels: int, data: bytes | None = None) -> Clip:
     """The whole clip. Raises AudioError."""
-    source = data if data is not None else task.path if task.offset is None else _member(task)
     samples, info = read_audio(
-        source, sampling_rate, channels, name=task.shown_path, start=task.start, duration=task.duration, channel=task.channel
+        _source(task, data),
+        sampling_rate,
+        channels,
+        name=task.shown_path,
+        start=task.start,
+        duration=task.duration,
+        channel=task.channel,
     )
     return Clip(task, samples, info.sampling_rate)
 
@@ -77,6 +81,12 @@ def read_task(task: Task, sampling_rate: int, channels: int, data: bytes | None 
 def read_task_blocks(task: Task, file: OpenAudio, sampling_rate: int, channels: int, block_seconds: float) -> Iterator[np.ndarray]:
     """The clip in blocks [C, T_i] that make up what read_task gives. Raises AudioError."""
     return audio_blocks(file, sampling_rate, channels, block_seconds, start=task.start, duration=task.duration, channel=task.channel)
+
+
+def _source(task: Task, data: bytes | None) -> bytes | str:
+    if data is not None:
+        return data
+    return task.path if task.offset is None else _member(task)
 
 
 def _member(task: Task) -> bytes:

@@ -1,7 +1,6 @@
 """A reading process: takes tasks from standard input, gives clips on standard output, ends when its parent does.
 
-A process and not a thread: a file that crashes the decoder costs itself, and Python's lock is not shared with the encoder. A program
-of its own and not multiprocessing's: that would import the caller's main module, and with it torch.
+A process and not a thread: a file that crashes the decoder costs itself, and Python's lock is not shared with the encoder.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from typing import IO, Any
 import numpy as np
 
 from encodec_fast.audio import AudioError
+from encodec_fast.children import take_output
 from encodec_fast.corpus.tasks import Task, open_task, read_task, read_task_blocks
 
 
@@ -87,9 +87,7 @@ def main() -> None:
     """Serves requests until standard input ends."""
     # Ctrl-C reaches every process of the terminal; the parent decides what becomes of it
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # nothing that a library prints may stand between the messages
-    output = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
+    output = take_output()
     try:
         while True:
             for result in read(pickle.load(sys.stdin.buffer)):

@@ -7,7 +7,6 @@ import os
 import pickle
 import queue
 import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -15,13 +14,12 @@ from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Any
 
+from encodec_fast import children
 from encodec_fast.dataset.ledger import Ledger
 from encodec_fast.dataset.options import TokenizeOptions
 from encodec_fast.dataset.run import Run, Summary
 from encodec_fast.dataset.writing import add_counts
 from encodec_fast.formats import DatasetInfo
-
-_START = "import sys; sys.path[:] = sys.argv[1:]; from encodec_fast.dataset.devices import main; main()"
 
 
 @dataclass(frozen=True)
@@ -107,10 +105,8 @@ class _Child:
     """A process that works on a job, and the thread that hears from it."""
 
     def __init__(self, job: DeviceJob, number: int, messages: queue.Queue[tuple[int, Any]]):
-        env = dict(os.environ)
-        if job.cores is not None or job.threads:
-            env["OMP_NUM_THREADS"] = str(job.threads or len(job.cores or ()))
-        self._popen = subprocess.Popen([sys.executable, "-c", _START, *sys.path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env)
+        threads = job.threads or len(job.cores or ())
+        self._popen = children.start("encodec_fast.dataset.devices", {"OMP_NUM_THREADS": str(threads)} if threads else {})
         assert self._popen.stdin is not None
         pickle.dump(job, self._popen.stdin)
         self._popen.stdin.flush()
@@ -123,7 +119,7 @@ class _Child:
                 messages.put((number, pickle.load(self._popen.stdout)))
         except (EOFError, pickle.UnpicklingError):
             code = self._popen.wait()
-            messages.put((number, f"signal {-code}" if code < 0 else f"exit code {code}" if code else 0))
+            messages.put((number, children.how_it_ended(code) if code else 0))
 
     def stop(self) -> None:
         """Waits for its end, which the closed pipe asks for."""
@@ -153,8 +149,7 @@ def _sum(summaries: Sequence[Summary]) -> Summary:
 def main() -> None:
     """A device's process: a job on standard input, summaries on standard output, an end when its parent's is."""
     signal.signal(signal.SIGTERM, lambda *_: _thread.interrupt_main())
-    output = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
+    output = children.take_output()
     job: DeviceJob = pickle.load(sys.stdin.buffer)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if job.cores is not None:

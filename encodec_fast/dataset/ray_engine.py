@@ -20,7 +20,7 @@ from encodec_fast.dataset.ledger import Ledger, Record
 from encodec_fast.dataset.options import TokenizeOptions
 from encodec_fast.dataset.ray_stages import GroupEncoder, RayJob, read_group, write_group
 from encodec_fast.dataset.run import Summary
-from encodec_fast.dataset.schedule import schedule_of
+from encodec_fast.dataset.schedule import Schedule, schedule_of
 from encodec_fast.dataset.writing import add_counts
 
 # Audio of a group, which travels from a reading task to an actor: 10 minutes at 24 kHz are 58 MB
@@ -59,9 +59,9 @@ def run_on_ray(job: RayJob, ledger: Ledger, address: str | None, progress: Calla
     ray = connect(address)
     start, summary = time.perf_counter(), Summary()
     with ledger.writing():
-        undone = ledger.undone()
-        summary.plan(ledger, undone)
-        for row in _pipeline(ray, job, _groups(ledger, [int(number) for number in undone], job.options)):
+        schedules, undone = ledger.schedules(), ledger.undone()
+        summary.plan(schedules, undone, undone)
+        for row in _pipeline(ray, job, _groups(schedules, [int(number) for number in undone], job.options)):
             for line in json.loads(row["lines"]):
                 record = Record.from_json(line)
                 ledger.append(record)
@@ -86,9 +86,8 @@ def _count(summary: Summary, record: Record, out: str) -> None:
         summary.verified = add_counts(summary.verified, record.verified)
 
 
-def _groups(ledger: Ledger, batches: Sequence[int], options: TokenizeOptions) -> list[dict[str, Any]]:
+def _groups(schedules: Sequence[Schedule], batches: Sequence[int], options: TokenizeOptions) -> list[dict[str, Any]]:
     """Batches in groups of GROUP_SECONDS and rows_per_shard at most, each with its tasks. Long clips don't count: actors read them."""
-    schedules = ledger.schedules()
     groups: list[dict[str, Any]] = []
     seconds, clips = math.inf, 0
     for number in batches:

@@ -20,7 +20,7 @@ from encodec_fast.dataset.batches import BatchEncoder
 from encodec_fast.dataset.encoding import ClipEncoder
 from encodec_fast.dataset.ledger import Ledger
 from encodec_fast.dataset.options import BLOCK_SECONDS, TokenizeOptions
-from encodec_fast.dataset.schedule import schedule_of
+from encodec_fast.dataset.schedule import Schedule, schedule_of
 from encodec_fast.dataset.verification import ShareVerifier
 from encodec_fast.dataset.writing import FinishedBatch, ShardWriter, add_counts
 from encodec_fast.dispatch import requested
@@ -59,7 +59,7 @@ def identity(info: DatasetInfo, model: EncodecModel, options: TokenizeOptions, s
 def plan(
     ledger: Ledger,
     identity: Mapping[str, Any],
-    find: Callable[[], list[Task]],
+    tasks: Sequence[Task],
     options: TokenizeOptions,
     *,
     overwrite: bool = False,
@@ -69,19 +69,18 @@ def plan(
 ) -> int:
     """Schedules the clips that are not scheduled yet, and again those that failed if retry_failed; returns how many.
 
-    find: lists the tasks. limit: schedule only the first so many ids. progress: called with headers scanned and all.
+    tasks: of the sources, sorted by id. limit: schedule only the first so many. progress: called with headers scanned and all.
     Processes that begin together plan one after the other, so the first one's work is found by the rest.
     """
     with ledger.planning():
         ledger.identify(identity, overwrite)
-        tasks = find()
-        tasks = ledger.new_tasks(tasks if limit is None else tasks[:limit])
+        new = ledger.new_tasks(tasks[:limit])
         if retry_failed:
-            tasks += ledger.failed_tasks()
-        if tasks:
-            report = None if progress is None else lambda done: progress(done, len(tasks))
-            ledger.add_schedule(scan_seconds(tasks, options.audio_column, report), options.batch_seconds, options.audio_column)
-        return len(tasks)
+            new += ledger.failed_tasks()
+        if new:
+            report = None if progress is None else lambda done: progress(done, len(new))
+            ledger.add_schedule(scan_seconds(new, options.audio_column, report), options.batch_seconds, options.audio_column)
+        return len(new)
 
 
 @dataclass
@@ -128,9 +127,8 @@ class Summary:
         if batch.verified is not None:
             self.verified = add_counts(self.verified, batch.verified)
 
-    def plan(self, ledger: Ledger, own: np.ndarray) -> None:
-        """Takes down what there is to do, in the batches `own`, and besides."""
-        schedules, undone = ledger.schedules(), ledger.undone()
+    def plan(self, schedules: Sequence[Schedule], own: np.ndarray, undone: np.ndarray) -> None:
+        """Takes down what there is to do: in the batches `own`, and in all that are undone."""
         totals = []
         for numbers in (own, undone):
             parts = [(0, 0.0)]
@@ -164,7 +162,7 @@ class Run:
             schedules = self._ledger.schedules()
             undone = self._ledger.undone()
             own = undone[undone % self._ledger.count == self._ledger.index]
-            summary.plan(self._ledger, own)
+            summary.plan(schedules, own, undone)
             batches = [int(number) for number in own]
             reader = Reader(
                 config.sampling_rate,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from encodec_fast.audio import AudioError, mix_channels, read_audio, resample
 from encodec_fast.corpus.tasks import Clip, Task
 from encodec_fast.dataset.encoding import ClipEncoder
+from encodec_fast.dataset.schedule import batches
 from encodec_fast.formats import ClipFailure, ClipRow
 
 
@@ -79,16 +81,13 @@ class EncodecTokenizer:
 
         rows: list[ClipRow | str] = [clip if isinstance(clip, str) else "" for clip in clips]
         whole = sorted((clip for clip in clips if not isinstance(clip, str)), key=lambda clip: -clip.num_samples)
-        budget = self.batch_seconds * self.encoder.model.config.sampling_rate
+        rate = self.encoder.model.config.sampling_rate
+        numbers = batches([clip.num_samples / rate for clip in whole], self.batch_seconds)
         with dispatch.prefer_backend(self.backend):
-            while whole:
-                size, samples = 1, whole[0].num_samples
-                while size < len(whole) and samples + whole[size].num_samples <= budget:
-                    samples += whole[size].num_samples
-                    size += 1
-                for clip, row in zip(whole[:size], self.encoder.encode(whole[:size]), strict=True):
+            for _, group in itertools.groupby(zip(numbers, whole, strict=True), key=lambda pair: pair[0]):
+                own = [clip for _, clip in group]
+                for clip, row in zip(own, self.encoder.encode(own), strict=True):
                     rows[int(clip.task.id)] = row.reason if isinstance(row, ClipFailure) else row
-                whole = whole[size:]
         return rows
 
     def _clip(self, index: int, cell: Any, rate: Any) -> Clip | str:

@@ -19,9 +19,7 @@ def load_codes(path: str | os.PathLike[str]) -> Iterator[ClipRow]:
     Rows are ClipRow: `row.codes` is a numpy array [n_chunks, K, F]; one shard is held in memory in parts.
     Raises FormatError if there are no codes, or they can't be read.
     """
-    shards = [Path(path)] if Path(path).is_file() else shard_paths(path)
-    if not shards:
-        raise FormatError(f"{path}: no part-*.parquet, .tar or .jsonl in this folder; give the --out folder of `encodec-fast tokenize`.")
+    shards = [Path(path)] if Path(path).is_file() else shards_of(path)
     return (row for shard in shards for row in read_shard(shard))
 
 
@@ -36,14 +34,22 @@ def shard_paths(folder: str | os.PathLike[str]) -> list[Path]:
     return sorted(path for path in Path(folder).glob(SHARD_PATTERN) if path.suffix in suffixes)
 
 
+def shards_of(folder: str | os.PathLike[str]) -> list[Path]:
+    """As `shard_paths`.  Raises FormatError if there are none."""
+    shards = shard_paths(folder)
+    if not shards:
+        raise FormatError(
+            f"{folder}: no part-*.parquet in this folder, nor .tar or .jsonl; give the --out folder of `encodec-fast tokenize`."
+        )
+    return shards
+
+
 def read_info(folder: str | os.PathLike[str]) -> DatasetInfo:
     """What made the codes of a folder.
 
     Raises FormatError if the folder holds no shards, one isn't ours or can't be read, or they differ in what made them.
     """
-    infos = {path: _module(path).read_shard_info(path) for path in shard_paths(folder)}
-    if not infos:
-        raise FormatError(f"{folder}: no part-*.parquet in this folder; give the --out folder of `encodec-fast tokenize`.")
+    infos = {path: _module(path).read_shard_info(path) for path in shards_of(folder)}
     (first_path, first), *others = infos.items()
     for path, info in others:
         if (info.model_id, info.weights_sha256) != (first.model_id, first.weights_sha256):

@@ -12,15 +12,14 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from encodec_fast.formats import FORMAT_VERSION, ClipRow, DatasetInfo, FormatError, check_codes
+from encodec_fast.formats import ClipRow, DatasetInfo, FormatError, check_codes
 from encodec_fast.formats.atomic import AtomicFile, write_atomically
-from encodec_fast.formats.webdataset import info_of, record_row, row_record
+from encodec_fast.formats.records import info_of, info_record, record_row, row_record
 
 SUFFIX = ".jsonl"
 INFO_FILE = "info.json"
@@ -35,8 +34,7 @@ class Shard:
         self._folder, self._info = folder, info
         self._written: list[Path] = []
         if not (folder / INFO_FILE).exists():
-            stored = {"format_version": FORMAT_VERSION, **asdict(info)}
-            write_atomically(folder / INFO_FILE, json.dumps(stored, sort_keys=True, indent=1).encode())
+            write_atomically(folder / INFO_FILE, json.dumps(info_record(info), sort_keys=True, indent=1).encode())
         self._atomic = AtomicFile(folder / f"{name}{SUFFIX}")
 
     def write(self, row: ClipRow) -> None:

@@ -17,9 +17,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from encodec_fast.formats import FORMAT_VERSION, ClipFailure, ClipRow, DatasetInfo, FormatError, check_codes
+from encodec_fast.formats import ClipFailure, ClipRow, DatasetInfo, FormatError, check_codes
 from encodec_fast.formats.atomic import AtomicFile
 from encodec_fast.formats.packing import code_bits, pack_codes, unpack_codes
+from encodec_fast.formats.records import info_of, info_record, record_row, row_record
 
 SUFFIX = ".parquet"
 METADATA_KEY = b"encodec_fast"
@@ -45,7 +46,7 @@ def clip_schema(info: DatasetInfo, packed: bool = False) -> pa.Schema:
         ("bandwidth", pa.float64()),
     ]
     fields = [pa.field(name, type, nullable=name == "scales") for name, type in columns]
-    metadata = json.dumps({"format_version": FORMAT_VERSION, **asdict(info)}, sort_keys=True)
+    metadata = json.dumps(info_record(info), sort_keys=True)
     return pa.schema(fields, metadata={METADATA_KEY: metadata.encode()})
 
 
@@ -94,20 +95,8 @@ def _table(rows: list[ClipRow], schema: pa.Schema, info: DatasetInfo) -> pa.Tabl
         flat = np.concatenate([row.codes.astype(info.code_dtype, copy=False).ravel() for row in rows])
         offsets = np.cumsum([0, *(row.codes.size for row in rows)], dtype=np.int32)
         codes = pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat))
-    columns = {
-        "id": [row.id for row in rows],
-        "path": [row.path for row in rows],
-        "codes": codes,
-        "codes_shape": [list(row.codes.shape) for row in rows],
-        "scales": [None if row.scales is None else row.scales.tolist() for row in rows],
-        "num_samples": [row.num_samples for row in rows],
-        "frames": [row.frames for row in rows],
-        "last_frame_pad_length": [row.last_frame_pad_length for row in rows],
-        "sampling_rate": [row.sampling_rate for row in rows],
-        "original_rate": [row.original_rate for row in rows],
-        "duration": [row.duration for row in rows],
-        "bandwidth": [row.bandwidth for row in rows],
-    }
+    records = [row_record(row) for row in rows]
+    columns = {name: codes if name == "codes" else [record[name] for record in records] for name in schema.names}
     return pa.Table.from_pydict(columns, schema)
 
 
@@ -119,11 +108,7 @@ def read_shard_info(path: Path) -> DatasetInfo:
         raise FormatError(f"{path}: the shard can't be read ({error}).") from error
     if METADATA_KEY not in metadata:
         raise FormatError(f"{path}: not written by encodec_fast (no {METADATA_KEY.decode()!r} in its metadata).")
-    stored = json.loads(metadata[METADATA_KEY])
-    version = stored.pop("format_version")
-    if version != FORMAT_VERSION:
-        raise FormatError(f"{path}: format version {version}; this encodec_fast reads {FORMAT_VERSION}.")
-    return DatasetInfo(**stored)
+    return info_of(json.loads(metadata[METADATA_KEY]), path)
 
 
 def read_shard(path: Path) -> Iterator[ClipRow]:
@@ -141,16 +126,16 @@ def read_shard(path: Path) -> Iterator[ClipRow]:
 def _rows(table: pa.Table, packed: DatasetInfo | None) -> Iterator[ClipRow]:
     table = table.combine_chunks()
     codes = table["codes"].chunk(0)
-    others = table.drop_columns(["codes", "frames", "duration"]).to_pylist()
+    others = table.drop_columns(["codes"]).to_pylist()
     if packed is None:
         flat, offsets = codes.values.to_numpy(), codes.offsets.to_numpy()
-    for index, row in enumerate(others):
-        shape, scales = row.pop("codes_shape"), row.pop("scales")
+    for index, record in enumerate(others):
+        shape = record["codes_shape"]
         if packed is None:
             own = flat[offsets[index] : offsets[index + 1]].reshape(shape)
         else:
             own = unpack_codes(codes[index].as_py(), code_bits(packed.codebook_size), tuple(shape), packed.code_dtype)
-        yield ClipRow(codes=own, scales=None if scales is None else np.array(scales, dtype=np.float32), **row)
+        yield record_row(record, own)
 
 
 def read_shard_ids(path: Path) -> list[str]:

@@ -10,14 +10,13 @@ import io
 import json
 import tarfile
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from encodec_fast.formats import FORMAT_VERSION, ClipRow, DatasetInfo, FormatError, check_codes
+from encodec_fast.formats import ClipRow, DatasetInfo, FormatError, check_codes
 from encodec_fast.formats.atomic import AtomicFile
+from encodec_fast.formats.records import info_of, info_record, record_row, row_record
 
 SUFFIX = ".tar"
 HEADER = "ENCODEC_FAST.info"
@@ -31,7 +30,7 @@ class Shard:
             raise ValueError("packed codes are stored as Parquet only; choose --format parquet.")
         self._name, self._info, self._rows = name, info, 0
         self._atomic = AtomicFile(folder / f"{name}{SUFFIX}")
-        header = {HEADER: json.dumps({"format_version": FORMAT_VERSION, **asdict(info)}, sort_keys=True)}
+        header = {HEADER: json.dumps(info_record(info), sort_keys=True)}
         self._tar = tarfile.open(fileobj=self._atomic.file, mode="w", format=tarfile.PAX_FORMAT, pax_headers=header)
 
     def write(self, row: ClipRow) -> None:
@@ -60,20 +59,6 @@ class Shard:
         self._tar.addfile(member, io.BytesIO(data))
 
 
-def row_record(row: ClipRow) -> dict[str, Any]:
-    """The row without its codes, as JSON can hold it."""
-    record = {name: value for name, value in vars(row).items() if name not in ("codes", "scales")}
-    scales = None if row.scales is None else row.scales.tolist()
-    return {**record, "scales": scales, "frames": row.frames, "duration": row.duration, "codes_shape": list(row.codes.shape)}
-
-
-def record_row(record: dict[str, Any], codes: np.ndarray) -> ClipRow:
-    """The row of a record and its codes."""
-    fields = {name: value for name, value in record.items() if name in ClipRow.__dataclass_fields__}
-    scales = fields.pop("scales")
-    return ClipRow(codes=codes, scales=None if scales is None else np.array(scales, np.float32), **fields)
-
-
 def read_shard_info(path: Path) -> DatasetInfo:
     """What made the codes of a shard. Raises FormatError for a file that isn't one."""
     try:
@@ -85,14 +70,6 @@ def read_shard_info(path: Path) -> DatasetInfo:
     if header is None:
         raise FormatError(f"{path}: not written by encodec_fast (no {HEADER!r} in its header).")
     return info_of(json.loads(header), path)
-
-
-def info_of(stored: dict[str, Any], path: Path) -> DatasetInfo:
-    """The info that was stored with its format version. Raises FormatError for another version."""
-    version = stored.pop("format_version", None)
-    if version != FORMAT_VERSION:
-        raise FormatError(f"{path}: format version {version}; this encodec_fast reads {FORMAT_VERSION}.")
-    return DatasetInfo(**stored)
 
 
 def read_shard(path: Path) -> Iterator[ClipRow]:

@@ -1,0 +1,34 @@
+"""Python programs that work for this one: started with its import path, told what to do by pickles on standard input. No torch.
+
+Programs of their own and not multiprocessing's, which would import the caller's main module and whatever that imports.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import IO
+
+
+def start(module: str, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """A process that runs `main()` of the module, with pipes to its standard input and from its standard output.
+
+    environment: variables that it has besides this process's own.
+    """
+    program = f"import sys; sys.path[:] = sys.argv[1:]; from {module} import main; main()"
+    command = [sys.executable, "-c", program, *sys.path]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, **environment})
+
+
+def take_output() -> IO[bytes]:
+    """Standard output as a stream for messages, in the child; what a library prints goes to standard error from now on."""
+    output = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    return output
+
+
+def how_it_ended(code: int) -> str:
+    """A process's exit code in words."""
+    return f"signal {-code}" if code < 0 else f"exit code {code}"
