@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -18,18 +19,16 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+import cases
 import torch
 import transformers
 from encodec_fast.kernels.cpu import library as native
+from roofline import MachineRates, stage_work
 
 import encodec_fast
 from encodec_fast import use_backend
 from encodec_fast.demo import demo_config
-from encodec_fast.plan import multiply_adds
 from encodec_fast.plan_reader import read_plan
-
-MATMUL_SIZE = 768
-HOUR = 3600
 
 
 @dataclass(frozen=True)
@@ -105,25 +104,11 @@ def seconds_of(function: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def matmul_rate() -> float:
-    """FLOP/s of torch.mm at the current thread count."""
-    x = torch.ones(MATMUL_SIZE, MATMUL_SIZE)
-    return 2 * MATMUL_SIZE**3 / seconds_of(lambda: x @ x)
-
-
-def flops(model: encodec_fast.EncodecModel, case: Case) -> float:
+def flops(case: Case) -> float:
     """Arithmetic of one call: networks, and the search of an encode."""
-    plan, steps = read_plan(model), int(case.seconds * model.config.sampling_rate)
-    network = plan.decoder if case.what == "decode" else plan.encoder
-    length = plan.encoder.output_length(steps) if case.what == "decode" else steps
-    total = 0
-    for stage in network.stages:
-        total += multiply_adds(stage, length)
-        length = stage.output_length(length)
-    if case.what == "encode":
-        levels = model.quantizer.get_num_quantizers_for_bandwidth(case.bandwidth)
-        total += length * levels * plan.quantizer.codebooks[0].numel()
-    return 2.0 * case.batch * total
+    name, network_only = "demo-48khz" if case.stereo else "demo", case.what == "encoder"
+    work = stage_work(cases.Case(name, "encode" if network_only else case.what, case.batch, case.seconds, case.bandwidth))
+    return sum(stage.flops for stage in (work[:-1] if network_only else work))
 
 
 @dataclass(frozen=True)
@@ -153,12 +138,13 @@ class Row:
 
 def race(theirs: Callable[[], object], own: Callable[[], object], runs: int) -> tuple[list[float], list[float], float]:
     """(their seconds, ours, FLOP/s of torch.mm between the runs), interleaved."""
+    machine = MachineRates(torch.device("cpu"))
     their_times, our_times, rates = [], [], []
     for _ in range(runs):
         their_times.append(seconds_of(theirs))
-        rates.append(matmul_rate())
+        rates.append(machine.flops())
         our_times.append(seconds_of(own))
-        rates.append(matmul_rate())
+        rates.append(machine.flops())
     return their_times, our_times, statistics.median(rates)
 
 
@@ -195,7 +181,7 @@ def against_transformers(case: Case, threads: int, runs: int, backend: str) -> R
         theirs, own = call(stock, case, audio), call(ours, case, audio)
         check(case, theirs, own)
         times = race(theirs, own, runs)
-    return row(case, "transformers", threads, times, flops(ours, case), case.bars[threads] if backend == "cpu" else 1.0)
+    return row(case, "transformers", threads, times, flops(case), case.bars[threads] if backend == "cpu" else 1.0)
 
 
 def against_openvino(case: Case, threads: int, runs: int) -> Row:
@@ -224,7 +210,7 @@ def against_openvino(case: Case, threads: int, runs: int) -> Row:
             if (answer - expected).abs().max() > 1e-3 * expected.abs().max():
                 raise ValueError(f"an answer to {case} differs from that of transformers")
         times = race(theirs, own, runs)
-    return row(case, "openvino", threads, times, flops(ours, case), case.bars[threads])
+    return row(case, "openvino", threads, times, flops(case), case.bars[threads])
 
 
 def load_seconds() -> float:
@@ -242,30 +228,11 @@ def load_seconds() -> float:
     return min(seconds_of(load) for _ in range(3))
 
 
-HOUR_SCRIPT = """
-import json, torch, encodec_fast
-from encodec_fast import use_backend
-torch.manual_seed(0)
-model = encodec_fast.EncodecModel(encodec_fast.EncodecConfig()).eval()
-audio = torch.zeros(1, 1, 24000 * SECONDS)
-audio.normal_(std=0.1)
-def status(field):
-    line = next(line for line in open("/proc/self/status") if line.startswith(field))
-    return int(line.split()[1]) * 1024
-with torch.no_grad(), use_backend("cpu"):
-    model.encode(audio[..., :24000], bandwidth=6.0)
-    open("/proc/self/clear_refs", "w").write("5")
-    before = status("VmRSS")
-    codes = model.encode(audio, bandwidth=6.0).audio_codes
-print(json.dumps(status("VmHWM") - before - codes.numel() * codes.element_size()))
-"""
-
-
-def hour_megabytes(seconds: int) -> float:
-    """Peak memory of encoding one clip besides the model, the input and the codes, in a process of its own (Linux)."""
-    script = HOUR_SCRIPT.replace("SECONDS", str(seconds))
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    return json.loads(done.stdout) / 1e6
+def hour_megabytes() -> float:
+    """Peak memory of encoding an hour besides the model, the input and the codes, in a process of its own (Linux)."""
+    command = [sys.executable, str(Path(__file__).with_name("long_clip.py")), "--hours", "1", "--encode-only", "--json"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, "ENCODEC_FAST_BACKEND": "cpu"})
+    return json.loads(done.stdout)["bytes_above"] / 1e6
 
 
 def main() -> None:
@@ -306,7 +273,7 @@ def main() -> None:
         lines.append(json.dumps({"load_seconds": seconds, "at_most": 0.5}))
         print(f"\nload and pack the 24 kHz model: {seconds:.2f} s (at most 0.5)", flush=True)
         if not options.quick:
-            megabytes = hour_megabytes(HOUR)
+            megabytes = hour_megabytes()
             lines.append(json.dumps({"hour_megabytes": megabytes, "at_most": 300}))
             print(f"peak memory of encoding an hour: {megabytes:.0f} MB (at most 300)")
     if options.json:

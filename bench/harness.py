@@ -29,6 +29,8 @@ from cases import Case, stock_bytes, weights_file
 from roofline import whole_work
 from torch import Tensor
 
+from encodec_fast.memory import free_bytes
+
 BENCH = Path(__file__).parent
 ROOT = BENCH.parent
 REFERENCE = "hf"
@@ -195,7 +197,7 @@ class Harness:
         return torch.load(path)
 
     def _room(self) -> float:
-        return MEMORY_SHARE * available_bytes() if self.device == "cpu" else math.inf
+        return room() if self.device == "cpu" else math.inf
 
     def _too_large(self, case: Case, name: str) -> bool:
         return name in HUNGRY and stock_bytes(case) > self._room()
@@ -288,13 +290,9 @@ def busy_seconds() -> float:
     return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
 
 
-def available_bytes() -> int:
-    """Memory that a new process can have; without limit where the system does not say."""
-    info = Path("/proc/meminfo")
-    if not info.exists():
-        return 1 << 62
-    line = next(line for line in info.read_text().splitlines() if line.startswith("MemAvailable"))
-    return int(line.split()[1]) * 1024
+def room() -> float:
+    """Bytes that a whole call may use now."""
+    return MEMORY_SHARE * free_bytes(torch.device("cpu"))
 
 
 def environment(threads: int, device: str = "cpu", clock: str = "wall") -> Row:

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 from cases import Case, stock_bytes, weights_file
-from harness import HUNGRY, MEMORY_SHARE, ContenderFailed, Process, Row, WrongAnswer, available_bytes, check, disturbance
+from harness import HUNGRY, ContenderFailed, Process, Row, WrongAnswer, check, disturbance, room
 
 LENGTHS = {"quick": (1, 2), "readme": (1, 10, 60, 300, 3600), "full": (1, 10, 60, 300, 600, 1800, 3600)}
 BANDWIDTH = 6
@@ -27,7 +27,7 @@ def measure(names: list[str], calls: list[str], lengths: tuple[int, ...], thread
     with TemporaryDirectory() as scratch:
         for call in calls:
             cases = [Case("demo", call, 1, seconds, BANDWIDTH) for seconds in lengths]
-            fits = [case for case in cases if case.seconds <= 60 and stock_bytes(case) < MEMORY_SHARE * available_bytes()]
+            fits = [case for case in cases if case.seconds <= 60 and stock_bytes(case) < room()]
             longest = fits[-1]
             reference = Process("hf", "hf", threads, "cpu")
             expected_path = Path(scratch) / "expected.pt"
@@ -43,7 +43,7 @@ def _contender_rows(
 ) -> Iterator[Row]:
     for case in cases:
         needed = stock_bytes(case)
-        if name in (*HUNGRY, "ours-torch") and needed > MEMORY_SHARE * available_bytes():
+        if name in (*HUNGRY, "ours-torch") and needed > room():
             reason = f"not run: it needs about {needed / 2**30:.0f} GiB of memory"
             yield {"case": case.fields(), "contender": name, "failed": reason}
             continue

@@ -2,16 +2,18 @@
 
     /usr/bin/time -v python bench/long_clip.py --hours 10
 
-The process holds the model, the audio and the result; what lies above them is printed.
+The process holds the model, the audio and the result; what lies above them is printed. --json prints one JSON line per call instead.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
-from pathlib import Path
+from collections.abc import Callable
 
 import torch
+from resident import forget_peak, peak_bytes, resident_bytes
 from transformers.models.encodec import modeling_encodec as hf
 
 import encodec_fast
@@ -19,18 +21,6 @@ from encodec_fast.demo import demo_model
 from encodec_fast.verify import Reference
 
 MIB = 1 << 20
-
-
-def memory(field: str) -> float:
-    """VmRSS (now) or VmHWM (the peak since it was last reset) of the process, MiB."""
-    status = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in status if line.startswith(field))
-
-
-def reset_peak() -> float:
-    """Starts a new peak; returns the memory now, MiB."""
-    Path("/proc/self/clear_refs").write_text("5")
-    return memory("VmRSS")
 
 
 def clip(hours: float, rate: int) -> torch.Tensor:
@@ -49,6 +39,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch (default: its own choice)")
     parser.add_argument("--stock", action="store_true", help="stock transformers instead of encodec_fast")
     parser.add_argument("--encode-only", action="store_true", help="leave decode out")
+    parser.add_argument("--json", action="store_true", help="one JSON line per call")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
 
@@ -62,29 +53,39 @@ def main() -> None:
         # the plan, the threads and the libraries' own buffers
         model.decode(model.encode(torch.zeros(1, 1, rate), bandwidth=options.bandwidth).audio_codes, [None])
         audio = clip(options.hours, rate)
-        inputs = audio.numel() * 4 / MIB
-        before = reset_peak()
-        start = time.perf_counter()
-        codes = model.encode(audio, bandwidth=options.bandwidth).audio_codes
-        seconds = time.perf_counter() - start
-        report("encode", options, before, inputs, codes.numel() * 8 / MIB, seconds)
+        codes = measured("encode", options, audio, lambda audio: model.encode(audio, bandwidth=options.bandwidth).audio_codes)
         if options.encode_only:
             return
         del audio
-        start = time.perf_counter()
-        before = reset_peak()
-        sound = model.decode(codes, [None]).audio_values
-        seconds = time.perf_counter() - start
-        report("decode", options, before, codes.numel() * 8 / MIB, sound.numel() * 4 / MIB, seconds)
+        measured("decode", options, codes, lambda codes: model.decode(codes, [None]).audio_values)
 
 
-def report(name: str, options: argparse.Namespace, before: float, inputs: float, outputs: float, seconds: float) -> None:
+def measured(name: str, options: argparse.Namespace, given: torch.Tensor, call: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """`call(given)`, after a line about its time and memory."""
+    forget_peak()
+    before, start = resident_bytes(), time.perf_counter()
+    made = call(given)
+    seconds = time.perf_counter() - start
+    above = peak_bytes() - before - made.nbytes
     side = "transformers" if options.stock else f"encodec_fast {encodec_fast.__version__}"
+    rate = options.hours * 3600 / seconds
+    if options.json:
+        row = {
+            "contender": side,
+            "call": name,
+            "hours": options.hours,
+            "threads": options.threads,
+            "x_real_time": rate,
+            "bytes_above": above,
+        }
+        print(json.dumps(row), flush=True)
+        return made
     print(
-        f"{side} {name}, {options.hours:g} h, {options.threads} threads: {options.hours * 3600 / seconds:.1f} x real time; "
-        f"{memory('VmHWM') - before - outputs:.0f} MiB above model, input ({inputs:.0f} MiB) and output ({outputs:.0f} MiB)",
+        f"{side} {name}, {options.hours:g} h, {options.threads} threads: {rate:.1f} x real time; "
+        f"{above / MIB:.0f} MiB above model, input ({given.nbytes / MIB:.0f} MiB) and output ({made.nbytes / MIB:.0f} MiB)",
         flush=True,
     )
+    return made
 
 
 if __name__ == "__main__":

@@ -55,9 +55,13 @@ class MachineRates:
 
     def measure(self) -> dict[str, float]:
         """{"flops": FLOP/s, "copy": byte/s read and written}; the faster of three products and of two copies."""
-        product = min(self._seconds(lambda: torch.mm(self.square, self.square, out=self.product)) for _ in range(3))
         copy = min(self._seconds(lambda: self.target.copy_(self.source)) for _ in range(2))
-        return {"flops": 2 * self.square.shape[0] ** 3 / product, "copy": 2 * self.source.nbytes / copy}
+        return {"flops": self.flops(3), "copy": 2 * self.source.nbytes / copy}
+
+    def flops(self, times: int = 1) -> float:
+        """FLOP/s of the fastest of so many products."""
+        product = min(self._seconds(lambda: torch.mm(self.square, self.square, out=self.product)) for _ in range(times))
+        return 2 * self.square.shape[0] ** 3 / product
 
     def _seconds(self, call: Callable[[], object]) -> float:
         start = self.clock()

@@ -19,7 +19,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -83,6 +82,7 @@ class Worker:
         """Time and peak memory of a single run, after one of the clip's first second; for clips too long to run twice."""
         from cases import Case
         from harness import busy_seconds
+        from resident import forget_peak, peak_bytes, resident_bytes
 
         case = Case(**message["case"])
         self.contender.prepare(replace(case, seconds=1))()
@@ -127,28 +127,6 @@ def energy_meter(device: torch.device) -> Callable[[], float | None]:
     # NVML counts all GPUs of the machine, torch those that CUDA_VISIBLE_DEVICES leaves: the UUID is common to both
     handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
     return lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000
-
-
-def _status_bytes(key: str) -> int:
-    status = Path("/proc/self/status")
-    if not status.exists():  # not Linux
-        return 0
-    line = next(line for line in status.read_text().splitlines() if line.startswith(key))
-    return int(line.split()[1]) * 1024
-
-
-def resident_bytes() -> int:
-    return _status_bytes("VmRSS")
-
-
-def peak_bytes() -> int:
-    return _status_bytes("VmHWM")
-
-
-def forget_peak() -> None:
-    """Sets the process's peak of resident memory back to what it is now."""
-    if os.access("/proc/self/clear_refs", os.W_OK):
-        Path("/proc/self/clear_refs").write_text("5")
 
 
 def main() -> None:
