@@ -122,6 +122,11 @@ def pair(config: EncodecConfig, seed: int = 0) -> tuple[transformers.EncodecMode
     return reference, ours_like(reference)
 
 
+def top_bandwidth(model: transformers.EncodecModel) -> float:
+    """The highest bandwidth of the model, kbps: all levels of the quantizer."""
+    return model.config.target_bandwidths[-1]
+
+
 def outcome(call: Callable[[], Any]) -> Any:
     """What the call returns, or (type, message) of what it raises."""
     try:

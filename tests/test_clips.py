@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from cpu_fixtures import engine
 from encodec_fast import dispatch, memory, use_backend
 from encodec_fast.clips import prepare_codec
-from fixtures import audio_like, is_error, ours_like, outcome, pair, reference_model, small_config
+from fixtures import audio_like, is_error, ours_like, outcome, pair, reference_model, small_config, top_bandwidth
 from test_model_configs import configs
 
 CONFIGS = [
@@ -47,12 +47,8 @@ def allowed():
         model.__dict__.pop("max_memory", None)
 
 
-def top(model) -> float:
-    return model.config.target_bandwidths[-1]
-
-
 def alone(model, clip):
-    return model.encode(clip[None], bandwidth=top(model))
+    return model.encode(clip[None], bandwidth=top_bandwidth(model))
 
 
 def same_clip(encoded, output) -> bool:
@@ -71,7 +67,7 @@ def test_a_clip_of_a_batch_is_the_clip_alone(index, sizes, max_memory, seed):
     expected = [alone(model, clip) for clip in clips]
     model.max_memory = max_memory
     try:
-        encoded = model.encode_batch(clips, top(model))
+        encoded = model.encode_batch(clips, top_bandwidth(model))
         decoded = model.decode_batch(encoded)
     finally:
         model.max_memory = None
@@ -87,7 +83,7 @@ def test_a_clip_of_a_batch_is_the_clip_alone_in_any_config(config, sizes, seed):
     expected = [outcome(lambda clip=clip: alone(model, clip)) for clip in clips]
     # such as a group norm over one value, which alone is an error too
     possible = [(clip, output) for clip, output in zip(clips, expected) if not is_error(output)]
-    encoded = model.encode_batch([clip for clip, _ in possible], top(model))
+    encoded = model.encode_batch([clip for clip, _ in possible], top_bandwidth(model))
     assert all(same_clip(own, output) for own, (_, output) in zip(encoded, possible))
     sounds = [outcome(lambda own=own: model.decode_batch([own])[0]) for own in encoded]
     possible = [(own, sound) for own, sound in zip(encoded, sounds) if not is_error(sound)]
@@ -100,7 +96,7 @@ def test_neighbours_full_of_nan_change_nothing():
         model = model_of(index)
         channels = model.config.audio_channels
         clip, noise = audio_like(1, channels, 500, 1)[0], torch.full((channels, 700), float("nan"))
-        encoded = model.encode_batch([noise, clip, noise[:, :500]], top(model))[1]
+        encoded = model.encode_batch([noise, clip, noise[:, :500]], top_bandwidth(model))[1]
         assert same_clip(encoded, alone(model, clip))
 
 
@@ -113,7 +109,7 @@ def test_threads_change_nothing():
             results = []
             for threads in (1, 2, 3):
                 torch.set_num_threads(threads)
-                results.append(model.encode_batch(clips, top(model)))
+                results.append(model.encode_batch(clips, top_bandwidth(model)))
             for other in results[1:]:
                 assert all(torch.equal(a.codes, b.codes) for a, b in zip(results[0], other))
     finally:
@@ -126,7 +122,7 @@ def test_long_audio_in_pieces_is_the_audio_whole(index, masked, allowed):
     model = model_of(index)
     audio = audio_like(2, model.config.audio_channels, 30_001, 3)
     mask = torch.arange(30_001) < torch.tensor([[30_001], [17_003]]) if masked else None
-    bandwidth = top(model)
+    bandwidth = top_bandwidth(model)
     whole = model.encode(audio, mask, bandwidth)
     with torch.no_grad():
         sound = model.decode(whole.audio_codes, [None], mask).audio_values
@@ -151,7 +147,7 @@ def test_no_piece_is_longer_than_the_memory_allowed(monkeypatch, allowed):
     codec = prepare_codec(model.encoder, model.quantizer, audio)
     per_sample = 4 * codec.network.network.stages[-1].out_channels / codec.network.network.hop_length
     allowed(model, int(per_sample * 3 * rate))
-    model.encode_batch([audio], top(model))
+    model.encode_batch([audio], top_bandwidth(model))
     assert max(pushed) <= 3 * rate and sum(pushed) == 50_000
 
 
@@ -159,8 +155,8 @@ def test_the_torch_backend_cuts_only_what_does_not_fit(monkeypatch):
     model = model_of(0)
     audio = audio_like(1, 1, 20_000, 4)
     with use_backend("torch"):
-        whole = model.encode(audio, bandwidth=top(model)).audio_codes
-        assert torch.equal(model.encode_batch(list(audio), top(model))[0].codes, whole[:, 0])
+        whole = model.encode(audio, bandwidth=top_bandwidth(model)).audio_codes
+        assert torch.equal(model.encode_batch(list(audio), top_bandwidth(model))[0].codes, whole[:, 0])
     assert memory.budget(None, False, torch.device("cpu")) > memory.budget(None, True, torch.device("cpu"))
 
 
@@ -168,7 +164,7 @@ def test_hooks_on_the_encoder_see_the_batch():
     model, seen = model_of(0), []
     handle = model.encoder.register_forward_hook(lambda module, args, output: seen.append(output.shape))
     try:
-        model.encode_batch(list(audio_like(2, 1, 200, 0)), top(model))
+        model.encode_batch(list(audio_like(2, 1, 200, 0)), top_bandwidth(model))
     finally:
         handle.remove()
     assert seen

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from cpu_fixtures import engine
 from encodec_fast import EncodecModel, StreamingDecoder, StreamingEncoder, decode_pieces, encode_pieces, use_backend
-from fixtures import audio_like, config_24khz, ours_like, pair, reference_model, small_config
+from fixtures import audio_like, config_24khz, ours_like, pair, reference_model, small_config, top_bandwidth
 from test_model_configs import configs
 
 CONFIGS = [
@@ -46,12 +46,8 @@ def cuts_of(length: int, shares: list[float]) -> list[tuple[int, int]]:
     return list(itertools.pairwise(bounds))
 
 
-def top(model) -> float:
-    return model.config.target_bandwidths[-1]
-
-
 def whole_codes(model, clip):
-    return model.encode(clip[None], bandwidth=top(model)).audio_codes[0, 0]
+    return model.encode(clip[None], bandwidth=top_bandwidth(model)).audio_codes[0, 0]
 
 
 streams = st.lists(st.tuples(st.integers(1, 400), st.lists(st.floats(0, 1), min_size=3, max_size=3)), min_size=1, max_size=4)
@@ -61,7 +57,7 @@ streams = st.lists(st.tuples(st.integers(1, 400), st.lists(st.floats(0, 1), min_
 def test_streams_of_one_batch_give_the_codes_of_their_clips(index, plan, seed):
     model = model_of(index)
     clips = [audio_like(1, model.config.audio_channels, length, seed + i)[0] for i, (length, _) in enumerate(plan)]
-    encoder, got = StreamingEncoder(model, top(model), len(clips)), [[] for _ in clips]
+    encoder, got = StreamingEncoder(model, top_bandwidth(model), len(clips)), [[] for _ in clips]
 
     # stream i starts i rounds late, and ends when its own pieces do
     def pieces_of(i, clip, shares):
@@ -82,8 +78,8 @@ def test_a_stream_of_any_config_gives_the_codes_of_its_clip(config, length, shar
     model = ours_like(reference_model(config, seed))
     clip = audio_like(1, config.audio_channels, length, seed)[0]
     pieces = [clip[:, a:b] for a, b in cuts_of(length, shares)]
-    codes = list(encode_pieces(model, pieces, top(model)))
-    whole = model.encode(clip[None], bandwidth=top(model))
+    codes = list(encode_pieces(model, pieces, top_bandwidth(model)))
+    whole = model.encode(clip[None], bandwidth=top_bandwidth(model))
     assert torch.equal(torch.cat(codes, 1), whole.audio_codes[0, 0])
     with torch.no_grad():
         audio = torch.cat(list(decode_pieces(model, codes)), 1)
@@ -126,7 +122,7 @@ def test_the_24khz_model_looks_ahead_no_further_than_its_frame():
 
 def test_neighbours_full_of_nan_change_nothing():
     model, clip = model_of(0), audio_like(1, 1, 300, 2)[0]
-    encoder = StreamingEncoder(model, top(model), 3)
+    encoder = StreamingEncoder(model, top_bandwidth(model), 3)
     noise = torch.full((1, 300), float("nan"))
     parts = [encoder.push([noise[:, a : a + 50], clip[:, a : a + 50], noise[:, a : a + 20]])[1] for a in range(0, 300, 50)]
     parts.append(encoder.flush()[1])
@@ -137,7 +133,7 @@ def test_neighbours_full_of_nan_change_nothing():
 def test_a_stream_goes_on_from_its_saved_state(backend):
     model, clip = model_of(0), audio_like(2, 1, 400, 3)
     with use_backend(backend):
-        first, second = (StreamingEncoder(copied, top(model), 2) for copied in (model, copy.deepcopy(model)))
+        first, second = (StreamingEncoder(copied, top_bandwidth(model), 2) for copied in (model, copy.deepcopy(model)))
         expected = [first.push(clip[..., :170]), first.push(clip[..., 170:])]
         first.reset()
         parts = [first.push(clip[..., :170])]
@@ -155,7 +151,7 @@ import sys, torch
 from encodec_fast import StreamingEncoder
 from test_streaming import model_of, top
 model = model_of(0)
-encoder = StreamingEncoder(model, top(model))
+encoder = StreamingEncoder(model, top_bandwidth(model))
 state, samples = torch.load(sys.argv[1], weights_only=True)
 encoder.load_state_dict(state)
 torch.save([*encoder.push(samples), *encoder.flush()], sys.argv[1])
@@ -164,7 +160,7 @@ torch.save([*encoder.push(samples), *encoder.flush()], sys.argv[1])
 
 def test_a_stream_goes_on_in_another_process(tmp_path):
     model, clip = model_of(0), audio_like(1, 1, 400, 4)[0]
-    encoder = StreamingEncoder(model, top(model))
+    encoder = StreamingEncoder(model, top_bandwidth(model))
     (start,) = encoder.push(clip[:, :233])
     torch.save((encoder.state_dict(), clip[:, 233:]), tmp_path / "stream.pt")
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
@@ -236,7 +232,7 @@ def test_bad_calls_name_the_argument():
 
 def test_generators_of_pieces_in_and_out():
     model, clip = model_of(0), audio_like(1, 1, 500, 5)[0]
-    pieces = list(encode_pieces(model, (clip[:, a : a + 37] for a in range(0, 500, 37)), top(model)))
+    pieces = list(encode_pieces(model, (clip[:, a : a + 37] for a in range(0, 500, 37)), top_bandwidth(model)))
     assert torch.equal(torch.cat(pieces, 1), whole_codes(model, clip)) and len(pieces) > 3
     audio = torch.cat(list(decode_pieces(model, iter(pieces))), 1)
     assert torch.equal(audio, model.decode(torch.cat(pieces, 1)[None, None], [None]).audio_values[0])
@@ -250,7 +246,7 @@ def resident_bytes() -> int:
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads memory from /proc")
 def test_ten_thousand_pushes_leave_memory_as_it_was():
     model, rng = model_of(0), random.Random(0)
-    encoder = StreamingEncoder(model, top(model), 3)
+    encoder = StreamingEncoder(model, top_bandwidth(model), 3)
     audio = audio_like(3, 1, 64, 6)
 
     def push_at_random(times):

@@ -7,7 +7,7 @@ import torch
 from bounds import assert_same_bits
 
 from encodec_fast import StreamingDecoder, StreamingEncoder, use_backend
-from fixtures import audio_like, pair, small_config
+from fixtures import audio_like, pair, small_config, top_bandwidth
 
 SMALL = dict(num_filters=2, hidden_size=8, codebook_size=16, upsampling_ratios=[5, 4], num_lstm_layers=1)
 
@@ -23,17 +23,13 @@ def on_triton():
         yield
 
 
-def top(model):
-    return model.config.target_bandwidths[-1]
-
-
 def alone(model, clip):
-    return model.encode(clip[None], bandwidth=top(model)).audio_codes[0, 0]
+    return model.encode(clip[None], bandwidth=top_bandwidth(model)).audio_codes[0, 0]
 
 
 def test_a_clip_of_a_batch_is_the_clip_alone(model):
     clips = [audio_like(1, 1, length, length)[0] for length in (41, 1, 41)]
-    encoded = model.encode_batch(clips, top(model))
+    encoded = model.encode_batch(clips, top_bandwidth(model))
     decoded = model.decode_batch(encoded)
     for clip, own, audio in zip(clips, encoded, decoded, strict=True):
         assert_same_bits(own.codes[0], alone(model, clip))
@@ -44,7 +40,7 @@ def test_a_clip_of_a_batch_is_the_clip_alone(model):
 def test_streams_of_one_batch_give_the_codes_of_their_clips(model, seed):
     rng = random.Random(seed)
     clips = [audio_like(1, 1, rng.randint(1, 60), seed + i)[0] for i in range(3)]
-    encoder, at, got = StreamingEncoder(model, top(model), 3), [0, 0, 0], [[], [], []]
+    encoder, at, got = StreamingEncoder(model, top_bandwidth(model), 3), [0, 0, 0], [[], [], []]
     turn = 0
     while any(at[i] < clips[i].shape[1] for i in range(3)):
         pieces = []
@@ -55,7 +51,7 @@ def test_streams_of_one_batch_give_the_codes_of_their_clips(model, seed):
         for mine, codes in zip(got, encoder.push(pieces), strict=True):
             mine.append(codes)
         saved = encoder.state_dict()
-        encoder = StreamingEncoder(model, top(model), 3)
+        encoder = StreamingEncoder(model, top_bandwidth(model), 3)
         encoder.load_state_dict(saved)
         turn += 1
     for mine, clip, codes in zip(got, clips, encoder.flush(), strict=True):
@@ -63,7 +59,7 @@ def test_streams_of_one_batch_give_the_codes_of_their_clips(model, seed):
 
 
 def test_streams_that_started_at_different_times_run_as_one_batch(model, monkeypatch):
-    encoder, clip = StreamingEncoder(model, top(model), 2), audio_like(1, 1, 240, 1)[0]
+    encoder, clip = StreamingEncoder(model, top_bandwidth(model), 2), audio_like(1, 1, 240, 1)[0]
     encoder.push([clip, None])
     encoder.push([None, clip[:, :200]])
     batches = []
@@ -90,9 +86,9 @@ def test_a_decoded_stream_is_the_decoded_clip(model):
 
 def test_long_audio_in_pieces_is_the_audio_whole(model):
     audio = audio_like(1, 1, 510, 2)
-    whole = model.encode(audio, bandwidth=top(model)).audio_codes
+    whole = model.encode(audio, bandwidth=top_bandwidth(model)).audio_codes
     rate, model.config.sampling_rate, model.max_memory = model.config.sampling_rate, 250, 1
     try:
-        assert_same_bits(model.encode_batch(list(audio), top(model))[0].codes[0], whole[0, 0])
+        assert_same_bits(model.encode_batch(list(audio), top_bandwidth(model))[0].codes[0], whole[0, 0])
     finally:
         model.config.sampling_rate, model.max_memory = rate, None
