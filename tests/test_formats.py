@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import tarfile
 
 import numpy as np
@@ -265,3 +266,13 @@ def test_an_unfinished_file_of_a_killed_process_is_overwritten(tmp_path):
     killed.file.close()
     assert write_atomically(tmp_path / "a", b"whole").read_bytes() == b"whole"
     assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's /dev/full")
+def test_a_file_that_the_full_disk_never_took_can_be_discarded(tmp_path):
+    file = AtomicFile(tmp_path / "a")
+    file.file.close()
+    file.file = open("/dev/full", "wb")
+    file.file.write(b"kept in the buffer, which closing writes")
+    file.discard()
+    assert file.file.closed and not list(tmp_path.iterdir())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
@@ -104,7 +105,9 @@ class ShardWriter:
         except BaseException as error:  # raised by the next put, or close
             self._error = error
             if self._shard is not None:
-                self._shard.discard()
+                # this thread must live, or put would wait for ever
+                with contextlib.suppress(OSError):
+                    self._shard.discard()
 
     def _write(self, batch: FinishedBatch) -> None:
         if self._record is None:

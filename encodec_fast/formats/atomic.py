@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -34,11 +35,10 @@ class AtomicFile:
         return self.path
 
     def discard(self) -> None:
-        """Removes the temporary file."""
-        try:
+        """Removes the temporary file, also from a disk too full for what was still to be written."""
+        with contextlib.suppress(OSError):
             self.file.close()
-        finally:
-            self.temporary.unlink(missing_ok=True)
+        self.temporary.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, data: bytes) -> Path:
