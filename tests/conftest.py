@@ -1,6 +1,7 @@
-"""Stops the run where kernels/ would shadow Hugging Face's package of that name; hypothesis profiles."""
+"""Stops the run where kernels/ would shadow Hugging Face's package of that name; lets Ctrl-C through; hypothesis profiles."""
 
 import importlib.util
+import signal
 import sys
 from pathlib import Path
 
@@ -14,6 +15,10 @@ if _spec is not None and str(_KERNELS) in map(str, _spec.submodule_search_locati
         "The repository root is on sys.path, so transformers would import ./kernels as Hugging Face's `kernels` "
         "package: run `pytest`, not `python -m pytest`, and leave the root out of PYTHONPATH."
     )
+
+# What a shell runs in the background is started with SIGINT ignored, and so are its children: those that tests interrupt would go on.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # `pytest --hypothesis-profile=thorough --hypothesis-seed=1 tests/test_model_configs.py` is the run whose figures are quoted.
 settings.register_profile("default", max_examples=50, deadline=None)

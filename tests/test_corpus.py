@@ -16,6 +16,7 @@ import pytest
 import soundfile
 
 from corpora import RATE, put_clip
+from encodec_fast import children
 from encodec_fast.audio import AudioError, read_audio
 from encodec_fast.audio.ffmpeg import ffmpeg_program
 from encodec_fast.corpus import containers
@@ -356,14 +357,16 @@ def test_closing_ends_threads_and_processes_also_in_a_long_clip(folder):
     assert not [thread for thread in threading.enumerate() if thread.name == reader_module.THREAD_NAME]
 
 
-def test_a_file_that_kills_the_reading_process_costs_itself_only(folder, monkeypatch):
+def test_a_file_that_kills_the_reading_process_costs_itself_only(folder, tmp_path, monkeypatch):
     # the second task's request ends the process, as a decoder that crashes would
-    script = reader_module._START.replace(
-        "main()",
-        "import os, encodec_fast.corpus.worker as w; old = w.read; "
-        "w.read = lambda r: os.kill(os.getpid(), 9) if r.task.id == 'b.wav' else old(r); w.main()",
+    (tmp_path / "crashing_worker.py").write_text(
+        "import os, encodec_fast.corpus.worker as worker\n"
+        "read, main = worker.read, worker.main\n"
+        "worker.read = lambda request: os.kill(os.getpid(), 9) if request.task.id == 'b.wav' else read(request)\n"
     )
-    monkeypatch.setattr(reader_module, "_START", script)
+    monkeypatch.syspath_prepend(tmp_path)
+    start = children.start
+    monkeypatch.setattr(children, "start", lambda module, environment: start("crashing_worker", environment))
     with Reader(RATE, 1, workers=1) as reader:
         clips = list(reader.read(find_tasks([folder])))
     assert [isinstance(clip, Clip) for clip in clips] == [True, False, True]

@@ -108,17 +108,18 @@ def cluster():
     ray = pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
-    # the workers import what this process imports
-    os.environ["PYTHONPATH"] = os.pathsep.join([os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")])
-    os.environ["OMP_NUM_THREADS"] = "1"
     memory = {"object_store_memory": 100 << 20}
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **memory})
-    for _ in range(2):
-        nodes.add_node(num_cpus=2, **memory)
-    ray.init(address=nodes.address, logging_level="ERROR", log_to_driver=False)
-    yield ray
-    ray.shutdown()
-    nodes.shutdown()
+    with pytest.MonkeyPatch.context() as environment:
+        # the workers import what this process imports
+        environment.setenv("PYTHONPATH", os.path.dirname(__file__), prepend=os.pathsep if "PYTHONPATH" in os.environ else None)
+        environment.setenv("OMP_NUM_THREADS", "1")
+        nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **memory})
+        for _ in range(2):
+            nodes.add_node(num_cpus=2, **memory)
+        ray.init(address=nodes.address, logging_level="ERROR", log_to_driver=False)
+        yield ray
+        ray.shutdown()
+        nodes.shutdown()
 
 
 def ray_tokenize(model, model_folder, corpus, out, progress=None, **changes):

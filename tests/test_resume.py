@@ -18,7 +18,8 @@ from encodec_fast.dataset.ledger import FOLDER, Ledger, LedgerError
 from encodec_fast.formats.folder import shard_paths
 from encodec_fast.formats.parquet import read_failures
 
-KILLS = 20
+# No process of these tests works for longer.
+LONGEST_S = 300
 # Small shards and batches: a kill falls between any two steps
 STEPS = {"batch_seconds": 1.5, "rows_per_shard": 3}
 
@@ -67,7 +68,12 @@ def in_a_process(call):
         yield child
     finally:
         with contextlib.suppress(ChildProcessError):
-            os.waitpid(child, 0)
+            deadline = time.monotonic() + LONGEST_S
+            while os.waitpid(child, os.WNOHANG) == (0, 0):
+                if time.monotonic() > deadline:
+                    os.kill(child, signal.SIGKILL)
+                    raise TimeoutError(f"process {child} did not end in {LONGEST_S} s")
+                time.sleep(0.001)
 
 
 def killed_after(seconds, call, how=signal.SIGKILL):
