@@ -75,6 +75,9 @@ def normalized(audio: Tensor) -> tuple[Tensor, Tensor]:
     the threads, that of a chunk in a batch is not. Half keeps torch's, which sums it in float32.
     Source: EncodecModel._encode_frame.
     """
+    made = dispatch.normalize(audio)
+    if made is not None:
+        return made
     if audio.dtype not in (torch.float32, torch.float64):
         mono = audio.sum(1) / audio.shape[1]
         mean = mono.pow(2).mean(dim=-1, keepdim=True)
@@ -207,6 +210,12 @@ def _equal_shapes(tensors: Sequence[Tensor], bytes_per_step: int) -> list[list[i
     return groups
 
 
+def fade_weight(length: int, like: Tensor) -> Tensor:
+    """The triangle [length] that weighs a chunk, on the device and in the dtype of `like`.  Source: EncodecModel._linear_overlap_add."""
+    time = torch.linspace(0, 1, length + 2, device=like.device, dtype=like.dtype)[1:-1]
+    return 0.5 - (time - 0.5).abs()
+
+
 def overlap_add(frames: list[Tensor], stride: int, num_samples: int | None = None) -> Tensor:
     """Chunks [B, C, T_i] faded linearly into each other at multiples of `stride`: [B, C, stride * (n - 1) + T_last].
 
@@ -220,13 +229,12 @@ def overlap_add(frames: list[Tensor], stride: int, num_samples: int | None = Non
     regular = stride <= length <= 2 * stride and all(frame.shape[-1] <= length for frame in frames)
     if not regular or (num_samples is None and max(ends) > total):
         return hf.EncodecModel._linear_overlap_add(frames, stride)[..., :total]
-    # the kernel knows chunks of one length, cut at the end of the result
+    weight = fade_weight(length, frames[0])
+    # the kernels know chunks of one length, cut at the end of the result
     if all(frame.shape[-1] == length or end >= total for frame, end in zip(frames, ends)):
-        made = dispatch.overlap_add(frames, stride, total)
+        made = dispatch.overlap_add(frames, weight, stride, total)
         if made is not None:
             return made
-    time = torch.linspace(0, 1, length + 2, device=frames[0].device, dtype=frames[0].dtype)[1:-1]
-    weight = 0.5 - (time - 0.5).abs()
     summed = frames[0].new_zeros(*frames[0].shape[:-1], total)
     weights = weight.new_zeros(total)
     for index, frame in enumerate(frames):

@@ -463,15 +463,26 @@ def run_lookup(module: nn.Module, codes: Tensor, reference: Callable[[Tensor], T
     return _served(module, codes, prepare_quantizer, run, lambda: reference(codes))
 
 
-def overlap_add(chunks: Sequence[Tensor], stride: int, length: int) -> Tensor | None:
+def overlap_add(chunks: Sequence[Tensor], weight: Tensor, stride: int, length: int) -> Tensor | None:
     """As `Executor.overlap_add` of the backend in force; None where it has no kernel for it, under autograd and inside torch.compile."""
-    first, backend = chunks[0], requested().backend
-    if call_reason(first) or (torch.is_grad_enabled() and any(chunk.requires_grad for chunk in chunks)):
+    able = _plain_executor(*chunks)
+    return able.overlap_add(chunks, weight, stride, length) if able else None
+
+
+def normalize(audio: Tensor) -> tuple[Tensor, Tensor] | None:
+    """As `Executor.normalize` of the backend in force; None where it has no kernel for it, under autograd and inside torch.compile."""
+    able = _plain_executor(audio)
+    return able.normalize(audio) if able else None
+
+
+def _plain_executor(*tensors: Tensor) -> Executor | None:
+    """What runs functions that have no weights, or None where torch does."""
+    first, backend = tensors[0], requested().backend
+    if call_reason(first) or (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)):
         return None
     preferred = PREFERENCE.get(first.device.type, ()) if backend == "auto" else (backend,)
-    able = (name for name in preferred if name in EXECUTORS and executor(name).unavailable() is None)
-    # a backend that is missing has said so when the decoder ran
-    return next((executor(name).overlap_add(chunks, stride, length) for name in able), None)
+    # a backend that is missing says so where the networks run
+    return next((executor(name) for name in preferred if name in EXECUTORS and executor(name).unavailable() is None), None)
 
 
 def note_reference(module: nn.Module, reason: str, request: Request) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -10,16 +9,10 @@ from torch import Tensor
 BLOCK = 1024
 
 
-def fade_weight(length: int, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The triangle [length] that weighs a chunk.  Source: EncodecModel._linear_overlap_add, transformers 5.23 modeling_encodec.py."""
-    time = torch.linspace(0, 1, length + 2, device=device, dtype=dtype)[1:-1]
-    return 0.5 - (time - 0.5).abs()
-
-
 def overlap_add_ref(chunks: Tensor, scales: Tensor | None, weight: Tensor, stride: int, length: int) -> Tensor:
     """Chunks faded into each other, divided by the sum of their weights; every operation rounds to the dtype of the chunks.
 
-    chunks: [n, B, C, L].  scales: [n, B] or None, multiplied into each chunk.  weight: [L], `fade_weight`.
+    chunks: [n, B, C, L].  scales: [n, B] or None, multiplied into each chunk.  weight: [L].
     stride: steps from chunk to chunk, at most L.  length: steps of the result, at which the chunks are cut.
     Returns [B, C, length] in the dtype of the chunks.
     Source: EncodecModel._linear_overlap_add, transformers 5.23 modeling_encodec.py.

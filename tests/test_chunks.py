@@ -10,7 +10,8 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from encodec_fast import chunks
+from cpu_fixtures import engine
+from encodec_fast import chunks, dispatch, use_backend
 from fixtures import audio_like, config_48khz, pair
 
 
@@ -55,6 +56,33 @@ def test_the_volume_of_a_chunk_errs_less_than_a_last_place(length):
     exact = batch.double().mean(1).pow(2).mean(-1, keepdim=True).sqrt() + 1e-8
     assert ((scale.double() - exact).abs() <= 2**-22 * exact).all()
     assert torch.equal(clean, batch / scale[..., None])
+
+
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 700), st.integers(0, 99))
+def test_the_engine_takes_the_volume_off_to_the_bit(batch, channels, length, seed):
+    engine()
+    audio = audio_like(batch, channels, length, seed)
+    with use_backend("torch"):
+        expected = chunks.normalized(audio)
+    with use_backend("cpu"):
+        assert all(map(torch.equal, chunks.normalized(audio), expected))
+        # strides that are no clip's own
+        wide = torch.cat([audio, audio], 1)[:, :channels]
+        assert all(map(torch.equal, chunks.normalized(wide), expected))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_chunks_longer_than_a_task_of_the_engine_fade_as_in_hf(threads):
+    engine()
+    frames = [audio_like(2, 2, length, length) for length in (4801, 4801, 4801, 3000)]
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with use_backend("cpu"):
+            assert torch.equal(chunks.overlap_add(frames, 4700), transformers.EncodecModel._linear_overlap_add(frames, 4700))
+            assert dispatch.overlap_add(frames, chunks.fade_weight(4801, frames[0]), 4700, 9000) is not None
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_chunk_that_ends_after_the_last_one_decodes_to_the_length_of_the_clip(model):

@@ -98,11 +98,16 @@ class Executor(ABC):
     def prepare_quantizer(self, quantizer: Quantizer) -> QuantizerProgram:
         """Lays out the codebooks. The codes are those of float32 products at every precision."""
 
-    def overlap_add(self, chunks: Sequence[Tensor], stride: int, length: int) -> Tensor | None:
+    def overlap_add(self, chunks: Sequence[Tensor], weight: Tensor, stride: int, length: int) -> Tensor | None:
         """Chunks [B, C, T_i] faded linearly into each other [B, C, length]; None where the backend has no kernel for it.
 
         Chunks follow each other at multiples of `stride`; one that is shorter than the first ends no earlier than the result.
+        weight: what each is weighed by before the sum is divided by that of the weights; as long as the first chunk.
         """
+        return None
+
+    def normalize(self, audio: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Chunks [B, C, T] of unit volume and the scale [B, 1] of each, as `chunks.normalized` has them to the bit; or None."""
         return None
 
     def products(self, stage: Stage | Quantizer, dtype: torch.dtype, device: torch.device, precision: str) -> str:

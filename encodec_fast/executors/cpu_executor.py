@@ -199,6 +199,30 @@ class CpuExecutor(Executor):
         """Packs the codebooks."""
         return CpuQuantizerProgram(native.load(), quantizer)
 
+    def normalize(self, audio: Tensor) -> tuple[Tensor, Tensor] | None:
+        """As the base class says; None for what is not float32 on the CPU, and for empty clips."""
+        if audio.dtype != torch.float32 or audio.device.type != "cpu" or not audio.numel():
+            return None
+        library, (batch, channels, _) = native.load(), audio.shape
+        clean, scales = torch.empty(audio.shape), torch.empty(batch, 1)
+        x, y = NativeClips(audio.unbind(0)), NativeClips(clean.unbind(0))
+        threads = torch.get_num_threads()
+        native.check(library, library.encodec_normalize(x.record, batch, channels, threads, y.record, scales.data_ptr()))
+        return clean, scales
+
+    def overlap_add(self, chunks: Sequence[Tensor], weight: Tensor, stride: int, length: int) -> Tensor | None:
+        """As the base class says, bit for bit as transformers adds; None for what is not float32 on the CPU."""
+        if any(chunk.dtype != torch.float32 or chunk.device.type != "cpu" for chunk in chunks):
+            return None
+        library, (batch, channels, _) = native.load(), chunks[0].shape
+        joined = torch.empty(batch, channels, length)
+        x, y = NativeClips([clip for chunk in chunks for clip in chunk.unbind(0)]), NativeClips(joined.unbind(0))
+        made = library.encodec_overlap_add(
+            x.record, len(chunks), batch, channels, weight.data_ptr(), stride, torch.get_num_threads(), y.record
+        )
+        native.check(library, made)
+        return joined
+
 
 def _append(library: ctypes.CDLL, program: int, stage: Stage) -> int:
     held: list[Tensor] = []  # contiguous copies, until the engine has packed them

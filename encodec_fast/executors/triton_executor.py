@@ -56,18 +56,18 @@ class TritonExecutor(Executor):
 
         return TritonQuantizerProgram(quantizer, _search_precision(quantizer.codebooks.device))
 
-    def overlap_add(self, chunks: Sequence[Tensor], stride: int, length: int) -> Tensor | None:
+    def overlap_add(self, chunks: Sequence[Tensor], weight: Tensor, stride: int, length: int) -> Tensor | None:
         """As the base class says, in one launch, for what the rest of the model runs on; bit for bit as transformers adds."""
         first = chunks[0]
         if _refused_tensors(first.dtype, first.device) is not None:
             return None
         from encodec_fast.executors.triton_program import device_of
-        from encodec_fast.kernels.overlap_add import fade_weight, overlap_add_triton
+        from encodec_fast.kernels.overlap_add import overlap_add_triton
 
         steps = first.shape[-1]
         stacked = torch.stack([torch.nn.functional.pad(chunk, (0, steps - chunk.shape[-1])) for chunk in chunks])
         with device_of(first):
-            return overlap_add_triton(stacked, None, fade_weight(steps, first.device, first.dtype), stride, length)
+            return overlap_add_triton(stacked, None, weight, stride, length)
 
     def products(self, stage: Stage | Quantizer, dtype: torch.dtype, device: torch.device, precision: str) -> str:
         if isinstance(stage, Quantizer):

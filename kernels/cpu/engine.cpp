@@ -6,6 +6,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "chunks.h"
 #include "program.h"
 #include "threads.h"
 #include "tiers.h"
@@ -270,6 +271,26 @@ int encodec_lookup(const encodec_codebooks* codebooks, const int64_t* const* cod
     });
   });
   return failed ? failed : inside ? 0 : 1;
+}
+
+int encodec_normalize(const encodec_clips* x, int64_t batch, int64_t channels, int threads, const encodec_clips* y,
+                      float* scales) {
+  return guarded([&] {
+    require(channels > 0, "a clip has channels");
+    for (int64_t b = 0; b < batch; ++b)
+      require(x->lengths[b] > 0 && y->lengths[b] == x->lengths[b], "a clip and its result are as long, and not empty");
+    normalize(*x, batch, channels, threads, *y, scales);
+  });
+}
+
+int encodec_overlap_add(const encodec_clips* chunks, int64_t count, int64_t batch, int64_t channels, const float* weight,
+                        int64_t stride, int threads, const encodec_clips* y) {
+  return guarded([&] {
+    require(stride > 0, "chunks follow each other by a positive stride");
+    for (int64_t b = 1; b < batch; ++b)
+      require(y->lengths[b] == y->lengths[0], "the clips of one overlap-add have one length");
+    overlap_add(*chunks, count, batch, channels, weight, stride, threads, *y);
+  });
 }
 
 int encodec_map(const char* tier, int function, const float* x, float* out, int64_t count) {

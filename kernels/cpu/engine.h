@@ -12,7 +12,7 @@
 extern "C" {
 #endif
 
-#define ENCODEC_ABI 2
+#define ENCODEC_ABI 3
 
 typedef struct encodec_program encodec_program;
 typedef struct encodec_state encodec_state;
@@ -80,6 +80,14 @@ int encodec_search(const encodec_codebooks* codebooks, const encodec_clips* x, i
 // The sum of the named entries, first level first. Returns 1, with nothing else done, if a code lies outside its codebook.
 int encodec_lookup(const encodec_codebooks* codebooks, const int64_t* const* codes, const int64_t* code_strides,
                    int64_t batch, int64_t levels, int threads, const encodec_clips* y);
+
+// y = x / scale and the scale [batch] of each clip: sqrt(mean(mono^2)) + 1e-8, mono the mean of the channels.
+int encodec_normalize(const encodec_clips* x, int64_t batch, int64_t channels, int threads, const encodec_clips* y,
+                      float* scales);
+// Chunk i of clip b, clip i * batch + b of `chunks`, begins at step i * stride of y's clip b and is cut at its end. Each is
+// weighed by `weight`, which is as long as the longest, and the sum divided by that of the weights.
+int encodec_overlap_add(const encodec_clips* chunks, int64_t count, int64_t batch, int64_t channels, const float* weight,
+                        int64_t stride, int threads, const encodec_clips* y);
 
 // For tests: function 0 exp (of x <= 0), 1 elu, 2 sigmoid, 3 tanh over `count` floats.
 int encodec_map(const char* tier, int function, const float* x, float* out, int64_t count);

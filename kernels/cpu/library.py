@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .build import LIBRARY, SOURCES
 
-ABI = 2
+ABI = 3
 ISA_VARIABLE = "ENCODEC_FAST_CPU_ISA"
 PAD_MODES = {"reflect": 0, "constant": 1, "replicate": 2}
 FUNCTIONS = {"exp": 0, "elu": 1, "sigmoid": 2, "tanh": 3}
@@ -64,6 +64,11 @@ SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     "encodec_codebooks_free": (None, (c_void_p,)),
     "encodec_search": (c_int, (c_void_p, POINTER(ClipsRecord), c_int64, c_int64, c_int, POINTER(c_void_p), INTS)),
     "encodec_lookup": (c_int, (c_void_p, POINTER(c_void_p), INTS, c_int64, c_int64, c_int, POINTER(ClipsRecord))),
+    "encodec_normalize": (c_int, (POINTER(ClipsRecord), c_int64, c_int64, c_int, POINTER(ClipsRecord), c_void_p)),
+    "encodec_overlap_add": (
+        c_int,
+        (POINTER(ClipsRecord), c_int64, c_int64, c_int64, c_void_p, c_int64, c_int, POINTER(ClipsRecord)),
+    ),
     "encodec_map": (c_int, (c_char_p, c_int, c_void_p, c_void_p, c_int64)),
 }
 

@@ -310,14 +310,49 @@ uint64_t codebook_case(int64_t number) {
   return hash;
 }
 
+uint64_t chunk_case(int64_t number) {
+  Random random(number);
+  const int64_t channels = random.between(1, 3), batch = random.between(1, 3), count = random.between(1, 5);
+  const int64_t longest = random.below(3) ? random.between(1, 60) : random.between(2000, 5000);
+  const int64_t stride = random.between((longest + 1) / 2, longest), last = random.between(1, longest);
+  std::vector<int64_t> lengths(count * batch, longest);
+  for (int64_t b = 0; b < batch; ++b) lengths[(count - 1) * batch + b] = last;
+  std::vector<Clip> clips(lengths.size(), Clip(channels));
+  for (size_t i = 0; i < clips.size(); ++i)
+    for (std::vector<float>& channel : clips[i]) channel = random.floats(lengths[i], 1.0f);
+  // the result is cut where the next to last chunk ends, or before
+  const int64_t end = stride * (count - 1) + last;
+  const std::vector<int64_t> totals(batch, random.below(2) ? end : random.between(stride * (count - 1) + 1, end));
+  const std::vector<float> weight = random.floats(longest, 1.0f);
+  const Clips x(clips, std::vector<int64_t>(clips.size(), 0), lengths);
+  const encodec_clips in = x.record();
+  std::vector<Clip> first;
+  uint64_t hash = 0;
+  for (int threads = 1; threads <= 3; ++threads) {
+    const Clips clean(channels, lengths), joined(channels, totals);
+    const encodec_clips unit = clean.record(), out = joined.record();
+    std::vector<float> scales(clips.size());
+    if (encodec_normalize(&in, static_cast<int64_t>(clips.size()), channels, threads, &unit, scales.data())) fail("encodec_normalize");
+    if (encodec_overlap_add(&unit, count, batch, channels, weight.data(), stride, threads, &out)) fail("encodec_overlap_add");
+    std::vector<Clip> results(batch, Clip(channels));
+    joined.append_to(results);
+    results.push_back({scales});
+    if (threads == 1) first = results;
+    require_same(results, first, number, "threads of chunks");
+    hash = digest(results);
+  }
+  return hash;
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
   if (count != 3) return std::printf("usage: engine_fuzz FIRST_CASE CASES\n"), 2;
   const int64_t first = std::atoll(arguments[1]), cases = std::atoll(arguments[2]);
   for (int64_t number = first; number < first + cases; ++number)
-    std::printf("%lld %016llx %016llx\n", static_cast<long long>(number),
+    std::printf("%lld %016llx %016llx %016llx\n", static_cast<long long>(number),
                 static_cast<unsigned long long>(network_case(number)),
-                static_cast<unsigned long long>(codebook_case(number)));
+                static_cast<unsigned long long>(codebook_case(number)),
+                static_cast<unsigned long long>(chunk_case(number)));
   return 0;
 }
