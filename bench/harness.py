@@ -322,11 +322,13 @@ def environment(threads: int, device: str = "cpu", clock: str = "wall") -> Row:
 
 
 def revision() -> str:
-    """The short hash of the commit, with a + where tracked files differ from it; "" outside a git checkout."""
-    done = subprocess.run(
-        ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"], cwd=ROOT, capture_output=True, text=True
-    )
-    return done.stdout.strip()
+    """The short hash of the commit, with a + where tracked files other than results differ from it; "" outside a git checkout."""
+    commit = _git("rev-parse", "--short=12", "HEAD")
+    return commit + "+" * bool(_git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!bench/results"))
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True).stdout.strip()
 
 
 def _cpu_name() -> str:
