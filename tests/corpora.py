@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import soundfile
 
+from encodec_fast.audio import read_audio
+from encodec_fast.corpus.reader import Reader
 from encodec_fast.corpus.sources import find_tasks
 from encodec_fast.dataset.encoding import dataset_info
 from encodec_fast.dataset.ledger import Ledger
@@ -29,6 +31,8 @@ CHUNKED = {
     "use_causal_conv": False,
 }
 BANDWIDTH = 2.4
+# Samples of the clips that `put_three` writes.
+THREE = {"a": 2400, "b": 4801, "c": 333}
 
 
 def small_model(**changes: Any) -> Any:
@@ -48,6 +52,23 @@ def put_corpus(folder: Path, lengths: list[int]) -> Path:
     for index, samples in enumerate(lengths):
         put_clip(folder / f"{index:04d}.wav", samples, index)
     return folder
+
+
+def put_three(folder: Path) -> Path:
+    """A folder with three clips, each of its own tones: a.wav, b.wav, c.wav."""
+    for seed, (name, samples) in enumerate(THREE.items()):
+        put_clip(folder / f"{name}.wav", samples, seed)
+    return folder
+
+
+def samples_of(folder: Path, name: str) -> np.ndarray:
+    """[1, T] float32 of one of the three."""
+    return read_audio(folder / f"{name}.wav", RATE, 1)[0]
+
+
+def by_processes(**options: Any) -> Reader:
+    """A reader with two reading processes."""
+    return Reader(RATE, 1, workers=2, **options)
 
 
 def tokenize(model: Any, sources: list[Any], out: Path, *, index: int = 0, count: int = 1, progress: Any = None, **changes: Any) -> Summary:

@@ -1,10 +1,9 @@
-"""Sources, their clips, and the processes that read them."""
+"""Sources and their clips, as read in this process."""
 
 import gzip
 import io
 import json
 import os
-import signal
 import subprocess
 import sys
 import tarfile
@@ -15,32 +14,21 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
-from corpora import RATE, put_clip
-from encodec_fast import children
+from corpora import RATE, THREE, by_processes, put_clip, put_three, samples_of
 from encodec_fast.audio import AudioError, read_audio
 from encodec_fast.audio.ffmpeg import ffmpeg_program
 from encodec_fast.corpus import containers
-from encodec_fast.corpus import reader as reader_module
 from encodec_fast.corpus.containers import TableError
 from encodec_fast.corpus.manifests import ManifestError
-from encodec_fast.corpus.reader import LongClip, Reader, UnreadableClip
+from encodec_fast.corpus.reader import Reader, UnreadableClip
 from encodec_fast.corpus.sources import find_tasks, scan_seconds
-from encodec_fast.corpus.tasks import Clip, Task, read_task
+from encodec_fast.corpus.tasks import Clip, read_task
 from fixtures import audio_like
-
-LENGTHS = {"a": 2400, "b": 4801, "c": 333}
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """Three clips, each of its own tones."""
-    for seed, (name, samples) in enumerate(LENGTHS.items()):
-        put_clip(tmp_path / "audio" / f"{name}.wav", samples, seed)
-    return tmp_path / "audio"
-
-
-def samples_of(folder, name):
-    return read_audio(folder / f"{name}.wav", RATE, 1)[0]
+    return put_three(tmp_path / "audio")
 
 
 def read_all(sources, **options):
@@ -87,14 +75,14 @@ def test_nemo_s_manifests_are_read(folder):
 @pytest.mark.parametrize("gz", [False, True])
 def test_lhotse_s_own_cuts_and_recordings_are_read(folder, gz):
     lhotse = pytest.importorskip("lhotse")
-    recordings = lhotse.RecordingSet.from_recordings(lhotse.Recording.from_file(folder / f"{name}.wav") for name in LENGTHS)
+    recordings = lhotse.RecordingSet.from_recordings(lhotse.Recording.from_file(folder / f"{name}.wav") for name in THREE)
     cuts = lhotse.CutSet.from_manifests(recordings=recordings).to_eager()
     suffix = ".jsonl.gz" if gz else ".jsonl"
     recordings.to_file(folder / f"recordings{suffix}")
     cuts.truncate(max_duration=0.1, offset_type="start", preserve_id=True).to_file(folder / f"cuts{suffix}")
     whole, cut = read_all([folder / f"recordings{suffix}"]), read_all([folder / f"cuts{suffix}"])
     assert sorted(whole) == ["a", "b", "c"] and len(cut) == 3
-    for name in LENGTHS:
+    for name in THREE:
         assert np.array_equal(whole[name], samples_of(folder, name))
     assert {clip.shape[1] for clip in cut.values()} == {240}
 
@@ -142,13 +130,13 @@ def test_clips_of_one_name_are_told_apart(folder):
     path = lines(folder / "m.jsonl", [{"id": "x", "path": "a.wav"}, {"id": "x", "path": "b.wav"}, {"path": "c.wav"}, {"path": "c.wav"}])
     clips = read_all([path])
     assert sorted(clips) == ["c.wav", "c.wav~2", "x", "x~2"]
-    assert {clip.shape[1] for clip in clips.values()} == set(LENGTHS.values())
+    assert {clip.shape[1] for clip in clips.values()} == set(THREE.values())
 
 
 # Archives and tables
 
 
-def put_tar(path, folder, names=tuple(LENGTHS)):
+def put_tar(path, folder, names=tuple(THREE)):
     with tarfile.open(path, "w") as tar:
         for name in names:
             tar.add(folder / f"{name}.wav", f"{name}.wav")
@@ -161,8 +149,8 @@ def put_tar(path, folder, names=tuple(LENGTHS)):
 def test_the_members_of_a_tar_are_clips(folder, tmp_path):
     put_tar(tmp_path / "shard-000.tar", folder)
     clips = read_all([tmp_path / "shard-000.tar"])
-    assert list(clips) == [f"shard-000.tar/{name}.wav" for name in LENGTHS]
-    for name, clip in zip(LENGTHS, clips.values()):
+    assert list(clips) == [f"shard-000.tar/{name}.wav" for name in THREE]
+    for name, clip in zip(THREE, clips.values()):
         assert np.array_equal(clip, samples_of(folder, name))
 
 
@@ -174,7 +162,7 @@ def test_a_damaged_tar_gives_what_stands_before_the_damage_and_its_reason(folder
     assert [reason for reason in clips.values() if isinstance(reason, str)] and len(clips) <= 3
 
 
-def put_table(path, folder, names=tuple(LENGTHS), column="audio", **columns):
+def put_table(path, folder, names=tuple(THREE), column="audio", **columns):
     cells = [{"bytes": (folder / f"{name}.wav").read_bytes(), "path": f"{name}.wav"} for name in names]
     table = pa.table({column: cells, **columns})
     if path.suffix == ".parquet":
@@ -190,7 +178,7 @@ def test_the_rows_of_a_table_are_clips(folder, tmp_path, suffix):
     path = put_table(tmp_path / f"t{suffix}", folder, text=["x", "y", "z"])
     clips = read_all([path])
     assert list(clips) == [f"t{suffix}#{row}" for row in range(3)]
-    for name, clip in zip(LENGTHS, clips.values()):
+    for name, clip in zip(THREE, clips.values()):
         assert np.array_equal(clip, samples_of(folder, name))
 
 
@@ -208,12 +196,12 @@ def test_a_table_may_name_its_clips_their_length_and_the_files(folder, tmp_path)
 
 def test_a_datasets_audio_column_is_read_as_saved(folder, tmp_path):
     datasets = pytest.importorskip("datasets")
-    paths = [str(folder / f"{name}.wav") for name in LENGTHS]
+    paths = [str(folder / f"{name}.wav") for name in THREE]
     features = datasets.Features({"audio": {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}})
     rows = {"audio": [{"bytes": open(path, "rb").read(), "path": path} for path in paths]}
     datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "saved")
     clips = read_all([tmp_path / "saved"])
-    assert [clip.shape[1] for clip in clips.values()] == list(LENGTHS.values())
+    assert [clip.shape[1] for clip in clips.values()] == list(THREE.values())
 
 
 def test_a_table_without_the_column_is_named_with_those_it_has(folder, tmp_path):
@@ -266,14 +254,14 @@ def test_manifests_tars_and_tables_behind_a_url_are_read(folder, memory, tmp_pat
     files.pipe("/bucket/x.tar", put_tar(tmp_path / "x.tar", folder).read_bytes())
     files.pipe("/bucket/t.parquet", put_table(tmp_path / "t.parquet", folder).read_bytes())
     clips = read_all([f"{memory}/m.jsonl", f"{memory}/x.tar", f"{memory}/t.parquet"])
-    assert sorted(clips) == ["audio/a.wav", *(f"t.parquet#{row}" for row in range(3)), *(f"x.tar/{name}.wav" for name in LENGTHS)]
+    assert sorted(clips) == ["audio/a.wav", *(f"t.parquet#{row}" for row in range(3)), *(f"x.tar/{name}.wav" for name in THREE)]
     assert not [clip for clip in clips.values() if isinstance(clip, str)]
 
 
-def test_a_local_url_is_read_by_processes(folder):
+def test_a_local_url_is_read_by_processes():
     with Reader(RATE, 1, workers=1) as reader:
         clips = list(reader.read(find_tasks([f"file://{folder}"])))
-    assert [clip.samples.shape[1] for clip in clips] == list(LENGTHS.values())
+    assert [clip.samples.shape[1] for clip in clips] == list(THREE.values())
 
 
 def test_a_url_that_is_not_there_and_a_protocol_that_is_not_installed_are_named():
@@ -282,114 +270,6 @@ def test_a_url_that_is_not_there_and_a_protocol_that_is_not_installed_are_named(
         find_tasks(["memory://nowhere"])
     with pytest.raises(ValueError, match="foo"):
         find_tasks(["foo://bucket"])
-
-
-# Reader
-
-
-def by_processes(folder, **options):
-    return Reader(RATE, 1, workers=2, **options)
-
-
-@pytest.mark.parametrize("prefetch_seconds", [0.001, 1000.0])
-def test_clips_come_in_the_order_of_their_tasks(folder, prefetch_seconds):
-    tasks = find_tasks([folder]) * 10
-    with by_processes(folder, prefetch_seconds=prefetch_seconds) as reader:
-        clips = list(reader.read(tasks))
-        assert [clip.task for clip in clips] == tasks
-        assert all(np.array_equal(clip.samples, samples_of(folder, clip.task.id[0])) for clip in clips)
-        assert reader.rates.audio_seconds == pytest.approx(10 * sum(LENGTHS.values()) / RATE) and reader.rates.busy_seconds > 0
-
-
-def test_a_long_clip_comes_in_blocks_between_others(folder):
-    tasks = scan_seconds(find_tasks([folder]))
-    tasks = [tasks[0], tasks[1], tasks[2]] * 3
-    with by_processes(folder, long_seconds=1.5, block_seconds=0.2) as reader:
-        for clip in reader.read(tasks):
-            blocks = list(clip) if isinstance(clip, LongClip) else [clip.samples]
-            assert (len(blocks) > 5) == isinstance(clip, LongClip) == (clip.task.id == "b.wav")
-            assert np.array_equal(np.concatenate(blocks, 1), samples_of(folder, clip.task.id[0]))
-
-
-def test_a_long_clip_that_turns_out_damaged_raises_where_it_is_read(tmp_path):
-    path = put_clip(tmp_path / "long.wav", 24_000)
-    (task,) = scan_seconds(find_tasks([path]))
-    samples, _ = soundfile.read(path, dtype="float32")
-    samples[20_000] = np.nan
-    soundfile.write(path, samples, RATE, subtype="FLOAT")
-    with by_processes(tmp_path, long_seconds=1.0, block_seconds=1.0) as reader:
-        clips = reader.read([task])
-        with pytest.raises(AudioError, match="1 samples are NaN or infinite"):
-            list(next(clips))
-        clips = reader.read(scan_seconds(find_tasks([put_clip(path, 24_000)])))
-        clip = next(clips)
-        clips.close()
-        with pytest.raises(RuntimeError, match="before this clip was read to its end"):
-            list(clip)
-
-
-def test_the_reader_stops_reading_when_enough_waits(folder):
-    taken = []
-
-    def tasks():
-        for index in range(1000):
-            taken.append(index)
-            yield Task(str(index), str(folder / "a.wav"), seconds=1.0)
-
-    with by_processes(folder, prefetch_seconds=3.0) as reader:
-        clips = reader.read(tasks())
-        for _ in range(10):
-            next(clips)
-        assert len(taken) <= 10 + 5
-        clips.close()
-
-
-def test_closing_ends_threads_and_processes_also_in_a_long_clip(folder):
-    import threading
-
-    reader = by_processes(folder, long_seconds=0.1, block_seconds=0.01)
-    clips = reader.read(scan_seconds(find_tasks([folder])))
-    next(iter(next(clips)))
-    clips.close()
-    processes = [process._popen for process in reader._processes]
-    reader.close()
-    assert all(process.poll() is not None for process in processes)
-    assert not [thread for thread in threading.enumerate() if thread.name == reader_module.THREAD_NAME]
-
-
-def test_a_file_that_kills_the_reading_process_costs_itself_only(folder, tmp_path, monkeypatch):
-    # the second task's request ends the process, as a decoder that crashes would
-    (tmp_path / "crashing_worker.py").write_text(
-        "import os, encodec_fast.corpus.worker as worker\n"
-        "read, main = worker.read, worker.main\n"
-        "worker.read = lambda request: os.kill(os.getpid(), 9) if request.task.id == 'b.wav' else read(request)\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    start = children.start
-    monkeypatch.setattr(children, "start", lambda module, environment: start("crashing_worker", environment))
-    with Reader(RATE, 1, workers=1) as reader:
-        clips = list(reader.read(find_tasks([folder])))
-    assert [isinstance(clip, Clip) for clip in clips] == [True, False, True]
-    assert clips[1].reason == "reading it ended the reading process (signal 9)."
-
-
-def test_an_error_in_the_tasks_is_raised_where_the_reader_is_iterated(folder):
-    def tasks():
-        yield Task("a", str(folder / "a.wav"))
-        raise ZeroDivisionError
-
-    with by_processes(folder) as reader:
-        with pytest.raises(ZeroDivisionError):
-            list(reader.read(tasks()))
-
-
-@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
-def test_ctrl_c_is_left_to_the_parent(folder):
-    with Reader(RATE, 1, workers=1) as reader:
-        clips = reader.read(find_tasks([folder]))
-        first = next(clips)
-        reader._processes[0]._popen.send_signal(signal.SIGINT)
-        assert [first, *clips][2].task.id == "c.wav"
 
 
 # Bad input
@@ -443,7 +323,7 @@ def test_a_folder_that_vanishes_after_the_search_is_reported_clip_by_clip(folder
     for path in folder.iterdir():
         path.unlink()
     folder.rmdir()
-    with by_processes(folder) as reader:
+    with by_processes() as reader:
         assert ["can't be opened (No such file" in clip.reason for clip in reader.read(tasks)] == [True] * 3
 
 

@@ -1,0 +1,121 @@
+"""The processes that read clips ahead of the encoder: their order, their bounds and their ends."""
+
+import os
+import signal
+import threading
+
+import numpy as np
+import pytest
+import soundfile
+
+from corpora import RATE, THREE, by_processes, put_clip, put_three, samples_of
+from encodec_fast import children
+from encodec_fast.audio import AudioError
+from encodec_fast.corpus import reader as reader_module
+from encodec_fast.corpus.reader import LongClip, Reader
+from encodec_fast.corpus.sources import find_tasks, scan_seconds
+from encodec_fast.corpus.tasks import Clip, Task
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return put_three(tmp_path / "audio")
+
+
+@pytest.mark.parametrize("prefetch_seconds", [0.001, 1000.0])
+def test_clips_come_in_the_order_of_their_tasks(folder, prefetch_seconds):
+    tasks = find_tasks([folder]) * 10
+    with by_processes(prefetch_seconds=prefetch_seconds) as reader:
+        clips = list(reader.read(tasks))
+        assert [clip.task for clip in clips] == tasks
+        assert all(np.array_equal(clip.samples, samples_of(folder, clip.task.id[0])) for clip in clips)
+        assert reader.rates.audio_seconds == pytest.approx(10 * sum(THREE.values()) / RATE) and reader.rates.busy_seconds > 0
+
+
+def test_a_long_clip_comes_in_blocks_between_others(folder):
+    tasks = scan_seconds(find_tasks([folder]))
+    tasks = [tasks[0], tasks[1], tasks[2]] * 3
+    with by_processes(long_seconds=1.5, block_seconds=0.2) as reader:
+        for clip in reader.read(tasks):
+            blocks = list(clip) if isinstance(clip, LongClip) else [clip.samples]
+            assert (len(blocks) > 5) == isinstance(clip, LongClip) == (clip.task.id == "b.wav")
+            assert np.array_equal(np.concatenate(blocks, 1), samples_of(folder, clip.task.id[0]))
+
+
+def test_a_long_clip_that_turns_out_damaged_raises_where_it_is_read(tmp_path):
+    path = put_clip(tmp_path / "long.wav", 24_000)
+    (task,) = scan_seconds(find_tasks([path]))
+    samples, _ = soundfile.read(path, dtype="float32")
+    samples[20_000] = np.nan
+    soundfile.write(path, samples, RATE, subtype="FLOAT")
+    with by_processes(long_seconds=1.0, block_seconds=1.0) as reader:
+        clips = reader.read([task])
+        with pytest.raises(AudioError, match="1 samples are NaN or infinite"):
+            list(next(clips))
+        clips = reader.read(scan_seconds(find_tasks([put_clip(path, 24_000)])))
+        clip = next(clips)
+        clips.close()
+        with pytest.raises(RuntimeError, match="before this clip was read to its end"):
+            list(clip)
+
+
+def test_the_reader_stops_reading_when_enough_waits(folder):
+    taken = []
+
+    def tasks():
+        for index in range(1000):
+            taken.append(index)
+            yield Task(str(index), str(folder / "a.wav"), seconds=1.0)
+
+    with by_processes(prefetch_seconds=3.0) as reader:
+        clips = reader.read(tasks())
+        for _ in range(10):
+            next(clips)
+        assert len(taken) <= 10 + 5
+        clips.close()
+
+
+def test_closing_ends_threads_and_processes_also_in_a_long_clip(folder):
+    reader = by_processes(long_seconds=0.1, block_seconds=0.01)
+    clips = reader.read(scan_seconds(find_tasks([folder])))
+    next(iter(next(clips)))
+    clips.close()
+    processes = [process._popen for process in reader._processes]
+    reader.close()
+    assert all(process.poll() is not None for process in processes)
+    assert not [thread for thread in threading.enumerate() if thread.name == reader_module.THREAD_NAME]
+
+
+def test_a_file_that_kills_the_reading_process_costs_itself_only(folder, tmp_path, monkeypatch):
+    # the second task's request ends the process, as a decoder that crashes would
+    (tmp_path / "crashing_worker.py").write_text(
+        "import os, encodec_fast.corpus.worker as worker\n"
+        "read, main = worker.read, worker.main\n"
+        "worker.read = lambda request: os.kill(os.getpid(), 9) if request.task.id == 'b.wav' else read(request)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    start = children.start
+    monkeypatch.setattr(children, "start", lambda module, environment: start("crashing_worker", environment))
+    with Reader(RATE, 1, workers=1) as reader:
+        clips = list(reader.read(find_tasks([folder])))
+    assert [isinstance(clip, Clip) for clip in clips] == [True, False, True]
+    assert clips[1].reason == "reading it ended the reading process (signal 9)."
+
+
+def test_an_error_in_the_tasks_is_raised_where_the_reader_is_iterated(folder):
+    def tasks():
+        yield Task("a", str(folder / "a.wav"))
+        raise ZeroDivisionError
+
+    with by_processes() as reader:
+        with pytest.raises(ZeroDivisionError):
+            list(reader.read(tasks()))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
+def test_ctrl_c_is_left_to_the_parent(folder):
+    with Reader(RATE, 1, workers=1) as reader:
+        clips = reader.read(find_tasks([folder]))
+        first = next(clips)
+        reader._processes[0]._popen.send_signal(signal.SIGINT)
+        assert [first, *clips][2].task.id == "c.wav"
