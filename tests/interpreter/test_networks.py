@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from bounds import CODE_MARGIN, NETWORK_RATIO, assert_same_bits
+from torch._dynamo.utils import counters
 from transformers import EncodecConfig
 from transformers import EncodecModel as Reference
 
@@ -14,7 +15,7 @@ from encodec_fast.audio import read_audio
 from encodec_fast.executors.triton_executor import TritonExecutor
 from encodec_fast.plan import Conv
 from encodec_fast.plan_reader import PAD_MODES, read_plan
-from fixtures import config_24khz, config_48khz
+from fixtures import audio_like, config_24khz, config_48khz, pair
 
 SPEECH = Path(__file__).parents[2] / "encodec_fast" / "assets" / "speech_en_us_f.flac"
 SMALL = dict(num_filters=4, hidden_size=16, codebook_dim=16, codebook_size=32, upsampling_ratios=[3, 2], target_bandwidths=[160.0])
@@ -273,6 +274,25 @@ def test_compiles_once_for_changing_lengths_and_equals_eager(part):
         x = torch.randn(2, network.stages[0].in_channels, length)
         assert_same_bits(compiled(x), program.run(x))
     assert len(graphs) == 1
+
+
+@pytest.mark.parametrize("part", ["encode", "decode"])
+def test_a_whole_model_compiles_without_a_break_and_equals_eager(part):
+    torch._dynamo.reset()
+    counters.clear()
+    _, model = pair(EncodecConfig(**SMALL))
+
+    def call(x):
+        return model.encode(x).audio_codes if part == "encode" else model.decode(x, [None]).audio_values
+
+    whole = torch.compile(call, fullgraph=True, backend="aot_eager")
+    with use_backend("triton"), torch.no_grad():
+        for length in (24, 31, 50):
+            x = audio_like(2, 1, length, length)
+            x = x if part == "encode" else model.encode(x).audio_codes
+            assert_same_bits(whole(x), call(x))
+    # one for the first length, one for any other
+    assert counters["stats"]["unique_graphs"] == 2
 
 
 def test_quantizer_compiles_and_equals_eager():
