@@ -44,11 +44,17 @@ class Enrolled:
 
 
 def traceable(module: nn.Module, x: Tensor) -> bool:
-    """Whether a call that is being compiled may be one op: no gradient is asked for."""
+    """Whether a call that is being compiled may be one op: no gradient is asked for, and the graph stays in this process."""
+    if _is_exporting():
+        return False
     if not torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return torch.compiler.is_compiling()
     # only now: torch before 2.7 can't trace a walk over modules that hold an LSTM
     return not (x.requires_grad or any(parameter.requires_grad for parameter in module.parameters()))
+
+
+# torch before 2.7 does not tell
+_is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
 
 
 @torch.library.custom_op("encodec_fast::run_network", mutates_args=())
@@ -56,7 +62,8 @@ def run_network(x: Tensor, module: int) -> Tensor:
     """Encoder or decoder number `module` on x [B, C, T], contiguous."""
     network: Any = _modules[module]
     with torch.no_grad():
-        return network(x).contiguous()
+        # not a call: its hooks are traced already
+        return type(network).forward(network, x).contiguous()
 
 
 @run_network.register_fake
@@ -77,10 +84,14 @@ def run_search(x: Tensor, num_quantizers: int, module: int) -> Tensor:
     """Codes [num_quantizers, B, F] of embeddings x [B, D, F] by quantizer number `module`."""
     quantizer: Any = _modules[module]
 
-    def refused() -> Tensor:
-        raise dispatch.BackendError("the quantizer can't run on the plan inside torch.compile: run this call in eager mode.")
+    def reference() -> Tensor:
+        residual, codes = x, []
+        for layer in quantizer.layers[:num_quantizers]:
+            codes.append(layer.encode(residual))
+            residual = residual - layer.decode(codes[-1])
+        return torch.stack(codes)
 
-    return dispatch.run_search(quantizer, x, num_quantizers, refused).contiguous()
+    return dispatch.run_search(quantizer, x, num_quantizers, reference).contiguous()
 
 
 @run_search.register_fake
@@ -92,7 +103,7 @@ def _(x: Tensor, num_quantizers: int, module: int) -> Tensor:
 def run_lookup(codes: Tensor, module: int) -> Tensor:
     """Embeddings [B, D, F] of codes [K, B, F] by quantizer number `module`."""
     quantizer: Any = _modules[module]
-    return quantizer.decode(codes).contiguous()
+    return type(quantizer).decode(quantizer, codes).contiguous()
 
 
 @run_lookup.register_fake

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from encodec_fast import compiled
+from encodec_fast import compiled, use_backend
 from fixtures import audio_like, config_48khz, is_error, outcome, pair, small_config
 
 LENGTHS = (400, 401, 555, 720)
@@ -83,3 +83,32 @@ def test_the_ops_keep_the_rules_of_torch_library():
     codes = torch.randint(0, 16, (4, 2, 50))
     torch.library.opcheck(compiled.run_lookup, (codes, compiled.number_of(model.quantizer)), test_utils=tests)
     torch.library.opcheck(compiled.run_network, (embeddings, compiled.number_of(model.decoder)), test_utils=tests)
+
+
+def test_a_hook_on_the_encoder_fires_once():
+    _, model = pair(small_config())
+    audio = audio_like(1, 1, 400, 0)
+    model.encoder.register_forward_hook(lambda module, args, output: 2 * output)
+    whole = torch.compile(lambda x: model.encoder(x), backend="aot_eager")
+    with torch.no_grad():
+        assert torch.equal(whole(audio), model.encoder(audio))
+
+
+def test_the_reference_backend_compiles_too():
+    _, model = pair(small_config())
+    audio = audio_like(1, 1, 400, 0)
+    whole = torch.compile(lambda x: model.encode(x, bandwidth=4.8).audio_codes, fullgraph=True, backend="aot_eager")
+    with torch.no_grad(), use_backend("reference"):
+        assert torch.equal(whole(audio), model.encode(audio, bandwidth=4.8).audio_codes)
+
+
+@pytest.mark.skipif(not hasattr(torch.compiler, "is_exporting"), reason="this torch does not tell that it exports")
+def test_an_exported_program_is_that_of_hf_or_none(caplog):
+    caplog.set_level("ERROR")  # the compiler's own trace is long
+    theirs, ours = pair(small_config())
+    audio = audio_like(1, 1, 400, 0)
+    with torch.no_grad():
+        stock, own = (outcome(lambda m=m: torch.export.export(m.encoder, (audio,), strict=False)) for m in (theirs, ours))
+    # an op of ours would name a module of this process
+    assert is_error(stock) == is_error(own)
+    assert is_error(own) or not [node for node in own.graph.nodes if "encodec_fast" in str(node.target)]
