@@ -181,7 +181,7 @@ def decode_chunks(model: hf.EncodecModel, chunks: Sequence[tuple[Tensor, Tensor 
     """Audio [B, C, T] of every (codes [B, K, F], scale); chunks of one shape run together."""
     results: list[Any] = [None] * len(chunks)
     scaled = {scale is not None for _, scale in chunks}
-    if len(scaled) > 1:
+    if len(scaled) > 1 or any(scale is not None and scale.numel() != codes.shape[0] for codes, scale in chunks):
         return [model._decode_frame(codes, scale) for codes, scale in chunks]
     bytes_per_frame = first_layer_bytes(model.config) * hop_length(model.config)
     for members in _equal_shapes([codes for codes, _ in chunks], bytes_per_frame):
@@ -211,8 +211,17 @@ def _equal_shapes(tensors: Sequence[Tensor], bytes_per_step: int) -> list[list[i
 
 
 def fade_weight(length: int, like: Tensor) -> Tensor:
-    """The triangle [length] that weighs a chunk, on the device and in the dtype of `like`.  Source: EncodecModel._linear_overlap_add."""
-    time = torch.linspace(0, 1, length + 2, device=like.device, dtype=like.dtype)[1:-1]
+    """The triangle [length] that weighs a chunk, on the device and in the dtype of `like`.  Source: EncodecModel._linear_overlap_add.
+
+    In float32 where a half would hold zeros at its ends: HF decodes nothing there.
+    """
+    if like.dtype in (torch.float16, torch.bfloat16) and not _triangle(length, torch.device("cpu"), like.dtype).all():
+        return _triangle(length, like.device, torch.float32)
+    return _triangle(length, like.device, like.dtype)
+
+
+def _triangle(length: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    time = torch.linspace(0, 1, length + 2, device=device, dtype=dtype)[1:-1]
     return 0.5 - (time - 0.5).abs()
 
 
@@ -223,23 +232,26 @@ def overlap_add(frames: list[Tensor], stride: int, num_samples: int | None = Non
     about for one clip length in 300.
     Bit-equal to HF's `_linear_overlap_add`, without its host sync: at most two chunks cover a sample, and a + b is b + a.
     """
+    if not frames:
+        return hf.EncodecModel._linear_overlap_add(frames, stride)
     length = frames[0].shape[-1]
     total = stride * (len(frames) - 1) + frames[-1].shape[-1] if num_samples is None else num_samples
     ends = [index * stride + frame.shape[-1] for index, frame in enumerate(frames)]
     regular = stride <= length <= 2 * stride and all(frame.shape[-1] <= length for frame in frames)
+    regular = regular and len({frame.shape[:-1] for frame in frames}) == 1
     if not regular or (num_samples is None and max(ends) > total):
         return hf.EncodecModel._linear_overlap_add(frames, stride)[..., :total]
     weight = fade_weight(length, frames[0])
     # the kernels know chunks of one length, cut at the end of the result
-    if all(frame.shape[-1] == length or end >= total for frame, end in zip(frames, ends)):
+    if weight.dtype == frames[0].dtype and all(frame.shape[-1] == length or end >= total for frame, end in zip(frames, ends)):
         made = dispatch.overlap_add(frames, weight, stride, total)
         if made is not None:
             return made
-    summed = frames[0].new_zeros(*frames[0].shape[:-1], total)
+    summed = weight.new_zeros(*frames[0].shape[:-1], total)
     weights = weight.new_zeros(total)
     for index, frame in enumerate(frames):
         start = min(index * stride, total)
         end = min(ends[index], total)
         summed[..., start:end] += (frame * weight[: frame.shape[-1]])[..., : end - start]
         weights[start:end] += weight[: end - start]
-    return summed.div_(weights)
+    return summed.div_(weights).to(frames[0].dtype)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from cpu_fixtures import engine
 from encodec_fast import chunks, dispatch, use_backend
-from fixtures import audio_like, config_48khz, pair
+from fixtures import audio_like, config_48khz, is_error, outcome, pair
 
 
 @pytest.fixture(scope="module")
@@ -118,3 +118,30 @@ def test_chunks_with_and_without_scales_decode_one_by_one(model):
     with torch.no_grad():
         theirs = transformers.EncodecModel.decode(model, codes, scales).audio_values
         torch.testing.assert_close(model.decode(codes, scales).audio_values, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_fade_that_a_half_cannot_hold_leaves_no_nan(dtype):
+    frames = [audio_like(1, 2, 48_000, seed).to(dtype) for seed in range(2)]
+    # the weights at the ends round to zero, and transformers gives up
+    with pytest.raises(ValueError, match="sum_weight"):
+        transformers.EncodecModel._linear_overlap_add(frames, 47_520)
+    joined = chunks.overlap_add(frames, 47_520)
+    assert joined.dtype == dtype
+    torch.testing.assert_close(joined.float(), chunks.overlap_add([frame.float() for frame in frames], 47_520), rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("scale", [torch.tensor([0.5]), torch.rand(4, 1), torch.rand(2, 1)])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_scales_of_any_size_decode_as_in_hf(model, scale, batch):
+    codes = torch.randint(0, 16, (2, batch, 4, 150))
+    with torch.no_grad():
+        for part in (codes[:1], codes):
+            theirs, ours = (
+                outcome(lambda decode=decode, part=part: decode(model, part, [scale] * len(part)).audio_values)
+                for decode in (transformers.EncodecModel.decode, type(model).decode)
+            )
+            assert is_error(theirs) == is_error(ours)
+            if not is_error(theirs):
+                torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+        assert outcome(lambda: model.decode(codes, [])) == outcome(lambda: transformers.EncodecModel.decode(model, codes, []))
