@@ -60,6 +60,8 @@ def encode_clips(model: Any, clips: Sequence[Tensor], num_quantizers: int, mask:
     if isinstance(codec, str) or not _fits(codec.network.network, clips):
         return None
     network, sample_bytes = codec.network.network, clips[0].element_size()
+    if network.stages[-1].out_channels != codec.quantizer.quantizer.codebooks.shape[2]:
+        return None
     embeddings = sample_bytes * network.stages[-1].out_channels / network.hop_length
     masked = 0 if mask is None else sample_bytes * clips[0].shape[0]
 
@@ -85,6 +87,8 @@ def decode_clips(model: Any, codes: Sequence[Tensor]) -> list[Tensor] | None:
         return None
     network, codebooks = codec.network.network, codec.quantizer.quantizer.codebooks
     if codes[0].shape[0] > codebooks.shape[0] or network.stages[0].in_channels != codebooks.shape[2]:
+        return None
+    if any(part.dtype not in dispatch.CODE_DTYPES or part.device != codebooks.device for part in codes):
         return None
     if any(dispatch.single_value_reason(network, part[None]) for part in codes):
         return None

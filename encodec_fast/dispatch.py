@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from encodec_fast.autograd import with_recomputed_backward
 from encodec_fast.executors.base import Executor, QuantizerProgram, StageProgram
 from encodec_fast.executors.cuda_graphs import CudaGraphs
-from encodec_fast.plan import Network, Quantizer, Stage, convolutions, step_bytes
+from encodec_fast.plan import Network, Quantizer, Stage, convolutions, stage_tensors, step_bytes
 from encodec_fast.plan_cache import cache_of
 from encodec_fast.plan_reader import Unplannable, inner_modules, read_network, read_quantizer, weight_norm_hook
 
@@ -48,6 +48,7 @@ REFERENCE = "reference"
 # fast    one tf32 product, and the library's recurrence: other codes than Hugging Face's float32, and bits that follow the batch.
 PRECISIONS = ("parity", "tf32x3", "fast")
 FLOAT_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+CODE_DTYPES = (torch.int64, torch.int32)
 
 # torch counts these itself from 2.7 on
 _GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks", "_global_backward_pre_hooks")
@@ -223,10 +224,18 @@ def hook_reason(module: nn.Module) -> str | None:
 
 
 def own_hook_reason(module: nn.Module) -> str | None:
-    """Which hook or patched forward of `module` itself needs it to be called as a whole, or None."""
+    """Which hook or method of somebody's own on `module` itself needs it to be called as a whole, or None."""
     if _is_hooked(module) or module._forward_pre_hooks:
         return f"{type(module).__name__} has a hook or a patched forward"
+    for name in ("forward", "encode", "decode"):
+        method = getattr(type(module), name, None)
+        if name in module.__dict__ or (method is not None and method.__module__ not in _KNOWN_METHODS):
+            return f"{type(module).__name__} has a {name} of its own"
     return None
+
+
+# Where the methods of an encoder, decoder or quantizer are defined that do what the plan does.
+_KNOWN_METHODS = ("encodec_fast.model", "transformers.models.encodec.modeling_encodec", "torch.nn.modules.module")
 
 
 def _is_hooked(module: nn.Module) -> bool:
@@ -330,6 +339,10 @@ def prepare_network(module: nn.Module, request: Request) -> PreparedNetwork | st
             network = read_network(module)
         except Unplannable as unplannable:
             return str(unplannable)
+        for stage in network.stages:
+            for tensor in stage_tensors(stage):
+                if tensor.dtype != network.dtype or tensor.device != network.device:
+                    return f"{stage.name} is {tensor.dtype} on {tensor.device}, the first layer {network.dtype} on {network.device}"
         choices = [choose(stage, network.dtype, network.device, request) for stage in network.stages]
         return PreparedNetwork(network, choices, request.precision)
 
@@ -451,7 +464,7 @@ def run_lookup(module: nn.Module, codes: Tensor, reference: Callable[[Tensor], T
 
     def run(prepared: PreparedQuantizer) -> Tensor | str:
         codebooks = prepared.quantizer.codebooks
-        fits = codes.dim() == 3 and codes.shape[0] <= codebooks.shape[0] and codes.dtype in (torch.int64, torch.int32)
+        fits = codes.dim() == 3 and codes.shape[0] <= codebooks.shape[0] and codes.dtype in CODE_DTYPES
         if not fits or codes.device != codebooks.device:
             return f"codes of shape {list(codes.shape)}, {codes.dtype} on {codes.device}"
         try:

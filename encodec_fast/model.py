@@ -201,7 +201,9 @@ class EncodecModel(hf.EncodecModel):
 
     def _decode_frame(self, codes: Tensor, scale: Tensor | None = None) -> Tensor:
         audio = self._decode_long(codes)
-        return super()._decode_frame(codes, scale) if audio is None else audio
+        if audio is None:
+            return super()._decode_frame(codes, scale)
+        return audio if scale is None else audio * scale.view(-1, 1, 1)
 
     def _decode_long(self, codes: Tensor) -> Tensor | None:
         """Audio [B, C, T] of codes [B, K, F] long enough to think of memory, where no gradient is wanted; or None."""

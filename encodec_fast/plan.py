@@ -272,6 +272,15 @@ def stage_weights(stage: Stage) -> tuple[Tensor, ...]:
     return tuple(conv.weight for conv in convolutions(stage))
 
 
+def stage_tensors(stage: Stage) -> tuple[Tensor, ...]:
+    """All that a stage holds: weights, biases and norms."""
+    if isinstance(stage, LSTM):
+        return tuple(w for layer in stage.layers for w in (layer.w_ih, layer.w_hh, layer.b_ih, layer.b_hh))
+    found = [tensor for conv in convolutions(stage) for tensor in (conv.weight, conv.bias)]
+    found += [tensor for conv in convolutions(stage) if conv.norm is not None for tensor in (conv.norm.weight, conv.norm.bias)]
+    return tuple(tensor for tensor in found if tensor is not None)
+
+
 def multiply_adds(stage: Stage, length: int) -> int:
     """Multiply-adds of one clip whose input to the stage has `length` steps."""
     if isinstance(stage, LSTM):

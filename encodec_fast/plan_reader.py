@@ -36,6 +36,8 @@ def read_network(module: Any) -> Network:
 
     Raises Unplannable where the tree holds anything but the modules that transformers builds.
     """
+    if not isinstance(getattr(module, "layers", None), nn.ModuleList):
+        raise Unplannable(f"{type(module).__name__} has no list of layers")
     stages: list[Stage] = []
     elu = False
     for index, layer in enumerate(module.layers):
@@ -53,6 +55,8 @@ def read_network(module: Any) -> Network:
 
 def read_quantizer(module: Any) -> Quantizer:
     """The stacked codebooks of an `EncodecResidualVectorQuantizer`."""
+    if not isinstance(getattr(module, "layers", None), nn.ModuleList):
+        raise Unplannable(f"{type(module).__name__} has no list of layers")
     embeds = []
     for index, layer in enumerate(module.layers):
         if type(layer) is not hf.EncodecVectorQuantization or type(layer.codebook) is not hf.EncodecEuclideanCodebook:

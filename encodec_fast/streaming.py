@@ -59,12 +59,12 @@ class _Streams:
         nothing = pieces[0].new_empty(self.network.stages[-1].out_channels, 0)
         return [by_stream.get(index, nothing) for index in range(self.batch_size)]
 
-    def _per_stream(self, name: str, given: Tensor | Sequence[Tensor | None], single: bool, nothing: tuple[int, int]) -> list[Tensor]:
-        """One piece per stream.  single: `given` is that of a single stream.  nothing: the shape that None stands for."""
+    def _per_stream(self, name: str, given: Tensor | Sequence[Tensor | None], single: bool, nothing: Tensor) -> list[Tensor]:
+        """One piece per stream.  single: `given` is that of a single stream.  nothing: what None stands for."""
         pieces: Sequence[Any] = [given] if single and self.batch_size == 1 else list(given)
         if len(pieces) != self.batch_size:
             raise ValueError(f"{name}: {len(pieces)} pieces came for {self.batch_size} streams. Give each one, None for nothing new.")
-        return [torch.empty(nothing) if piece is None else piece for piece in pieces]
+        return [nothing if piece is None else piece for piece in pieces]
 
     def _last(self, mask: Sequence[bool] | Tensor | None) -> list[bool]:
         """The streams that a flush ends: those of the mask, None for all that run."""
@@ -154,7 +154,8 @@ class StreamingEncoder(_Streams):
 
     def _pieces(self, samples: Tensor | Sequence[Tensor | None]) -> list[Tensor]:
         channels = self.model.config.audio_channels
-        given = self._per_stream("samples", samples, isinstance(samples, Tensor) and samples.dim() <= 2, (channels, 0))
+        nothing = torch.empty(channels, 0, dtype=self.network.dtype, device=self.network.device)
+        given = self._per_stream("samples", samples, isinstance(samples, Tensor) and samples.dim() <= 2, nothing)
         pieces = [piece.to(self.network.device, self.network.dtype) for piece in given]
         if channels == 1:
             pieces = [piece[None] if piece.dim() == 1 else piece for piece in pieces]
@@ -193,12 +194,15 @@ class StreamingDecoder(_Streams):
         return self._push(self._embeddings([None] * self.batch_size), self._last(mask))
 
     def _embeddings(self, codes: Tensor | Sequence[Tensor | None]) -> list[Tensor]:
-        pieces = self._per_stream("codes", codes, isinstance(codes, Tensor) and codes.dim() == 2, (1, 0))
+        nothing = torch.empty(1, 0, dtype=torch.int64, device=self.network.device)
+        pieces = self._per_stream("codes", codes, isinstance(codes, Tensor) and codes.dim() == 2, nothing)
         levels = len(self.model.quantizer.layers)
         for index, piece in enumerate(pieces):
             if piece.dim() != 2 or not 1 <= piece.shape[0] <= levels:
                 raise ValueError(f"codes of stream {index} have shape {list(piece.shape)}, not [K, F] with K from 1 to {levels}.")
-        return [self._codec.quantizer.lookup_clip(piece.to(self.network.device)) for piece in pieces]
+            if piece.is_floating_point() or piece.is_complex() or piece.dtype == torch.bool:
+                raise ValueError(f"codes of stream {index} are {piece.dtype}, not integers.")
+        return [self._codec.quantizer.lookup_clip(piece.to(self.network.device, torch.int64)) for piece in pieces]
 
 
 def encode_pieces(model: EncodecModel, pieces: Iterable[Tensor], bandwidth: float | None = None) -> Iterator[Tensor]:
@@ -226,6 +230,8 @@ def _streamable(model: EncodecModel, part: str) -> PreparedCodec:
         reason = f"it encodes chunks of {model.config.chunk_length} samples, each by itself"
     if model.config.normalize:
         reason = "it scales every clip by the volume of the whole of it (normalize=True)"
+    if not isinstance(codec, str) and model.encoder.layers[-1].conv.out_channels != codec.quantizer.quantizer.codebooks.shape[2]:
+        reason = "its codebooks are not as wide as its embeddings"
     if isinstance(codec, str) or reason is not None:
         remedy = "Use encode_batch and decode_batch, which take clips of any length and run a chunked model's chunks as common batches."
         raise ValueError(f"model: this one can't stream: {reason}. {remedy}")

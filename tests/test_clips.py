@@ -10,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cpu_fixtures import engine
-from encodec_fast import dispatch, memory, use_backend
+from encodec_fast import (
+    EncodecModel,
+    StreamingDecoder,
+    StreamingEncoder,
+    decode_pieces,
+    dispatch,
+    encode_pieces,
+    memory,
+    use_backend,
+)
 from encodec_fast.clips import prepare_codec
 from fixtures import audio_like, is_error, ours_like, outcome, pair, reference_model, small_config, top_bandwidth
 from test_model_configs import configs
@@ -173,3 +182,103 @@ def test_hooks_on_the_encoder_see_the_batch():
 def test_free_memory_is_known_here():
     free = memory.free_bytes(torch.device("cpu"))
     assert 0 < free <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.parametrize("index", [0, 3])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_torch_s_default_dtype_changes_nothing(index, dtype):
+    model = model_of(index)
+    clips = [audio_like(1, model.config.audio_channels, size, size)[0] for size in (900, 333)]
+
+    def results():
+        encoded = model.encode_batch(clips, top_bandwidth(model))
+        whole = model.encode(clips[0][None], bandwidth=top_bandwidth(model))
+        sound = model.decode(whole.audio_codes, whole.audio_scales, last_frame_pad_length=0).audio_values
+        streamed = [] if index else list(decode_pieces(model, encode_pieces(model, clips[0].split(100, 1), top_bandwidth(model))))
+        return [*(clip.codes for clip in encoded), *model.decode_batch(encoded), whole.audio_codes, sound, *streamed]
+
+    expected = results()
+    torch.set_default_dtype(dtype)
+    try:
+        found = results()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for own, other in zip(found, expected, strict=True):
+        assert own.dtype == other.dtype and torch.equal(own, other)
+
+
+def test_torch_s_default_device_changes_nothing():
+    model = model_of(0)
+    codes = model.encode_batch([audio_like(1, 1, 900, 1)[0]], top_bandwidth(model))
+    sound = model.decode_batch(codes)[0]
+    with torch.device("meta"):
+        assert torch.equal(model.decode_batch(codes)[0], sound)
+        assert torch.equal(model.encode_batch([audio_like_on_cpu(900)], top_bandwidth(model))[0].codes, codes[0].codes)
+
+
+def audio_like_on_cpu(samples):
+    with torch.device("cpu"):
+        return audio_like(1, 1, samples, 1)[0]
+
+
+def test_a_scale_is_applied_to_long_audio_too(allowed):
+    model = model_of(0)
+    codes, scale = model.encode(audio_like(2, 1, 3000, 5), bandwidth=top_bandwidth(model)).audio_codes, torch.tensor([[0.5], [2.0]])
+    with torch.no_grad():
+        expected = model.decode(codes, [scale]).audio_values
+        allowed(model, 1)
+        assert torch.equal(model.decode(codes, [scale]).audio_values, expected)
+
+
+def test_codes_that_are_no_integers_are_an_error_of_hf_s_words(allowed):
+    model = model_of(0)
+    codes = model.encode(audio_like(1, 1, 3000, 5), bandwidth=top_bandwidth(model)).audio_codes
+    with torch.no_grad():
+        expected = outcome(lambda: model.decode(codes.float(), [None]))
+        allowed(model, 1)
+        assert is_error(expected) and outcome(lambda: model.decode(codes.float(), [None])) == expected
+    with pytest.raises(ValueError, match=r"of stream 0 are .* not integers"):
+        StreamingDecoder(model).push(codes[0, 0].float())
+
+
+@pytest.mark.parametrize("width", [4, 16])
+def test_codebooks_of_another_width_than_the_embeddings_are_an_error(width):
+    config = small_config(codebook_dim=width)
+    model = EncodecModel(config)
+    audio = audio_like(1, 1, 900, 1)
+    assert is_error(outcome(lambda: model.encode(audio)))
+    assert is_error(outcome(lambda: model.encode_batch(list(audio))))
+    with pytest.raises(ValueError, match="not as wide"):
+        StreamingEncoder(model)
+
+
+def test_a_layer_of_another_dtype_is_the_error_of_hf():
+    theirs, ours = pair(small_config())
+    audio = audio_like(1, 1, 900, 1)
+    for model in (theirs, ours):
+        model.encoder.layers[-3].half()
+    expected = outcome(lambda: theirs.encode(audio))
+    assert is_error(expected) and outcome(lambda: ours.encode(audio))[0] is expected[0]
+
+
+def test_methods_and_modules_of_somebody_s_own_are_honoured_by_batches():
+    model = ours_like(reference_model(small_config()))
+    clip = audio_like(1, 1, 900, 1)[0]
+    encoded = model.encode_batch([clip], top_bandwidth(model))
+    model.quantizer.decode = lambda codes: torch.zeros(codes.shape[1], model.config.hidden_size, codes.shape[2])
+    silent = model.decode(encoded[0].codes[:, None], [None]).audio_values
+    assert torch.equal(model.decode_batch(encoded)[0], silent[0, :, :900])
+    with pytest.raises(ValueError, match="a decode of its own"):
+        StreamingDecoder(model)
+    del model.quantizer.decode
+
+    class Louder(type(model.encoder)):
+        def forward(self, hidden_states):
+            return 2 * super().forward(hidden_states)
+
+    model.encoder.__class__ = Louder
+    own = model.encode_batch([clip], top_bandwidth(model))[0]
+    assert not torch.equal(own.codes, encoded[0].codes) and same_clip(own, alone(model, clip))
+    model.encoder.__class__ = Louder.__base__
+    model.encoder = torch.nn.Sequential(model.encoder, torch.nn.Identity())
+    assert torch.equal(model.encode_batch([clip], top_bandwidth(model))[0].codes, encoded[0].codes)

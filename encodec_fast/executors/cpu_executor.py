@@ -23,6 +23,9 @@ class NativeClips:
 
     def __init__(self, clips: Sequence[Tensor]) -> None:
         # held: the record has bare addresses
+        for clip in clips:
+            if clip.dtype != torch.float32 or clip.device.type != "cpu":
+                raise ValueError(f"a clip is {clip.dtype}, on {clip.device}; the cpu backend takes float32 on the CPU")
         self.clips = [clip if clip.shape[1] <= 1 or clip.stride(1) == 1 else clip.contiguous() for clip in clips]
         self.lengths = _ints(clip.shape[1] for clip in self.clips)
         self.record = native.ClipsRecord(_addresses(self.clips), self.lengths, _ints(clip.stride(0) for clip in self.clips))
@@ -74,14 +77,14 @@ class CpuStageProgram(StageProgram):
         Raises EngineError after a clip's end, and for a piece of a clip where a stage needs the whole of it.
         """
         call = self._call(pieces, states, final)
-        y = [torch.empty(self.out_channels, length) for length in call.ready()]
+        y = [_floats(self.out_channels, length) for length in call.ready()]
         call.push(y)
         return y
 
     def save(self, state: NativeState) -> list[Tensor]:
         """A clip's state as bytes, the same for every instruction set."""
         size = native.check(self.library, self.library.encodec_save(state.handle, None, 0))
-        saved = torch.empty(size, dtype=torch.uint8)
+        saved = torch.empty(size, dtype=torch.uint8, device="cpu")
         native.check(self.library, self.library.encodec_save(state.handle, saved.data_ptr(), size))
         return [saved]
 
@@ -143,10 +146,10 @@ class CpuQuantizerProgram(QuantizerProgram):
 
     def encode(self, x: Tensor, num_quantizers: int) -> Tensor:
         """Codes [num_quantizers, B, F], int64, of embeddings x [B, D, F]; on equal distances the lowest index."""
-        if x.dtype != torch.float32 or x.device.type != "cpu":
-            raise ValueError(f"x is {x.dtype}, on {x.device}; the cpu backend takes float32 on the CPU")
+        if x.dim() != 3 or x.shape[1] != self.dim:
+            raise ValueError(f"x is {list(x.shape)}; the cpu backend takes [B, {self.dim}, F]")
         batch, _, frames = x.shape
-        codes = torch.empty(num_quantizers, batch, frames, dtype=torch.int64)
+        codes = torch.empty(num_quantizers, batch, frames, dtype=torch.int64, device="cpu")
         clips = NativeClips(x.unbind(0))
         found = self.library.encodec_search(self.handle, clips.record, batch, num_quantizers, torch.get_num_threads(), *_code_rows(codes))
         native.check(self.library, found)
@@ -154,9 +157,11 @@ class CpuQuantizerProgram(QuantizerProgram):
 
     def decode(self, codes: Tensor) -> Tensor:
         """Sum of the entries [B, D, F] that codes [K, B, F] name.  Raises IndexError for a code outside the codebook."""
+        if codes.device.type != "cpu" or codes.is_floating_point():
+            raise ValueError(f"codes are {codes.dtype}, on {codes.device}; the cpu backend takes integers on the CPU")
         codes = codes.to(torch.int64).contiguous()
         levels, batch, frames = codes.shape
-        y = torch.empty(batch, self.dim, frames)
+        y = _floats(batch, self.dim, frames)
         clips = NativeClips(y.unbind(0))
         summed = self.library.encodec_lookup(self.handle, *_code_rows(codes), batch, levels, torch.get_num_threads(), clips.record)
         if native.check(self.library, summed) == 1:
@@ -204,7 +209,7 @@ class CpuExecutor(Executor):
         if audio.dtype != torch.float32 or audio.device.type != "cpu" or not audio.numel():
             return None
         library, (batch, channels, _) = native.load(), audio.shape
-        clean, scales = torch.empty(audio.shape), torch.empty(batch, 1)
+        clean, scales = _floats(*audio.shape), _floats(batch, 1)
         x, y = NativeClips(audio.unbind(0)), NativeClips(clean.unbind(0))
         threads = torch.get_num_threads()
         native.check(library, library.encodec_normalize(x.record, batch, channels, threads, y.record, scales.data_ptr()))
@@ -215,7 +220,7 @@ class CpuExecutor(Executor):
         if any(chunk.dtype != torch.float32 or chunk.device.type != "cpu" for chunk in chunks):
             return None
         library, (batch, channels, _) = native.load(), chunks[0].shape
-        joined = torch.empty(batch, channels, length)
+        joined = _floats(batch, channels, length)
         x, y = NativeClips([clip for chunk in chunks for clip in chunk.unbind(0)]), NativeClips(joined.unbind(0))
         made = library.encodec_overlap_add(
             x.record, len(chunks), batch, channels, weight.data_ptr(), stride, torch.get_num_threads(), y.record
@@ -263,6 +268,11 @@ def _append(library: ctypes.CDLL, program: int, stage: Stage) -> int:
         trims = {"pad_left": stage.trim_left, "pad_right": stage.trim_right}
         return library.encodec_add_upsample(program, record(stage, dilation=1, **trims))
     return library.encodec_add_conv(program, padded(stage))
+
+
+def _floats(*shape: int) -> Tensor:
+    """What the engine writes to, whatever torch's default dtype and device are."""
+    return torch.empty(shape, dtype=torch.float32, device="cpu")
 
 
 def _ints(values: Iterable[int]) -> ctypes.Array[c_int64]:

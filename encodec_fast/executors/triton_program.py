@@ -95,7 +95,7 @@ class TritonProgram(BatchedProgram):
         rows = [list(lengths)]
         for stage in self.stages[:-1]:
             rows.append([stage.output_length(length) for length in rows[-1]])
-        table = torch.tensor(rows, dtype=torch.int32, pin_memory=x.is_cuda)
+        table = torch.tensor(rows, dtype=torch.int32, device="cpu", pin_memory=x.is_cuda)
         return table.to(x.device, non_blocking=True)
 
     def open_batch(self, batch: int) -> list[Any]:
