@@ -149,7 +149,8 @@ def test_a_stream_goes_on_from_its_saved_state(backend):
 OTHER_PROCESS = """
 import sys, torch
 from encodec_fast import StreamingEncoder
-from test_streaming import model_of, top
+from fixtures import top_bandwidth
+from test_streaming import model_of
 model = model_of(0)
 encoder = StreamingEncoder(model, top_bandwidth(model))
 state, samples = torch.load(sys.argv[1], weights_only=True)
