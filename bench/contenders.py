@@ -137,7 +137,8 @@ class Original(Contender):
         return "it is not installed: pip install --no-deps encodec einops (it reads files with torchaudio, which is not needed here)"
 
     def load(self, model: str) -> Any:
-        if importlib.util.find_spec("torchaudio") is None:
+        # a stand-in from an earlier call has no spec to be found
+        if "torchaudio" not in sys.modules and importlib.util.find_spec("torchaudio") is None:
             # encodec.utils imports it at the top, for reading files only
             sys.modules["torchaudio"] = types.ModuleType("torchaudio")
         from encodec import EncodecModel
