@@ -233,6 +233,32 @@ def test_failed_clips_are_tried_again_only_when_asked(corpus, model, tmp_path):
     assert read_failures(out) == [] and not (out / "errors.parquet").exists() and len(content(out)) == 10
 
 
+def test_a_retry_that_was_killed_and_is_repeated_gives_each_clip_one_row(corpus, model, tmp_path, monkeypatch):
+    out = tmp_path / "codes"
+    tokenize(model, [corpus], out)
+    put_clip(corpus / "4b.wav", 3000)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "append", killed)
+        with pytest.raises(KeyboardInterrupt):
+            tokenize(model, [corpus], out, retry_failed=True)
+    tokenize(model, [corpus], out, retry_failed=True)
+    assert "4b.wav" in content(out) and len(content(out)) == 9
+
+
+def test_processes_that_retry_together_give_each_clip_one_row(corpus, model, tmp_path):
+    out = tmp_path / "codes"
+    tokenize(model, [corpus], out)
+    put_clip(corpus / "4b.wav", 3000)
+    # the first one plans the batch of the second
+    for index in (0, 1, 0):
+        tokenize(model, [corpus], out, index=index, count=2, retry_failed=True)
+    assert "4b.wav" in content(out) and len(content(out)) == 9
+
+
 DIFFERENCES = {
     "bandwidth": {"bandwidth": 1.2},
     "batch_seconds": {"batch_seconds": 3.0},

@@ -215,9 +215,14 @@ class Ledger:
         return unique_ids([task for task in tasks if task.key not in keys], ids)
 
     def failed_tasks(self) -> list[Task]:
-        """The tasks of the clips that failed, to be tried again from the start."""
+        """The tasks of the clips that failed and wait for no other attempt, to be tried again from the start."""
+        schedules, undone = self.schedules(), self.undone()
         failed = {failure.id for failure in self.failures()}
-        tasks = {task.id: task for schedule in self.schedules() for task in schedule.tasks() if task.id in failed}
+        # another attempt is to come: of a process that was killed, or of one that planned just before this one
+        for schedule in schedules[1:]:
+            for batch in undone[(undone >= schedule.first_batch) & (undone < schedule.end_batch)]:
+                failed -= {task.id for task in schedule.tasks(int(batch))}
+        tasks = {task.id: task for schedule in schedules for task in schedule.tasks() if task.id in failed}
         return [replace(task, problem=None, seconds=task.duration or 0.0) for task in tasks.values()]
 
     # What is done
