@@ -259,6 +259,29 @@ def test_processes_that_retry_together_give_each_clip_one_row(corpus, model, tmp
     assert "4b.wav" in content(out) and len(content(out)) == 9
 
 
+def test_a_clip_retried_beside_batches_of_the_schedule_before_counts_as_done(corpus, model, tmp_path):
+    out = tmp_path / "codes"
+    tokenize(model, [corpus], out, index=0, count=2, batch_seconds=2.0)
+    assert [failure.id for failure in read_failures(out)] == ["4b.wav", "6b.wav"] and Ledger(out).undone().tolist() == [1, 3]
+    put_clip(corpus / "4b.wav", 3000)
+    tokenize(model, [corpus], out, batch_seconds=2.0, retry_failed=True)
+    assert [1, 3, 5] in [record.batches for record in Ledger(out).records()]
+    assert [failure.id for failure in read_failures(out)] == ["6b.wav"]
+    tokenize(model, [corpus], out, batch_seconds=2.0, retry_failed=True)
+    assert "4b.wav" in content(out) and len(content(out)) == 9
+
+
+def test_a_shard_with_batches_of_two_later_schedules_leaves_the_failures_as_they_are(corpus, model, tmp_path):
+    out = tmp_path / "codes"
+    tokenize(model, [corpus], out)
+    for name in ("new", "newer"):
+        put_clip(corpus / f"{name}.wav", 4321)
+        tokenize(model, [corpus], out, index=3, count=4)
+    tokenize(model, [corpus], out)
+    assert [1, 2] in [record.batches for record in Ledger(out).records()]
+    assert [failure.id for failure in read_failures(out)] == ["4b.wav", "6b.wav"] and len(content(out)) == 10
+
+
 DIFFERENCES = {
     "bandwidth": {"bandwidth": 1.2},
     "batch_seconds": {"batch_seconds": 3.0},

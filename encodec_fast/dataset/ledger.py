@@ -245,15 +245,21 @@ class Ledger:
 
     def failures(self) -> list[ClipFailure]:
         """The clips that have no codes after their last attempt, by id."""
-        records = self.records()
-        failed: dict[str, ClipFailure] = {}
-        for schedule in self.schedules():
-            own = [record for record in records if schedule.first_batch <= record.batches[0] < schedule.end_batch]
-            if failed:
-                for batch in [batch for record in own for batch in record.batches]:
-                    for task in schedule.tasks(batch):
-                        failed.pop(task.id, None)
-            failed |= {failure.id: failure for record in own for failure in record.failures}
+        schedules, records = self.schedules(), self.records()
+        own = [{failure.id: failure for failure in record.failures} for record in records]
+        failed = {id: failure for failures in own for id, failure in failures.items()}
+        # by batch and not by record: the batches of one may be of several schedules
+        done = {batch: failures for record, failures in zip(records, own, strict=True) for batch in record.batches}
+        # of the first one each clip is at its first attempt
+        for schedule in schedules[1:] if failed else []:
+            for batch in range(schedule.first_batch, schedule.end_batch):
+                for task in schedule.tasks(batch) if batch in done else ():
+                    if task.id not in failed:
+                        continue
+                    if task.id in done[batch]:
+                        failed[task.id] = done[batch][task.id]
+                    else:
+                        del failed[task.id]
         return [failed[id] for id in sorted(failed)]
 
     def write_errors(self) -> Path | None:
