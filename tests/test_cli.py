@@ -140,6 +140,8 @@ WRONG = {
     "batch of nothing": (["tokenize", "CORPUS", "--out", "OUT", "--batch-seconds", "0"], "--batch-seconds is 0"),
     "bandwidth": (["tokenize", "CORPUS", "--out", "OUT", "--model", "MODEL", "--bandwidth", "7"], "are 1.2, 2.4, 4.8 kbps"),
     "device": (["tokenize", "CORPUS", "--out", "OUT", "--model", "MODEL", "--device", "gpu"], "device is 'gpu'"),
+    "devices of ray": (["tokenize", "CORPUS", "--out", "OUT", "--engine", "ray", "--devices", "cpu,cpu"], "leave out --devices"),
+    "shard of ray": (["tokenize", "CORPUS", "--out", "OUT", "--engine", "ray", "--shard", "1/2"], "this is shard 1/2; leave out"),
     "backend": (["tokenize", "CORPUS", "--out", "OUT", "--model", "MODEL", "--backend", "metal"], "'metal' is not a backend"),
     "model": (["tokenize", "CORPUS", "--out", "OUT", "--model", "a/b/c"], "'a/b/c' is neither a folder"),
     "out is a file": (["tokenize", "CORPUS", "--out", "CORPUS/a.wav", "--model", "MODEL", "-b", "1.2"], "a.wav: File exists"),
@@ -306,6 +308,15 @@ def test_the_scheduler_s_environment_splits_the_run(capsys, corpus, model_folder
     assert code == cli.OK and "shard 1/2, as" in out and "1 clips" in out and "2 clips are left to other shards" in out
     code, out, _ = tokenize(capsys, corpus, tmp_path / "codes", model_folder, "--batch-seconds", "0.1", "--shard", "0/2")
     assert code == cli.OK and len(read_ids(tmp_path / "codes")) == 3
+
+
+@pytest.mark.parametrize("variables", ENVIRONMENTS.values(), ids=ENVIRONMENTS)
+def test_a_scheduler_s_environment_that_would_split_a_run_of_ray_is_named(capsys, corpus, model_folder, tmp_path, monkeypatch, variables):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    code, _, err = tokenize(capsys, corpus, tmp_path / "codes", model_folder, "--engine", "ray")
+    assert code == cli.WRONG_ARGUMENT and err.count("\n") == 1 and "this is shard 1/2; start it once, with --shard 0/1" in err
+    assert sum(name in err for name in variables) == 2 and not (tmp_path / "codes").exists()
 
 
 def test_a_batch_script_that_is_one_process_does_all_the_work():

@@ -175,6 +175,12 @@ def test_ray_data_maps_the_tokenizer(cluster, model, model_folder, corpus):
         assert np.array_equal(np.reshape(row["codes"], row["codes_shape"]), expected(model, row["audio"]))
 
 
+def test_ray_is_refused_the_ledger_of_one_of_several_writers(tmp_path):
+    with pytest.raises(ValueError, match=r"writer 1/2; Ray deals out all of the work"):
+        run_on_ray(None, Ledger(tmp_path, 1, 2), None)
+    assert not list(tmp_path.iterdir())
+
+
 def test_without_ray_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(RayError, match=r"pip install 'encodec-fast\[ray\]'"):

@@ -116,6 +116,8 @@ def tokenize(
             verify_share=verify,
         )
         part, said = (parse_shard(shard), "") if shard != "auto" else _environment_shard(shard_of_environment(os.environ))
+        if engine == "ray":
+            _check_alone(part, said, devices)
         # before the model is loaded, which may take a while
         tasks = find_tasks(sources, audio_column)
         rank = local_rank(os.environ)
@@ -155,6 +157,16 @@ def tokenize(
 def _environment_shard(found: tuple[int, int, str]) -> tuple[tuple[int, int], str]:
     index, count, said = found
     return (index, count), said
+
+
+def _check_alone(part: tuple[int, int], said: str, devices: str | None) -> None:
+    """Raises ValueError if the run of the Ray engine is to be one of several, or on several devices by name."""
+    if devices is not None:
+        raise ValueError("--engine ray deals out the work to the devices of the cluster; leave out --devices.")
+    if part[1] > 1:
+        origin, remedy = (said, "start it once, with --shard 0/1") if said else ("--shard", "leave out --shard")
+        share = f"{part[0]}/{part[1]}"
+        raise ValueError(f"--engine ray deals out all of the work itself, and by {origin} this is shard {share}; {remedy}.")
 
 
 def _device_of_rank(rank: int) -> str:

@@ -54,8 +54,11 @@ def connect(address: str | None) -> Any:
 def run_on_ray(job: RayJob, ledger: Ledger, address: str | None, progress: Callable[[Summary], None] | None = None) -> Summary:
     """Encodes everything that the ledger has left to do; says what was done. Continues what was begun, by either engine.
 
-    Raises RayError if there is no cluster, LedgerError if another process is at it.
+    Raises RayError if there is no cluster, LedgerError if another process is at it, ValueError for a ledger of one of several writers.
     """
+    if ledger.count != 1:
+        # each would do all of the work, and remove the shards of the others as leftovers
+        raise ValueError(f"ledger is that of writer {ledger.index}/{ledger.count}; Ray deals out all of the work, for Ledger(out).")
     ray = connect(address)
     start, summary = time.perf_counter(), Summary()
     with ledger.writing():
