@@ -14,6 +14,7 @@ import encodec_fast
 from corpora import BANDWIDTH, RATE, content, put_corpus, small_model, tokenize
 from encodec_fast.audio import read_audio
 from encodec_fast.corpus.sources import find_tasks
+from encodec_fast.corpus.tasks import Task
 from encodec_fast.dataset import ray_engine
 from encodec_fast.dataset.encoding import dataset_info
 from encodec_fast.dataset.ledger import Ledger
@@ -21,6 +22,7 @@ from encodec_fast.dataset.options import TokenizeOptions
 from encodec_fast.dataset.ray_engine import RayError, run_on_ray
 from encodec_fast.dataset.ray_stages import RayJob
 from encodec_fast.dataset.run import identity, plan
+from encodec_fast.dataset.schedule import Schedule, write_schedule
 from encodec_fast.formats.parquet import read_failures
 from encodec_fast.pretrained import weights_sha256
 
@@ -179,6 +181,14 @@ def test_ray_is_refused_the_ledger_of_one_of_several_writers(tmp_path):
     with pytest.raises(ValueError, match=r"writer 1/2; Ray deals out all of the work"):
         run_on_ray(None, Ledger(tmp_path, 1, 2), None)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("long_clip_seconds", [300.0, 3600.0])
+def test_clips_of_any_length_are_cut_into_groups_that_actors_can_share(tmp_path, long_clip_seconds):
+    tasks = [Task(str(index), "x", seconds=seconds) for index, seconds in enumerate([1800.0] * 4 + [250.0] * 4)]
+    schedule = Schedule(write_schedule(tmp_path / "s.arrow", tasks, 60.0, 0))
+    groups = ray_engine._groups([schedule], list(range(8)), TokenizeOptions(BANDWIDTH, long_clip_seconds=long_clip_seconds))
+    assert [[number for number, _ in pickle.loads(group["group"])] for group in groups] == [[0], [1], [2], [3], [4, 5], [6, 7]]
 
 
 def test_without_ray_the_extra_is_named(monkeypatch):

@@ -90,12 +90,13 @@ def _count(summary: Summary, record: Record, out: str) -> None:
 
 
 def _groups(schedules: Sequence[Schedule], batches: Sequence[int], options: TokenizeOptions) -> list[dict[str, Any]]:
-    """Batches in groups of GROUP_SECONDS and rows_per_shard at most, each with its tasks. Long clips don't count: actors read them."""
+    """Batches in groups of GROUP_SECONDS and rows_per_shard at most, each with its tasks; a longer batch is a group of its own."""
     groups: list[dict[str, Any]] = []
     seconds, clips = math.inf, 0
     for number in batches:
         tasks = list(schedule_of(schedules, number).tasks(number))
-        length = sum(task.seconds for task in tasks if task.seconds <= options.long_clip_seconds)
+        # long clips too: they don't travel, but have to be encoded, and a group is what one actor does and what its end costs
+        length = sum(task.seconds for task in tasks)
         if seconds + length > GROUP_SECONDS or clips + len(tasks) > options.rows_per_shard:
             groups.append({"batches": []})
             seconds, clips = 0.0, 0
