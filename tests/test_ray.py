@@ -1,5 +1,6 @@
 """The Ray engine on a real cluster of two worker nodes on this machine, and EncodecTokenizer where people map batches."""
 
+import dataclasses
 import os
 import pickle
 import signal
@@ -20,7 +21,7 @@ from encodec_fast.dataset.encoding import dataset_info
 from encodec_fast.dataset.ledger import Ledger
 from encodec_fast.dataset.options import TokenizeOptions
 from encodec_fast.dataset.ray_engine import RayError, run_on_ray
-from encodec_fast.dataset.ray_stages import RayJob
+from encodec_fast.dataset.ray_stages import GroupEncoder, RayJob
 from encodec_fast.dataset.run import identity, plan
 from encodec_fast.dataset.schedule import Schedule, write_schedule
 from encodec_fast.formats.parquet import read_failures
@@ -189,6 +190,19 @@ def test_clips_of_any_length_are_cut_into_groups_that_actors_can_share(tmp_path,
     schedule = Schedule(write_schedule(tmp_path / "s.arrow", tasks, 60.0, 0))
     groups = ray_engine._groups([schedule], list(range(8)), TokenizeOptions(BANDWIDTH, long_clip_seconds=long_clip_seconds))
     assert [[number for number, _ in pickle.loads(group["group"])] for group in groups] == [[0], [1], [2], [3], [4, 5], [6, 7]]
+
+
+def test_an_actor_with_another_backend_or_other_weights_than_the_driver_refuses_to_work(model, model_folder, tmp_path):
+    with encodec_fast.use_backend("torch"):
+        info = dataset_info(model, str(model_folder), weights_sha256(model), {})
+    job = RayJob(str(model_folder), "torch", info, TokenizeOptions(BANDWIDTH), str(tmp_path), RATE, 1, torch.get_num_threads())
+    GroupEncoder(job)
+    for changes, message in [
+        ({"backend": "reference"}, "this node runs reference, the run was begun with torch; name a --backend"),
+        ({"info": dataclasses.replace(info, weights_sha256="ab" * 32)}, "the run was begun with abababababababab"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            GroupEncoder(dataclasses.replace(job, **changes))
 
 
 def test_without_ray_the_extra_is_named(monkeypatch):

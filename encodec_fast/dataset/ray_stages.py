@@ -65,6 +65,8 @@ class GroupEncoder:
     def __init__(self, job: RayJob):
         import torch
 
+        from encodec_fast import dispatch
+        from encodec_fast.dataset.encoding import dataset_info
         from encodec_fast.dataset.tokenizer import EncodecTokenizer
         from encodec_fast.pretrained import weights_sha256
 
@@ -74,6 +76,10 @@ class GroupEncoder:
         found = weights_sha256(self._encoder.model)
         if found != job.info.weights_sha256:
             raise ValueError(f"{job.model} has weights {found[:16]} on this node, the run was begun with {job.info.weights_sha256[:16]}.")
+        with dispatch.prefer_backend(job.backend):
+            backend = dataset_info(self._encoder.model, job.model, found, {}).backend
+        if backend != job.info.backend:
+            raise ValueError(f"this node runs {backend}, the run was begun with {job.info.backend}; name a --backend for all.")
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         from encodec_fast import dispatch
