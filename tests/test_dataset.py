@@ -376,6 +376,7 @@ def test_a_folder_of_codes_without_a_ledger_is_left_alone(corpus, model, tmp_pat
 
 def test_overwriting_removes_what_a_run_wrote_and_nothing_else(corpus, model, tmp_path):
     out = tmp_path / "codes"
+    put_clip(corpus / "\u2028 \x85.wav", 100)
     tokenize(model, [corpus], out, format="npy")
     (out / "notes.txt").write_text("mine")
     (out / "codes" / "mine.npy").write_bytes(b"mine")

@@ -171,6 +171,13 @@ def test_a_tree_of_npy_files_follows_the_ids(tmp_path):
     assert np.array_equal(np.load(tmp_path / "codes" / "ü" / "0.wav.npy"), row(0).codes)
 
 
+@pytest.mark.parametrize("format", FORMATS)
+def test_an_id_may_hold_what_text_editors_take_for_the_end_of_a_line(tmp_path, format):
+    ids = ["a\u2028b", "a\x85b", "a\nb", "a\rb", "a\x0bb", "a\x1cb"]
+    write(tmp_path, [dataclasses.replace(row(0), id=id) for id in ids], format)
+    assert read_ids(tmp_path) == ids == [each.id for each in load_codes(tmp_path)]
+
+
 def test_no_two_ids_share_an_npy_file_whatever_the_file_system():
     ids = ["a.wav", "A.wav", "a/b.wav", "a\\b.wav", "../a.wav", "/a.wav", "a.wav.", "x" * 300, "x" * 301, "", "a:b", "a?b", "ü.wav"]
     paths = [str(npy.npy_path(id)).casefold() for id in ids]

@@ -28,6 +28,7 @@ from encodec_fast.dataset.schedule import Schedule, write_schedule
 from encodec_fast.formats import ClipFailure
 from encodec_fast.formats.atomic import TEMPORARY_SUFFIX, sync_folder, write_atomically
 from encodec_fast.formats.folder import SHARD_PATTERN, shard_paths
+from encodec_fast.formats.npy import read_manifest
 from encodec_fast.formats.parquet import ERRORS_FILE, write_errors
 
 FOLDER = "_encodec_fast"
@@ -169,7 +170,7 @@ class Ledger:
         if overwrite:
             self._remove_run()
         if path.exists():
-            stored = json.loads(path.read_text())
+            stored = json.loads(path.read_bytes())
             changed = [name for name in {**stored, **identity} if stored.get(name) != identity.get(name)]
             if changed:
                 differences = "; ".join(f"{name} was {stored.get(name)!r}, is {identity.get(name)!r}" for name in changed)
@@ -184,8 +185,8 @@ class Ledger:
             raise LedgerError(f"{self.out} is being written by another process; wait for it, or choose another folder.")
         for path in shard_paths(self.out):
             if path.suffix == ".jsonl":
-                for line in path.read_text().splitlines():
-                    (self.out / json.loads(line)["npy"]).unlink(missing_ok=True)
+                for record in read_manifest(path):
+                    (self.out / record["npy"]).unlink(missing_ok=True)
             path.unlink()
         for name in (ERRORS_FILE, "report.html", "info.json"):
             (self.out / name).unlink(missing_ok=True)

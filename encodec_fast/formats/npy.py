@@ -86,14 +86,20 @@ def read_shard_info(path: Path) -> DatasetInfo:
 def read_shard(path: Path) -> Iterator[ClipRow]:
     """Every row of a manifest in order. Raises FormatError for files that can't be read."""
     try:
-        with path.open(encoding="utf-8") as lines:
-            for line in lines:
-                record = json.loads(line)
-                yield record_row(record, np.load(path.parent / record["npy"]))
+        for record in read_manifest(path):
+            yield record_row(record, np.load(path.parent / record["npy"]))
     except (OSError, ValueError, KeyError) as error:
         raise FormatError(f"{path}: the shard can't be read ({error}).") from error
 
 
 def read_shard_ids(path: Path) -> list[str]:
     """The id of every row of a manifest, in order."""
-    return [json.loads(line)["id"] for line in path.read_text(encoding="utf-8").splitlines()]
+    return [record["id"] for record in read_manifest(path)]
+
+
+def read_manifest(path: Path) -> Iterator[dict[str, Any]]:
+    """The record of every row of a manifest, in order."""
+    # not splitlines: it ends a line at U+2028 and U+0085 too, which ids may hold
+    with path.open(encoding="utf-8", newline="\n") as lines:
+        for line in lines:
+            yield json.loads(line)
