@@ -1,7 +1,10 @@
 """Schedule, encoder, run, ledger and decode, each alone and together."""
 
 import dataclasses
+import itertools
 import json
+import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -384,6 +387,38 @@ def test_overwriting_removes_what_a_run_wrote_and_nothing_else(corpus, model, tm
     assert list(content(out)) == ["0000.wav"]
     files = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file() and "_encodec_fast" not in path.parts}
     assert files == {"part-00000000.parquet", "notes.txt", "codes/mine.npy"}
+
+
+@pytest.mark.parametrize("format", ["parquet", "npy"])
+def test_overwriting_may_end_at_any_step_and_the_run_then_goes_on_from_there(corpus, model, tmp_path, monkeypatch, format):
+    steps = {"format": format, "rows_per_shard": 3, "batch_seconds": 2.0}
+    tokenize(model, [corpus], tmp_path / "whole", **steps)
+    put_clip(corpus / "new.wav", 4321)
+    tokenize(model, [corpus], tmp_path / "whole", **steps)
+    unlink = pathlib.Path.unlink
+    left = 0
+
+    def killed(path, missing_ok=False):
+        nonlocal left
+        if not left:
+            raise KeyboardInterrupt
+        left -= 1
+        unlink(path, missing_ok)
+
+    for step in itertools.count():
+        out = tmp_path / str(step)
+        shutil.copytree(tmp_path / "whole", out)
+        left = step
+        with monkeypatch.context() as patch:
+            patch.setattr(pathlib.Path, "unlink", killed)
+            try:
+                Ledger(out).identify({}, overwrite=True)
+                break
+            except KeyboardInterrupt:
+                pass
+        tokenize(model, [corpus], out, **steps)
+        assert content(out) == content(tmp_path / "whole") and read_failures(out) == read_failures(tmp_path / "whole")
+    assert step > 10
 
 
 def test_two_writers_of_one_part_and_two_splits_at_once_are_detected(tmp_path):

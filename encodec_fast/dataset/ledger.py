@@ -181,8 +181,15 @@ class Ledger:
             write_atomically(path, json.dumps(dict(identity), indent=1, ensure_ascii=False).encode())
 
     def _remove_run(self) -> None:
+        """Removes what a run wrote, in an order that leaves, wherever it ends, a run with nothing, or its first schedules, done."""
         if self.active_writers():
             raise LedgerError(f"{self.out} is being written by another process; wait for it, or choose another folder.")
+        for path in self.folder.glob("ledger-*.jsonl"):
+            path.unlink()
+        # a line that a power cut brought back would vouch for a shard that is gone
+        sync_folder(self.folder)
+        for path in reversed(self._schedule_paths()):
+            path.unlink()
         for path in shard_paths(self.out):
             if path.suffix == ".jsonl":
                 for record in read_manifest(path):
@@ -190,7 +197,9 @@ class Ledger:
             path.unlink()
         for name in (ERRORS_FILE, "report.html", "info.json"):
             (self.out / name).unlink(missing_ok=True)
-        for path in self.folder.iterdir():
+        sync_folder(self.out)
+        # shards without it would be somebody else's
+        for path in sorted(self.folder.iterdir(), key=lambda path: path.name == "run.json"):
             if path.name != "lock":
                 path.unlink()
 
@@ -198,7 +207,10 @@ class Ledger:
 
     def schedules(self) -> list[Schedule]:
         """The schedules in the order they were made."""
-        return [Schedule(path) for path in sorted(self.folder.glob("schedule-*.arrow"))]
+        return [Schedule(path) for path in self._schedule_paths()]
+
+    def _schedule_paths(self) -> list[Path]:
+        return sorted(self.folder.glob("schedule-*.arrow"))
 
     def add_schedule(self, tasks: Sequence[Task], batch_seconds: float, audio_column: str) -> None:
         """Schedules the tasks behind what is there; to be called while planning."""
