@@ -345,6 +345,16 @@ def test_batches_of_a_record_are_stored_as_runs():
         assert Record.from_json(json.dumps(json.loads(record.to_json()))) == record
 
 
+def test_more_than_a_thousand_schedules_stay_in_the_order_they_were_made(tmp_path):
+    ledger = Ledger(tmp_path)
+    with ledger.planning():
+        for number in (999, 1000):
+            write_schedule(ledger.folder / f"schedule-{number}.arrow", [Task(str(number), "x")], 60.0, first_batch=number)
+        ledger.add_schedule([Task("1001", "x")], 60.0, "audio")
+    assert [schedule.first_batch for schedule in ledger.schedules()] == [999, 1000, 1001]
+    assert (ledger.folder / "schedule-1001.arrow").exists()
+
+
 def test_a_line_that_was_cut_short_counts_for_nothing(corpus, model, tmp_path):
     out = tmp_path / "codes"
     tokenize(model, [corpus], out, rows_per_shard=1, batch_seconds=1.0)

@@ -210,13 +210,13 @@ class Ledger:
         return [Schedule(path) for path in self._schedule_paths()]
 
     def _schedule_paths(self) -> list[Path]:
-        return sorted(self.folder.glob("schedule-*.arrow"))
+        return sorted(self.folder.glob("schedule-*.arrow"), key=_schedule_number)
 
     def add_schedule(self, tasks: Sequence[Task], batch_seconds: float, audio_column: str) -> None:
         """Schedules the tasks behind what is there; to be called while planning."""
-        old = self.schedules()
-        path = self.folder / f"schedule-{len(old):03d}.arrow"
-        write_schedule(path, tasks, batch_seconds, old[-1].end_batch if old else 0, audio_column)
+        number = max((_schedule_number(path) + 1 for path in self._schedule_paths()), default=0)
+        first_batch = max((schedule.end_batch for schedule in self.schedules()), default=0)
+        write_schedule(self.folder / f"schedule-{number:03d}.arrow", tasks, batch_seconds, first_batch, audio_column)
 
     def new_tasks(self, tasks: Sequence[Task]) -> list[Task]:
         """Those of the tasks that no schedule holds; an id that is taken gets ~2, ~3, ... after it."""
@@ -286,6 +286,11 @@ class Ledger:
         self._log.write(record.to_json().encode() + b"\n")
         self._log.flush()
         os.fsync(self._log.fileno())
+
+
+def _schedule_number(path: Path) -> int:
+    # names sort as text: 1000 before 101
+    return int(path.stem.removeprefix("schedule-"))
 
 
 @contextmanager
