@@ -178,6 +178,23 @@ def test_an_id_may_hold_what_text_editors_take_for_the_end_of_a_line(tmp_path, f
     assert read_ids(tmp_path) == ids == [each.id for each in load_codes(tmp_path)]
 
 
+def test_writers_that_begin_together_do_not_meet_in_the_file_they_share(tmp_path, monkeypatch):
+    fsync, shards = os.fsync, []
+
+    def overtaken(descriptor):
+        if not shards:
+            shards.append(None)
+            shards.append(npy.Shard(tmp_path, "part-00000001", INFO))
+        fsync(descriptor)
+
+    monkeypatch.setattr("encodec_fast.formats.atomic.os.fsync", overtaken)
+    shards[0] = npy.Shard(tmp_path, "part-00000000", INFO)
+    for number, shard in enumerate(shards):
+        shard.write(row(number))
+        shard.finish()
+    assert read_ids(tmp_path) == [row(0).id, row(1).id] and read_info(tmp_path) == INFO
+
+
 def test_no_two_ids_share_an_npy_file_whatever_the_file_system():
     ids = ["a.wav", "A.wav", "a/b.wav", "a\\b.wav", "../a.wav", "/a.wav", "a.wav.", "x" * 300, "x" * 301, "", "a:b", "a?b", "ü.wav"]
     paths = [str(npy.npy_path(id)).casefold() for id in ids]

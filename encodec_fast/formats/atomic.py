@@ -12,13 +12,14 @@ TEMPORARY_SUFFIX = ".tmp"
 class AtomicFile:
     """A file under a temporary name beside its own, which it gets when it is whole and on the disk.
 
-    file: to write to. The temporary name starts with a dot and depends on the path alone: what a killed process left
-    behind is overwritten by the next one.
+    file: to write to. The temporary name starts with a dot and depends on the path and the owner alone: what a killed
+    process left behind is overwritten by the next one. owner: of a file that several processes may write at once.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, owner: str = ""):
         self.path = path
-        self.temporary = path.with_name(f".{path.name}{TEMPORARY_SUFFIX}")
+        name = f"{owner}.{path.name}" if owner else path.name
+        self.temporary = path.with_name(f".{name}{TEMPORARY_SUFFIX}")
         self.file = self.temporary.open("wb")
 
     def finish(self) -> Path:
@@ -41,9 +42,9 @@ class AtomicFile:
         self.temporary.unlink(missing_ok=True)
 
 
-def write_atomically(path: Path, data: bytes) -> Path:
-    """The path, whose file now holds the data; or holds what it did before, after an error."""
-    file = AtomicFile(path)
+def write_atomically(path: Path, data: bytes, owner: str = "") -> Path:
+    """The path, whose file now holds the data; or holds what it did before, after an error. owner: see AtomicFile."""
+    file = AtomicFile(path, owner)
     try:
         file.file.write(data)
     except BaseException:

@@ -34,7 +34,8 @@ class Shard:
         self._folder, self._info = folder, info
         self._written: list[Path] = []
         if not (folder / INFO_FILE).exists():
-            write_atomically(folder / INFO_FILE, json.dumps(info_record(info), sort_keys=True, indent=1).encode())
+            # writers that begin together all write it: each under the name of its shard, with which a leftover is removed
+            write_atomically(folder / INFO_FILE, json.dumps(info_record(info), sort_keys=True, indent=1).encode(), owner=name)
         self._atomic = AtomicFile(folder / f"{name}{SUFFIX}")
 
     def write(self, row: ClipRow) -> None:
