@@ -236,6 +236,25 @@ def test_failed_clips_are_tried_again_only_when_asked(corpus, model, tmp_path):
     assert read_failures(out) == [] and not (out / "errors.parquet").exists() and len(content(out)) == 10
 
 
+def test_each_bad_line_of_a_manifest_is_listed_once_also_one_that_is_new(corpus, model, tmp_path):
+    manifest, out = corpus / "m.jsonl", tmp_path / "codes"
+    lines = ['{"path": "0000.wav"}', "{}", '{"path": "0001.wav"}']
+    for more in ([], [], ["[]", '{"path": "0002.wav"}', "{}"], []):
+        lines += more
+        manifest.write_text("\n".join(lines))
+        tokenize(model, [manifest], out)
+    assert [failure.id for failure in read_failures(out)] == ["m.jsonl:2", "m.jsonl:4", "m.jsonl:6"] and len(content(out)) == 3
+
+
+def test_a_bad_line_that_a_schedule_holds_without_its_number_is_known(tmp_path):
+    (tmp_path / "m.jsonl").write_text("{}\n{}\n")
+    first, second = find_tasks([tmp_path / "m.jsonl"])
+    ledger = Ledger(tmp_path / "codes")
+    with ledger.planning():
+        ledger.add_schedule([dataclasses.replace(first, row=None)], 60.0, "audio")
+        assert ledger.new_tasks([first, second]) == [second]
+
+
 def test_a_retry_that_was_killed_and_is_repeated_gives_each_clip_one_row(corpus, model, tmp_path, monkeypatch):
     out = tmp_path / "codes"
     tokenize(model, [corpus], out)

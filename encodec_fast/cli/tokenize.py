@@ -186,7 +186,7 @@ def show_plan(tasks: Sequence[Task], audio_column: str, out: Path) -> int:
     seconds = [task.seconds for task in scanned if task.problem is None]
     failures = [failure_of(task, task.problem) for task in scanned if task.problem is not None]
     say(f"{len(seconds)} clips, {sum(seconds) / 3600:.2f} hours, the longest {max(seconds, default=0.0):.1f} s")
-    new = len(Ledger(out).new_tasks(scanned))
+    new = len(Ledger(out).new_tasks(tasks))
     if new < len(scanned):
         say(f"{len(scanned) - new} of them are known in {out} already")
     if failures:

@@ -47,7 +47,8 @@ def read_manifest(path: str) -> Iterator[Task]:
                 try:
                     yield _task(record, folder)
                 except ValueError as error:
-                    yield Task(f"{os.path.basename(path)}:{number}", path, problem=f"line {number} of the manifest: {error}")
+                    problem = f"line {number} of the manifest: {error}"
+                    yield Task(f"{os.path.basename(path)}:{number}", path, row=number, problem=problem)
         except (UnicodeDecodeError, gzip.BadGzipFile, csv.Error) as error:
             raise ManifestError(f"{path}: not a manifest that can be read ({error}).") from error
 

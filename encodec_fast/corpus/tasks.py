@@ -17,9 +17,9 @@ from encodec_fast.audio.reading import OpenAudio
 class Task:
     """A clip to tokenize, small enough to exist a million times and to be sent to another process.
 
-    id: unique in its data set. path: file or URL; of the container where offset (and size, in bytes: a tar member) or
-    row (of a table) is not None. start, duration: the part wanted, in seconds; None: to the end. channel: only this
-    one. seconds: length of the clip as far as known; 0.0 else. problem: why it can't be read, if that is known already.
+    id: unique in its data set. path: file or URL; of the container where offset (and size, in bytes: a tar member) or row is not None:
+    of a table, or with a problem the line of a manifest. start, duration: the part wanted, in seconds; None: to the end. channel: only
+    this one. seconds: length of the clip as far as known; 0.0 else. problem: why it can't be read, if that is known already.
     """
 
     id: str

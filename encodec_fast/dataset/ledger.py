@@ -220,12 +220,14 @@ class Ledger:
 
     def new_tasks(self, tasks: Sequence[Task]) -> list[Task]:
         """Those of the tasks that no schedule holds; an id that is taken gets ~2, ~3, ... after it."""
-        keys, ids = set(), set()
+        keys, ids, problems = set(), set(), set()
         for schedule in self.schedules():
             for task in schedule.tasks():
                 keys.add(task.key)
                 ids.add(task.id)
-        return unique_ids([task for task in tasks if task.key not in keys], ids)
+                # a bad line of a manifest may be there without its number, which its problem names too
+                problems.add((task.path, task.problem) if task.problem else None)
+        return unique_ids([task for task in tasks if task.key not in keys and (task.path, task.problem) not in problems], ids)
 
     def failed_tasks(self) -> list[Task]:
         """The tasks of the clips that failed and wait for no other attempt, to be tried again from the start."""
