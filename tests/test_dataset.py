@@ -255,6 +255,19 @@ def test_a_bad_line_that_a_schedule_holds_without_its_number_is_known(tmp_path):
         assert ledger.new_tasks([first, second]) == [second]
 
 
+def test_a_retry_opens_audio_and_no_manifest_or_archive_that_is_damaged(corpus, model, tmp_path):
+    (corpus / "m.jsonl").write_text('{"path": "4b.wav"}\n{}\n')
+    (corpus / "t.tar").write_bytes((corpus / "0000.wav").read_bytes())
+    sources, out = [corpus / "m.jsonl", corpus / "t.tar"], tmp_path / "codes"
+    tokenize(model, sources, out)
+    before = {failure.id: failure.reason for failure in read_failures(out)}
+    assert list(before) == ["4b.wav", "m.jsonl:2", "t.tar"]
+    put_clip(corpus / "4b.wav", 3000)
+    tokenize(model, sources, out, retry_failed=True)
+    del before["4b.wav"]
+    assert {failure.id: failure.reason for failure in read_failures(out)} == before and list(content(out)) == ["4b.wav"]
+
+
 def test_a_retry_that_was_killed_and_is_repeated_gives_each_clip_one_row(corpus, model, tmp_path, monkeypatch):
     out = tmp_path / "codes"
     tokenize(model, [corpus], out)

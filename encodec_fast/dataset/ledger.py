@@ -229,16 +229,20 @@ class Ledger:
                 problems.add((task.path, task.problem) if task.problem else None)
         return unique_ids([task for task in tasks if task.key not in keys and (task.path, task.problem) not in problems], ids)
 
-    def failed_tasks(self) -> list[Task]:
-        """The tasks of the clips that failed and wait for no other attempt, to be tried again from the start."""
+    def failed_tasks(self, tasks: Sequence[Task]) -> list[Task]:
+        """Those of the clips that failed, and wait for no other attempt, to be tried again from the start. tasks: of the sources.
+
+        What the sources don't hold any more, or hold with a problem, is no audio to be tried.
+        """
         schedules, undone = self.schedules(), self.undone()
         failed = {failure.id for failure in self.failures()}
         # another attempt is to come: of a process that was killed, or of one that planned just before this one
         for schedule in schedules[1:]:
             for batch in undone[(undone >= schedule.first_batch) & (undone < schedule.end_batch)]:
                 failed -= {task.id for task in schedule.tasks(int(batch))}
-        tasks = {task.id: task for schedule in schedules for task in schedule.tasks() if task.id in failed}
-        return [replace(task, problem=None, seconds=task.duration or 0.0) for task in tasks.values()]
+        known = {task.id: task for schedule in schedules for task in schedule.tasks() if task.id in failed}
+        there = {task.key for task in tasks if task.problem is None} if known else set()
+        return [replace(task, problem=None, seconds=task.duration or 0.0) for task in known.values() if task.key in there]
 
     # What is done
 

@@ -76,7 +76,7 @@ def plan(
         ledger.identify(identity, overwrite)
         new = ledger.new_tasks(tasks[:limit])
         if retry_failed:
-            new += ledger.failed_tasks()
+            new += ledger.failed_tasks(tasks)
         if new:
             report = None if progress is None else lambda done: progress(done, len(new))
             ledger.add_schedule(scan_seconds(new, options.audio_column, report), options.batch_seconds, options.audio_column)
