@@ -13,6 +13,7 @@ import pytest
 import soundfile
 import torch
 
+import encodec_fast
 from corpora import content
 from encodec_fast import cli, pretrained
 from encodec_fast.dataset.ledger import Ledger
@@ -291,6 +292,17 @@ def test_a_full_disk_is_one_line_and_exit_code_3(capsys, corpus, model_folder, t
         code, _, err = tokenize(capsys, corpus, tmp_path / "codes", model_folder)
     assert code == cli.STOPPED and err.count("\n") == 1 and "No space left on device. What was finished is kept" in err
     assert tokenize(capsys, corpus, tmp_path / "codes", model_folder)[0] == cli.OK
+
+
+def test_a_lost_gpu_is_one_line_and_exit_code_3(capsys, corpus, model_folder, tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("CUDA error: unspecified launch failure\nCompile with `TORCH_USE_CUDA_DSA`")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(encodec_fast.EncodecModel, "encode_batch", fail)
+        code, _, err = tokenize(capsys, corpus, tmp_path / "codes", model_folder)
+    assert code == cli.STOPPED and err.count("\n") == 1 and "launch failure. What was finished is kept" in err
+    assert tokenize(capsys, corpus, tmp_path / "codes", model_folder)[0] == cli.OK and len(read_ids(tmp_path / "codes")) == 3
 
 
 ENVIRONMENTS = {

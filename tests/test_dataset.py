@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import pathlib
+import re
 import shutil
 
 import numpy as np
@@ -140,6 +141,34 @@ def test_a_backend_that_can_not_run_is_no_clip_s_fault(model, monkeypatch):
     monkeypatch.setattr(model, "encode_batch", refuse)
     with pytest.raises(encodec_fast.BackendError):
         ClipEncoder(model, 1.2).encode([clip(100), clip(200)])
+
+
+GPU_ERRORS = {
+    "CUDA error: an illegal memory access was encountered": True,
+    "CUDA error: unspecified launch failure\nCUDA kernel errors might be asynchronously reported": True,
+    "Triton Error [CUDA]: an illegal memory access was encountered": True,
+    "CUDA out of memory. Tried to allocate 2.00 GiB": False,
+    "CUDA error: out of memory": False,
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`": False,
+    "Triton Error [CUDA]: out of memory": False,
+}
+
+
+@pytest.mark.parametrize("message, is_lost", GPU_ERRORS.items())
+def test_a_lost_gpu_is_no_clip_s_fault_and_want_of_memory_is(model, monkeypatch, message, is_lost):
+    def fail(waveforms, bandwidth):
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(model, "encode_batch", fail)
+    clips = [clip(100), clip(200)]
+    long = LongClip(clips[0].task, RATE, iter([clips[0].samples]))
+    monkeypatch.setattr(ClipEncoder, "_encode_blocks", lambda self, blocks: fail(blocks, 1.2))
+    for encode in (lambda: ClipEncoder(model, 1.2).encode(clips), lambda: [ClipEncoder(model, 1.2).encode_long(long)]):
+        if is_lost:
+            with pytest.raises(RuntimeError, match=re.escape(message)):
+                encode()
+        else:
+            assert all(message.partition("\n")[0] in result.reason for result in encode())
 
 
 # Run

@@ -281,6 +281,7 @@ def tokenize_sources(
 def stopping(out: Path) -> Iterator[None]:
     """Turns what ends a run midway into one line, and exit code 3; another process in the folder into exit code 2."""
     from encodec_fast.dataset.devices import DeviceError
+    from encodec_fast.dataset.encoding import is_lost_gpu
     from encodec_fast.dataset.ledger import LedgerError
     from encodec_fast.dataset.ray_engine import RayError
 
@@ -296,6 +297,10 @@ def stopping(out: Path) -> Iterator[None]:
                 raise Stopped(f"{error.filename or out}: {error.strerror or error}. {_KEPT}") from error
     except DeviceError as error:
         raise Stopped(f"{error} {_KEPT}") from error
+    except RuntimeError as error:
+        if not is_lost_gpu(error):
+            raise
+        raise Stopped(f"{str(error).splitlines()[0]}. {_KEPT}") from error
 
 
 _KEPT = "What was finished is kept, and the same command goes on from there."

@@ -88,6 +88,8 @@ class ClipEncoder:
         except BackendError:
             raise
         except (RuntimeError, ValueError, MemoryError) as error:
+            if is_lost_gpu(error):
+                raise
             try:
                 clip.close()
             except AudioError as damage:
@@ -155,7 +157,7 @@ class _Counted:
 def each_or_reason(call: Callable[[Sequence[Item]], Sequence[Result]], batch: Sequence[Item]) -> list[Result | str]:
     """call(batch); or, if that fails, call on each item alone: its result, or the reason why it has none.
 
-    Raises BackendError where a backend that was asked for by name can't run: that is no clip's fault.
+    Raises what is no clip's fault: BackendError where a backend that was asked for by name can't run, RuntimeError of a lost GPU.
     """
     try:
         return [*call(batch)]
@@ -163,9 +165,19 @@ def each_or_reason(call: Callable[[Sequence[Item]], Sequence[Result]], batch: Se
         raise
     # RuntimeError: what torch raises, out of memory included
     except (RuntimeError, ValueError, MemoryError) as error:
+        if is_lost_gpu(error):
+            raise
         if len(batch) > 1:
             return [result for item in batch for result in each_or_reason(call, [item])]
         return [_first_line(error)]
+
+
+def is_lost_gpu(error: BaseException) -> bool:
+    """Whether it is an error of CUDA, after which every call of the process fails; one for want of memory is not."""
+    text = str(error)
+    # cuBLAS says ALLOC_FAILED
+    memory = "out of memory" in text or "ALLOC_FAILED" in text
+    return isinstance(error, RuntimeError) and not memory and ("CUDA error" in text or "Triton Error [CUDA]" in text)
 
 
 def _first_line(error: BaseException) -> str:
