@@ -16,7 +16,7 @@ import soundfile
 
 from corpora import RATE, THREE, by_processes, put_clip, put_three, samples_of
 from encodec_fast.audio import AudioError, read_audio
-from encodec_fast.audio.ffmpeg import ffmpeg_program
+from encodec_fast.audio.ffmpeg import FfmpegFile, ffmpeg_program
 from encodec_fast.corpus import containers
 from encodec_fast.corpus.containers import TableError
 from encodec_fast.corpus.manifests import ManifestError
@@ -386,6 +386,22 @@ def test_damage_is_ffmpeg_s_reason_and_without_ffmpeg_that_is_the_reason(aac, mo
     monkeypatch.setattr("encodec_fast.audio.reading.ffmpeg_program", lambda: None)
     with pytest.raises(AudioError, match="ffmpeg, which may read it, is not installed"):
         read_audio(aac, RATE, 1)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="starts a script")
+def test_an_ffmpeg_that_says_more_than_a_pipe_holds_is_read_to_its_end(tmp_path):
+    program = tmp_path / "ffmpeg"
+    # the alarm: where nobody reads what it says, it ends by a signal, and not never
+    program.write_text(
+        f"#!{sys.executable}\n"
+        "import signal, struct, sys\n"
+        "signal.alarm(20)\n"
+        "sys.stderr.write('Duration: 00:00:01.00\\n' + 'a chapter\\n' * 20_000)\n"
+        "sys.stdout.buffer.write(struct.pack('>4sIIIII', b'.snd', 24, 0xFFFFFFFF, 6, 2400, 1) + bytes(4 * 2400))\n"
+    )
+    program.chmod(0o755)
+    (block,) = FfmpegFile(str(program), "x.m4a").blocks(10_000)
+    assert block.shape == (2400, 1)
 
 
 def test_reading_loads_no_torch():

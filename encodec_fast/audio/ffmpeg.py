@@ -8,6 +8,7 @@ import re
 import shutil
 import struct
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from typing import IO
 
@@ -38,7 +39,8 @@ class FfmpegFile:
 
     def __init__(self, program: str, path: str | os.PathLike[str]):
         self._program, self._path = program, os.fspath(path)
-        with self._start(["-t", "0"]) as process:
+        # info: the duration stands there
+        with self._start("info", ["-t", "0"], subprocess.PIPE) as process:
             output, errors = process.communicate()
         if len(output) < _AU_HEADER.size:
             raise FfmpegError(_last_line(errors))
@@ -49,16 +51,17 @@ class FfmpegFile:
 
     def blocks(self, block_frames: int) -> Iterator[np.ndarray]:
         """The samples, float32 [T, C], block_frames at a time. Raises FfmpegError for a damaged file."""
-        with self._start(["-xerror"]) as process:
-            assert process.stdout is not None and process.stderr is not None
+        # a file and not a pipe for what ffmpeg says: nobody reads a pipe meanwhile, and a full one would stop it for ever
+        with tempfile.TemporaryFile() as errors, self._start("error", ["-xerror"], errors) as process:
+            assert process.stdout is not None
             try:
                 header = process.stdout.read(_AU_HEADER.size)
                 if len(header) == _AU_HEADER.size:
                     process.stdout.read(_AU_HEADER.unpack(header)[1] - _AU_HEADER.size)
                     yield from self._read(process.stdout, block_frames)
-                errors = process.stderr.read()
                 if process.wait():
-                    raise FfmpegError(_last_line(errors))
+                    errors.seek(0)
+                    raise FfmpegError(_last_line(errors.read()))
             finally:
                 process.kill()
 
@@ -66,11 +69,10 @@ class FfmpegFile:
         while data := stream.read(4 * self.channels * block_frames):
             yield np.frombuffer(data, ">f4").astype(np.float32).reshape(-1, self.channels)
 
-    def _start(self, options: list[str]) -> subprocess.Popen[bytes]:
-        # -v info: the duration stands there; -nostats: nothing else fills the pipe of errors while samples are read
-        command = [self._program, "-nostdin", "-nostats", "-hide_banner", "-v", "info", "-i", f"file:{self._path}", "-map", "a:0"]
+    def _start(self, level: str, options: list[str], errors: int | IO[bytes]) -> subprocess.Popen[bytes]:
+        command = [self._program, "-nostdin", "-nostats", "-hide_banner", "-v", level, "-i", f"file:{self._path}", "-map", "a:0"]
         command += [*options, "-c:a", "pcm_f32be", "-f", "au", "-"]
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors)
 
 
 def _last_line(errors: bytes) -> str:
