@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -86,20 +87,52 @@ def test_closing_ends_threads_and_processes_also_in_a_long_clip(folder):
     assert not [thread for thread in threading.enumerate() if thread.name == reader_module.THREAD_NAME]
 
 
-def test_a_file_that_kills_the_reading_process_costs_itself_only(folder, tmp_path, monkeypatch):
-    # the second task's request ends the process, as a decoder that crashes would
-    (tmp_path / "crashing_worker.py").write_text(
-        "import os, encodec_fast.corpus.worker as worker\n"
-        "read, main = worker.read, worker.main\n"
-        "worker.read = lambda request: os.kill(os.getpid(), 9) if request.task.id == 'b.wav' else read(request)\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    start = children.start
-    monkeypatch.setattr(children, "start", lambda module, environment: start("crashing_worker", environment))
+@pytest.fixture
+def workers_that(tmp_path, monkeypatch):
+    """Has the reading processes run an expression where they would read b.wav."""
+
+    def install(expression):
+        (tmp_path / "other_worker.py").write_text(
+            "import os, time, encodec_fast.corpus.worker as worker\n"
+            "read, main = worker.read, worker.main\n"
+            f"worker.read = lambda request: {expression} if request.task.id == 'b.wav' else read(request)\n"
+        )
+        monkeypatch.syspath_prepend(tmp_path)
+        start = children.start
+        monkeypatch.setattr(children, "start", lambda module, environment: start("other_worker", environment))
+
+    return install
+
+
+def test_a_file_that_kills_the_reading_process_costs_itself_only(folder, workers_that):
+    # as a decoder that crashes would
+    workers_that("os.kill(os.getpid(), 9)")
     with Reader(RATE, 1, workers=1) as reader:
         clips = list(reader.read(find_tasks([folder])))
     assert [isinstance(clip, Clip) for clip in clips] == [True, False, True]
     assert clips[1].reason == "reading it ended the reading process (signal 9)."
+
+
+@pytest.mark.parametrize("first", ["clips", "reader"])
+def test_closing_does_not_wait_for_a_file_that_never_answers(folder, workers_that, first):
+    # as a URL that stalls would; not for ever, so that a reader that waits for it fails here, and later
+    workers_that("time.sleep(60)")
+    reader = by_processes()
+    clips = reader.read(find_tasks([folder]))
+    next(clips)
+    start = time.monotonic()
+    {"clips": clips, "reader": reader}[first].close()
+    assert time.monotonic() - start < 30
+    assert not [thread for thread in threading.enumerate() if thread.name == reader_module.THREAD_NAME]
+    if first == "clips":
+        # another reading has processes that answer
+        assert [clip.task.id for clip in reader.read(find_tasks([folder / "a.wav", folder / "c.wav"]))] == ["a.wav", "c.wav"]
+    else:
+        with pytest.raises(RuntimeError, match="the reader was closed"):
+            list(clips)
+    processes = [process._popen for process in reader._processes]
+    reader.close()
+    assert all(process.poll() is not None for process in processes)
 
 
 def test_an_error_in_the_tasks_is_raised_where_the_reader_is_iterated(folder):

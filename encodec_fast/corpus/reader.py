@@ -8,7 +8,7 @@ import queue
 import subprocess
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -25,6 +25,8 @@ from encodec_fast.corpus.worker import Block, Failed, Request
 THREAD_NAME = "encodec_fast reader"
 # Blocks of a long clip that wait to be taken
 WAITING_BLOCKS = 3
+# A process that takes longer than this to answer when reading ends, at a URL that stalls for instance, is killed
+ANSWER_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,7 @@ class Reader:
         self.rates = ReadingRates(workers=max(1, workers))
         self._tables = TableReader(audio_column)
         self._processes = [_Process() for _ in range(workers)]
+        self._reads: list[_Ahead] = []
 
     def __enter__(self) -> Reader:
         return self
@@ -106,7 +109,10 @@ class Reader:
         self.close()
 
     def close(self) -> None:
-        """Ends the processes."""
+        """Ends what is being read, and the processes."""
+        # the threads first: a pipe that one of them reads can't be closed
+        for ahead in list(self._reads):
+            ahead.end()
         for process in self._processes:
             process.end()
 
@@ -140,16 +146,15 @@ class Reader:
             yield samples
 
     def _read_ahead(self, tasks: Iterator[Task]) -> Iterator[Clip | LongClip | UnreadableClip]:
+        self._processes = [_Process() if process.given_up else process for process in self._processes]
         ahead = _Ahead(tasks, self)
-        threads = [threading.Thread(target=ahead.work, args=(process,), name=THREAD_NAME, daemon=True) for process in self._processes]
-        for thread in threads:
-            thread.start()
+        self._reads.append(ahead)
         try:
+            ahead.start(self._processes)
             yield from ahead.results()
         finally:
-            ahead.stop()
-            for thread in threads:
-                thread.join()
+            ahead.end()
+            self._reads.remove(ahead)
 
 
 def _first(task: Task, results: Iterator[Block | Failed | np.ndarray]) -> Clip | LongClip | UnreadableClip:
@@ -173,7 +178,7 @@ def _samples(task: Task, first: np.ndarray, results: Iterator[Block | Failed | n
             yield result
 
 
-@dataclass
+@dataclass(eq=False)
 class _Ahead:
     """What the threads of one `Reader.read` share. held: seconds of audio taken and not given out."""
 
@@ -186,6 +191,14 @@ class _Ahead:
     held: float = 0.0
     stopped: bool = False
     exhausted: bool = False
+    threads: list[tuple[threading.Thread, _Process]] = field(default_factory=list)
+
+    def start(self, processes: Sequence[_Process]) -> None:
+        """Starts a thread for each process."""
+        for process in processes:
+            thread = threading.Thread(target=self.work, args=(process,), name=THREAD_NAME, daemon=True)
+            self.threads.append((thread, process))
+            thread.start()
 
     def work(self, process: _Process) -> None:
         """Reads tasks until none is left; run by one thread per process."""
@@ -269,8 +282,10 @@ class _Ahead:
         while True:
             start = time.perf_counter()
             with self.changed:
-                while index not in self.ready and not (self.exhausted and index >= self.taken):
+                while index not in self.ready and not self.stopped and not (self.exhausted and index >= self.taken):
                     self.changed.wait()
+                if self.stopped:
+                    raise RuntimeError("the reader was closed before its clips were read to their end")
                 if index not in self.ready:
                     return
                 result = self.ready.pop(index)
@@ -282,33 +297,50 @@ class _Ahead:
             yield result
             index += 1
 
-    def stop(self) -> None:
-        """Lets the threads end after what they are reading."""
+    def end(self) -> None:
+        """Ends the threads after what they are reading; what takes longer than ANSWER_SECONDS is given up."""
         with self.changed:
             self.stopped = True
             self.changed.notify_all()
+        self._join()
+        waiting = [(thread, process) for thread, process in self.threads if thread.is_alive()]
+        for _, process in waiting:
+            process.give_up()
+        # not for ever: a thread may wait for a table behind a URL, and not for its process
+        self._join()
+        for thread, process in waiting:
+            if not thread.is_alive():
+                process.end()
+
+    def _join(self) -> None:
+        deadline = time.monotonic() + ANSWER_SECONDS
+        for thread, _ in self.threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
 
 
 class _Process:
-    """A reading process; started anew when it has died."""
+    """A reading process; started anew when it has died, unless it was given up."""
 
     def __init__(self) -> None:
         self._popen = self._start()
+        self.given_up = False
 
     def read(self, request: Request) -> Iterator[tuple[Block, np.ndarray] | Failed]:
         """worker.read, over there. A clip on which two processes die is a failure."""
-        started = False
+        started, reason = False, "the reader was closed"
         for _ in range(2):
+            if self.given_up:
+                break
             try:
                 for result in self._ask(request):
                     started = True
                     yield result
                 return
             except (EOFError, OSError, pickle.UnpicklingError):
-                died = self.restart()
+                reason = f"reading it ended the reading process ({children.how_it_ended(self.restart())})"
                 if started:
                     break
-        yield Failed(f"reading it ended the reading process ({children.how_it_ended(died)}).")
+        yield Failed(f"{reason}.")
 
     def _ask(self, request: Request) -> Iterator[tuple[Block, np.ndarray] | Failed]:
         assert self._popen.stdin is not None and self._popen.stdout is not None
@@ -326,13 +358,19 @@ class _Process:
             yield message, samples
 
     def restart(self) -> int:
-        """The exit code of the process that was, in whose place there is a new one."""
+        """The exit code of the process that was, in whose place there is a new one, unless it was given up."""
         code = self.end()
-        self._popen = self._start()
+        if not self.given_up:
+            self._popen = self._start()
         return code
 
+    def give_up(self) -> None:
+        """Kills it, so that a thread that waits for it comes back; it is not started anew."""
+        self.given_up = True
+        self._popen.kill()
+
     def end(self) -> int:
-        """Its exit code, after ending it."""
+        """Its exit code, after ending it. No other thread may be reading from it: the pipe's lock would be held."""
         assert self._popen.stdin is not None and self._popen.stdout is not None
         try:
             self._popen.stdin.close()
@@ -340,7 +378,7 @@ class _Process:
             pass  # it died with a request on its way
         self._popen.stdout.close()
         try:
-            return self._popen.wait(timeout=2)
+            return self._popen.wait(timeout=ANSWER_SECONDS)
         except subprocess.TimeoutExpired:
             self._popen.kill()
             return self._popen.wait()
