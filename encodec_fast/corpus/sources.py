@@ -94,11 +94,19 @@ def scan_seconds(tasks: Sequence[Task], audio_column: str = "audio", progress: C
             return replace(task, problem=f"the file can't be read ({type(error).__name__}: {error}).")
         return replace(task, seconds=left if task.duration is None else min(left, task.duration))
 
-    scanned: list[Task] = []
+    def place(index: int) -> tuple[str, int]:
+        row = tasks[index].row
+        return ("", 0) if row is None else (tasks[index].path, row)
+
+    # rows in the order of their tables, whatever their ids: a row group is read whole, and few are kept
+    order = sorted(range(len(tasks)), key=place)
+    scanned = list(tasks)
     with ThreadPoolExecutor(SCAN_THREADS) as pool:
         # in windows: map() would take up all tasks at once, and Ctrl-C would wait for them
-        for at in range(0, len(tasks), SCAN_WINDOW):
-            scanned += pool.map(scan, tasks[at : at + SCAN_WINDOW])
+        for at in range(0, len(order), SCAN_WINDOW):
+            window = order[at : at + SCAN_WINDOW]
+            for index, task in zip(window, pool.map(scan, [tasks[index] for index in window]), strict=True):
+                scanned[index] = task
             if progress is not None:
-                progress(len(scanned))
+                progress(at + len(window))
     return scanned
