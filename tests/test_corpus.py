@@ -15,14 +15,14 @@ import pytest
 import soundfile
 
 from corpora import RATE, THREE, by_processes, put_clip, put_three, samples_of
-from encodec_fast.audio import AudioError, read_audio
+from encodec_fast.audio import AudioError, audio_info, read_audio
 from encodec_fast.audio.ffmpeg import FfmpegFile, ffmpeg_program
 from encodec_fast.corpus import containers
 from encodec_fast.corpus.containers import TableError
 from encodec_fast.corpus.manifests import ManifestError
 from encodec_fast.corpus.reader import Reader, UnreadableClip
 from encodec_fast.corpus.sources import find_tasks, scan_seconds
-from encodec_fast.corpus.tasks import Clip, read_task
+from encodec_fast.corpus.tasks import Clip, Task, read_task
 from fixtures import audio_like
 
 
@@ -390,6 +390,20 @@ def test_what_libsndfile_does_not_read_is_read_by_ffmpeg_also_from_bytes_and_in_
     with Reader(RATE, 1, workers=0, long_seconds=0.5, block_seconds=0.3) as reader:
         (long,) = reader.read([task])
         assert np.array_equal(np.concatenate(list(long), 1), clip.samples)
+
+
+def test_a_clip_whose_header_has_no_length_is_measured(folder, aac):
+    # what goes to a pipe can't be gone back to, to fill in the length
+    to_pipe = [ffmpeg_program(), "-v", "error", "-i", folder / "b.wav", "-ar", "24000", "-c:a", "libopus", "-f", "webm", "pipe:1"]
+    path = folder / "recorded.webm"
+    path.write_bytes(subprocess.run(to_pipe, check=True, stdout=subprocess.PIPE).stdout)
+    assert audio_info(path).duration == 0.0
+    tasks = [Task("whole", str(path)), Task("part", str(path), start=0.5, duration=0.25), Task("rest", str(path), start=1.5)]
+    seconds = {task.id: task.seconds for task in scan_seconds(tasks)}
+    # Opus has no other rate
+    samples, _ = read_audio(path, 48_000, 1)
+    assert seconds["whole"] == samples.shape[1] / 48_000 == pytest.approx(4801 / RATE, abs=0.05)
+    assert seconds["part"] == 0.25 and seconds["rest"] == pytest.approx(seconds["whole"] - 1.5)
 
 
 def test_damage_is_ffmpeg_s_reason_and_without_ffmpeg_that_is_the_reason(aac, monkeypatch):

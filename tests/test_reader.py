@@ -60,13 +60,14 @@ def test_a_long_clip_that_turns_out_damaged_raises_where_it_is_read(tmp_path):
             list(clip)
 
 
-def test_the_reader_stops_reading_when_enough_waits(folder):
+@pytest.mark.parametrize("seconds", [1.0, 0.0])
+def test_the_reader_stops_reading_when_enough_waits_also_where_no_length_is_known(folder, seconds):
     taken = []
 
     def tasks():
         for index in range(1000):
             taken.append(index)
-            yield Task(str(index), str(folder / "a.wav"), seconds=1.0)
+            yield Task(str(index), str(folder / "a.wav"), seconds=seconds)
 
     with by_processes(prefetch_seconds=3.0) as reader:
         clips = reader.read(tasks())

@@ -34,7 +34,10 @@ class AudioError(ValueError):
 
 @dataclass(frozen=True)
 class AudioInfo:
-    """What a file's header says. duration in seconds, sampling_rate in Hz, num_samples per channel."""
+    """What a file's header says. duration in seconds, sampling_rate in Hz, num_samples per channel.
+
+    duration and num_samples are 0 where the header doesn't say.
+    """
 
     duration: float
     sampling_rate: int

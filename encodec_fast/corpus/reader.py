@@ -237,6 +237,11 @@ class _Ahead:
             blocks = clip._blocks
             clip._blocks = self._taken_over(waiting)
         with self.changed:
+            if isinstance(clip, Clip):
+                # the task's length is what a header or a table says, and that may be wrong
+                self.held -= self.costs[index]
+                self.costs[index] = clip.num_samples / self.reader.sampling_rate
+                self.held += self.costs[index]
             self._put(index, clip)
         if isinstance(clip, LongClip):
             try:

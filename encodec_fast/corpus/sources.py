@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from encodec_fast.audio import AUDIO_SUFFIXES, AudioError, find_audio
 from encodec_fast.audio.files import is_url
+from encodec_fast.audio.reading import OpenAudio
 from encodec_fast.corpus.containers import CONTAINER_SUFFIXES, TableError, TableReader, container_tasks, is_container
 from encodec_fast.corpus.manifests import is_manifest, read_manifest
 from encodec_fast.corpus.tasks import Task, open_task
@@ -16,6 +18,8 @@ from encodec_fast.corpus.tasks import Task, open_task
 SCAN_THREADS = 8
 # Tasks given to the scanning threads at once
 SCAN_WINDOW = 1024
+# Seconds of audio held at once where a length has to be measured
+MEASURED_SECONDS = 10
 
 
 def find_tasks(sources: Iterable[str | os.PathLike[str]], audio_column: str = "audio") -> list[Task]:
@@ -78,15 +82,28 @@ def unique_ids(tasks: Iterable[Task], taken: Iterable[str] = ()) -> list[Task]:
 def scan_seconds(tasks: Sequence[Task], audio_column: str = "audio", progress: Callable[[int], None] | None = None) -> list[Task]:
     """The tasks with their lengths, read from the headers of those that have none; or with the reason why they can't be read.
 
+    A clip whose header has no length, as browsers record WebM, is decoded once: batches and memory are planned by lengths.
     progress: called with the tasks scanned so far.
     """
     tables = TableReader(audio_column)
+    stopped = threading.Event()
+
+    def measured(task: Task, file: OpenAudio) -> float:
+        rate, samples = file.info.sampling_rate, 0
+        frames = None if task.duration is None else round(task.duration * rate)
+        for block in file.blocks(round(task.start * rate), frames, MEASURED_SECONDS * rate):
+            samples += len(block)
+            if stopped.is_set():
+                break
+        return samples / rate
 
     def scan(task: Task) -> Task:
         if task.problem is not None or task.seconds > 0:
             return task
         try:
             with open_task(task, None if task.row is None else tables.audio(task)) as file:
+                if not file.info.num_samples:
+                    return replace(task, seconds=measured(task, file))
                 left = max(0.0, file.info.duration - task.start)
         except AudioError as error:
             return replace(task, problem=error.reason)
@@ -103,10 +120,13 @@ def scan_seconds(tasks: Sequence[Task], audio_column: str = "audio", progress: C
     scanned = list(tasks)
     with ThreadPoolExecutor(SCAN_THREADS) as pool:
         # in windows: map() would take up all tasks at once, and Ctrl-C would wait for them
-        for at in range(0, len(order), SCAN_WINDOW):
-            window = order[at : at + SCAN_WINDOW]
-            for index, task in zip(window, pool.map(scan, [tasks[index] for index in window]), strict=True):
-                scanned[index] = task
-            if progress is not None:
-                progress(at + len(window))
+        try:
+            for at in range(0, len(order), SCAN_WINDOW):
+                window = order[at : at + SCAN_WINDOW]
+                for index, task in zip(window, pool.map(scan, [tasks[index] for index in window]), strict=True):
+                    scanned[index] = task
+                if progress is not None:
+                    progress(at + len(window))
+        finally:
+            stopped.set()
     return scanned
