@@ -15,9 +15,13 @@ from typing import IO
 def start(module: str, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     """A process that runs `main()` of the module, with pipes to its standard input and from its standard output.
 
+    It ignores Ctrl-C, which reaches every process of a terminal: its parent decides what becomes of it.
+
     environment: variables that it has besides this process's own.
     """
-    program = f"import sys; sys.path[:] = sys.argv[1:]; from {module} import main; main()"
+    # before the module is imported, which may take seconds
+    ignoring = "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN)"
+    program = f"{ignoring}; sys.path[:] = sys.argv[1:]; from {module} import main; main()"
     command = [sys.executable, "-c", program, *sys.path]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, **environment})
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -85,8 +84,6 @@ def send(stream: IO[bytes], message: Any, samples: np.ndarray | None = None) -> 
 
 def main() -> None:
     """Serves requests until standard input ends."""
-    # Ctrl-C reaches every process of the terminal; the parent decides what becomes of it
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     output = take_output()
     try:
         while True:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import _thread
+import contextlib
 import os
 import pickle
 import queue
@@ -15,10 +15,11 @@ from itertools import pairwise
 from typing import Any
 
 from encodec_fast import children
-from encodec_fast.dataset.ledger import Ledger
+from encodec_fast.dataset.ledger import Ledger, LedgerError
 from encodec_fast.dataset.options import TokenizeOptions
 from encodec_fast.dataset.run import Run, Summary
 from encodec_fast.dataset.writing import add_counts
+from encodec_fast.dispatch import BackendError
 from encodec_fast.formats import DatasetInfo
 
 
@@ -78,7 +79,8 @@ def core_groups(devices: Sequence[str]) -> list[tuple[int, ...] | None]:
 def run_on_devices(jobs: Sequence[DeviceJob], progress: Callable[[Summary], None] | None = None) -> Summary:
     """Runs the jobs side by side; the sum of what they did.
 
-    Raises DeviceError if one of them ended otherwise than by finishing; the others are then stopped, keeping what they finished.
+    Raises the LedgerError, OSError, BackendError or ValueError that one of them met, and DeviceError if one ended otherwise than by
+    finishing; the others are then stopped, keeping what they finished.
     """
     messages: queue.Queue[tuple[int, Any]] = queue.Queue()
     processes = [_Child(job, number, messages) for number, job in enumerate(jobs)]
@@ -91,13 +93,18 @@ def run_on_devices(jobs: Sequence[DeviceJob], progress: Callable[[Summary], None
                 latest[number] = message
                 if progress is not None:
                     progress(_sum(list(latest.values())))
+            elif isinstance(message, Exception):
+                raise message
             elif message == 0:
                 running.discard(number)
             else:
                 raise DeviceError(f"the process on {jobs[number].device} ended with {message}; run again to go on from there.")
     finally:
+        # all at once: each finishes its open shard
         for process in processes:
             process.stop()
+        for process in processes:
+            process.wait()
     return _sum(list(latest.values()))
 
 
@@ -122,9 +129,11 @@ class _Child:
             messages.put((number, children.how_it_ended(code) if code else 0))
 
     def stop(self) -> None:
-        """Waits for its end, which the closed pipe asks for."""
+        """Asks for its end by closing the pipe."""
         assert self._popen.stdin is not None
         self._popen.stdin.close()
+
+    def wait(self) -> None:
         self._popen.wait()
 
 
@@ -147,17 +156,39 @@ def _sum(summaries: Sequence[Summary]) -> Summary:
 
 
 def main() -> None:
-    """A device's process: a job on standard input, summaries on standard output, an end when its parent's is."""
-    signal.signal(signal.SIGTERM, lambda *_: _thread.interrupt_main())
-    output = children.take_output()
-    job: DeviceJob = pickle.load(sys.stdin.buffer)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    if job.cores is not None:
-        os.sched_setaffinity(0, job.cores)
+    """A device's process: a job on standard input, summaries or an error on standard output, an end when its parent's is."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    output, code = children.take_output(), 0
     try:
+        job: DeviceJob = pickle.load(sys.stdin.buffer)
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+        if job.cores is not None:
+            os.sched_setaffinity(0, job.cores)
         work(job, lambda summary: _tell(output, summary))
     except KeyboardInterrupt:
-        sys.exit(130)
+        code = 130
+    except (OSError, ValueError, BackendError) as error:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        code = 1
+        # nobody hears it where the parent is gone
+        with contextlib.suppress(OSError):
+            _tell(output, _portable(error))
+    # everything is on the disk: what the interpreter and torch do at their end could only fail, or wait for a thread that is gone
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _interrupt(*_: Any) -> None:
+    # once: a second one would end the finishing of the open shard
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def _portable(error: Exception) -> Exception:
+    """The error as the parent can load it: some classes need arguments that a pickle doesn't keep."""
+    if isinstance(error, OSError):
+        return OSError(str(error)) if error.errno is None else OSError(error.errno, error.strerror, error.filename)
+    return next(kind for kind in (LedgerError, BackendError, ValueError) if isinstance(error, kind))(str(error))
 
 
 def work(job: DeviceJob, tell: Callable[[Summary], None]) -> None:
@@ -181,8 +212,8 @@ def work(job: DeviceJob, tell: Callable[[Summary], None]) -> None:
         tell(Run(model, job.info, Ledger(job.out, job.index, job.count), job.options).run(tell))
 
 
-def _tell(output: Any, summary: Summary) -> None:
-    pickle.dump(summary, output)
+def _tell(output: Any, message: Summary | Exception) -> None:
+    pickle.dump(message, output)
     output.flush()
 
 
@@ -190,4 +221,5 @@ def _end_with_parent() -> None:
     # not sys.stdin: at exit the interpreter would wait for its lock
     while os.read(0, 4096):
         pass
-    _thread.interrupt_main()
+    # not _thread.interrupt_main: that sends SIGINT, and to nobody where it is ignored, as in a script's background jobs
+    os.kill(os.getpid(), signal.SIGTERM)
