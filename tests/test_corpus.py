@@ -271,7 +271,7 @@ def test_manifests_tars_and_tables_behind_a_url_are_read(folder, memory, tmp_pat
     assert not [clip for clip in clips.values() if isinstance(clip, str)]
 
 
-def test_a_local_url_is_read_by_processes():
+def test_a_local_url_is_read_by_processes(folder):
     with Reader(RATE, 1, workers=1) as reader:
         clips = list(reader.read(find_tasks([f"file://{folder}"])))
     assert [clip.samples.shape[1] for clip in clips] == list(THREE.values())
