@@ -53,6 +53,8 @@ def in_a_process(call):
     if child == 0:
         with open(os.devnull, "w") as nothing:
             os.dup2(nothing.fileno(), 2)
+        # anew: a library that has handled it in this process may have made waiting calls go on after it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         code = 1
         try:
             torch.set_num_threads(1)
