@@ -2,6 +2,7 @@
 
 import os
 import struct
+import subprocess
 import sys
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import soundfile
 
 from encodec_fast.audio import AudioError, audio_info, find_audio, mix_channels, read_audio, wav_paths, write_wav
+from encodec_fast.audio.ffmpeg import ffmpeg_program
 
 RATE = 24_000
 
@@ -182,6 +184,32 @@ def test_a_wav_from_a_pipe_that_never_knew_its_length_is_read(tmp_path, length):
     content[at : at + 4] = struct.pack("<I", length)
     path.write_bytes(content)
     assert read_audio(path, RATE, 1)[0].shape == (1, 1000)
+
+
+def test_a_flac_from_a_pipe_that_never_knew_its_length_is_read(tmp_path):
+    if ffmpeg_program() is None:
+        pytest.skip("ffmpeg is not installed")
+    path, samples = tmp_path / "a.flac", np.sin(np.arange(30_000) / 20) / 2
+    soundfile.write(str(path), samples, 1000, subtype="PCM_16")
+    data = bytearray(path.read_bytes())
+    # the last 36 of the 64 bits that also hold rate, channels and width
+    data[21], data[22:26] = data[21] & 0xF0, bytes(4)
+    path.write_bytes(data)
+    read, info = read_audio(path, 1000, 1)
+    assert read.shape == (1, 30_000) and np.allclose(read[0], samples, atol=1e-4) and info.duration == 0
+    assert np.array_equal(read_audio(path, 1000, 1, start=2.0, duration=3.0)[0], read[:, 2000:5000])
+
+
+def test_an_mp3_from_a_pipe_whose_length_is_guessed_is_read(tmp_path):
+    program = ffmpeg_program()
+    if program is None:
+        pytest.skip("ffmpeg is not installed")
+    soundfile.write(str(tmp_path / "a.wav"), np.sin(np.arange(48_000) / 20) / 2, 24_000)
+    made = subprocess.run([program, "-v", "error", "-i", tmp_path / "a.wav", "-f", "mp3", "pipe:1"], capture_output=True, check=True)
+    (tmp_path / "a.mp3").write_bytes(made.stdout)
+    assert abs(read_audio(tmp_path / "a.mp3", 24_000, 1)[0].shape[1] - 48_000) < 3 * 1152
+    (tmp_path / "cut.mp3").write_bytes(made.stdout[: len(made.stdout) // 2])
+    assert audio_info(tmp_path / "cut.mp3").duration < 1.5
 
 
 def test_one_sample_is_a_clip(tmp_path):

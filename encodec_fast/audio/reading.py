@@ -160,8 +160,11 @@ def open_audio(source: str | os.PathLike[str] | bytes, name: str | None = None) 
         except soundfile.LibsndfileError as error:
             reason = f"not audio that libsndfile can read ({_sndfile_reason(error)})"
         else:
-            yield _SoundFile(name, sound, opened)
-            return
+            if sound.frames < UNKNOWN_FRAMES:
+                yield _SoundFile(name, sound, opened)
+                return
+            # such as a FLAC that was written to a pipe: libsndfile can't seek in it, not even to where it is
+            reason = "not audio that libsndfile can read (its header doesn't say how long it is)"
         program = ffmpeg_program()
         if program is None:
             raise AudioError(name, f"{reason}; ffmpeg, which may read it, is not installed.")
@@ -216,6 +219,12 @@ def _copied(file: BinaryIO, stack: ExitStack) -> str:
     return copy.name
 
 
+# What libsndfile says of a length it does not know is near 2^63.
+UNKNOWN_FRAMES = 1 << 62
+# An MP3 without a Xing header has its length guessed from its bytes, and some encoder's delay in the guess: two of its frames.
+MP3_SLACK_FRAMES = 2 * 1152
+
+
 class _SoundFile:
     """An OpenAudio of libsndfile."""
 
@@ -234,6 +243,8 @@ class _SoundFile:
             while left:
                 block = self._file.read(left if block_frames is None else min(left, block_frames), dtype="float32", always_2d=True)
                 if not len(block):
+                    if self._file.format == "MP3" and left <= MP3_SLACK_FRAMES:
+                        break
                     raise AudioError(self.name, f"the file is cut short: {declared} samples announced, {self._file.tell()} there.")
                 left -= len(block)
                 yield block
