@@ -42,7 +42,7 @@ class EncodeWalk:
     def placeholder(self, input_values: Tensor) -> Tensor:
         """Stands for the chunk's codes, [B, K, F]."""
         frames = encoded_length(self.config, input_values.shape[-1])
-        return torch.empty(input_values.shape[0], self.levels(), frames, dtype=torch.int64, device=input_values.device)
+        return input_values.new_empty(input_values.shape[0], self.levels(), frames, dtype=torch.int64)
 
     def levels(self) -> int:
         """Codebooks in use."""
