@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 
 import pytest
@@ -133,7 +132,8 @@ def test_another_process_is_kept_out_until_the_first_one_ends(tmp_path, kill):
     def hold():
         with Ledger(tmp_path).writing():
             os.write(held, b"x")
-            threading.Event().wait()
+            while True:  # not one long wait, which a signal may leave asleep
+                time.sleep(0.05)
 
     with in_a_process(hold) as child:
         os.read(holds, 1)
