@@ -556,3 +556,11 @@ def test_scanning_gives_lengths_from_the_headers(corpus):
     tasks = scan_seconds(find_tasks([corpus]))
     assert [round(task.seconds * RATE) for task in tasks if task.problem is None] == LENGTHS
     assert [task.problem is None for task in tasks] == [True] * 8 + [False] * 2
+
+
+def test_a_config_of_tuples_is_the_same_config_the_next_time(tmp_path):
+    model = small_model()
+    model.config.upsampling_ratios = tuple(model.config.upsampling_ratios)
+    folder = put_corpus(tmp_path / "corpus", [900, 400])
+    assert tokenize(model, [folder], tmp_path / "out").clips == 2
+    assert tokenize(model, [folder], tmp_path / "out").clips == 0

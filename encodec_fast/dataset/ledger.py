@@ -167,6 +167,8 @@ class Ledger:
         Raises LedgerError that names each difference. overwrite: removes what is there instead.
         """
         path = self.folder / "run.json"
+        # as it comes back from there: a tuple is a list then
+        identity = json.loads(json.dumps(dict(identity)))
         if overwrite:
             self._remove_run()
         if path.exists():
@@ -178,7 +180,7 @@ class Ledger:
         elif shards := shard_paths(self.out):
             raise LedgerError(f"{self.out} holds {len(shards)} shards and no ledger of them; choose another folder or add --overwrite.")
         else:
-            write_atomically(path, json.dumps(dict(identity), indent=1, ensure_ascii=False).encode())
+            write_atomically(path, json.dumps(identity, indent=1, ensure_ascii=False).encode())
 
     def _remove_run(self) -> None:
         """Removes what a run wrote, in an order that leaves, wherever it ends, a run with nothing, or its first schedules, done."""
