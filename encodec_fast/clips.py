@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from transformers.models.encodec import modeling_encodec as hf
 
 from encodec_fast import dispatch, memory
 from encodec_fast.plan import not_streamable
@@ -48,6 +49,10 @@ def prepare_codec(network: nn.Module, quantizer: nn.Module, clip: Tensor) -> Pre
     codebooks = dispatch.prepare_quantizer(quantizer, dispatch.requested(quantizer))
     if isinstance(prepared, str) or isinstance(codebooks, str):
         return prepared if isinstance(prepared, str) else str(codebooks)
+    stages = prepared.network.stages
+    width = stages[0].in_channels if isinstance(network, hf.EncodecDecoder) else stages[-1].out_channels
+    if width != codebooks.quantizer.codebooks.shape[2]:
+        return "its codebooks are not as wide as its embeddings"
     return PreparedCodec(prepared, codebooks)
 
 
@@ -60,8 +65,6 @@ def encode_clips(model: Any, clips: Sequence[Tensor], num_quantizers: int, mask:
     if isinstance(codec, str) or not _fits(codec.network.network, clips):
         return None
     network, sample_bytes = codec.network.network, clips[0].element_size()
-    if network.stages[-1].out_channels != codec.quantizer.quantizer.codebooks.shape[2]:
-        return None
     embeddings = sample_bytes * network.stages[-1].out_channels / network.hop_length
     masked = 0 if mask is None else sample_bytes * clips[0].shape[0]
 
@@ -86,11 +89,7 @@ def decode_clips(model: Any, codes: Sequence[Tensor]) -> list[Tensor] | None:
     if isinstance(codec, str):
         return None
     network, codebooks = codec.network.network, codec.quantizer.quantizer.codebooks
-    if codes[0].shape[0] > codebooks.shape[0] or network.stages[0].in_channels != codebooks.shape[2]:
-        return None
-    if any(part.dtype not in dispatch.CODE_DTYPES or part.device != codebooks.device for part in codes):
-        return None
-    if any(dispatch.single_value_reason(network, part[None]) for part in codes):
+    if any(dispatch.codes_mismatch(part, codebooks) or dispatch.single_value_reason(network, part[None]) for part in codes):
         return None
     # embeddings, and a piece's audio by itself before it is in its place
     frame_bytes = codebooks.element_size() * (codebooks.shape[2] + network.stages[-1].out_channels * network.hop_length)

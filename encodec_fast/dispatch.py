@@ -394,6 +394,13 @@ def note_graphs(module: nn.Module, prepared: PreparedNetwork) -> None:
         log_once(f"the CUDA graphs of {type(module).__name__} are of other weights or another precision; call cuda_graphs again")
 
 
+def codes_mismatch(codes: Tensor, codebooks: Tensor) -> str | None:
+    """Why codes [K, ...] can't be looked up in codebooks [levels, N, D], or None; their values are not looked at."""
+    if codes.shape[0] <= codebooks.shape[0] and codes.dtype in CODE_DTYPES and codes.device == codebooks.device:
+        return None
+    return f"codes of shape {list(codes.shape)}, {codes.dtype} on {codes.device}"
+
+
 def single_value_reason(network: Network, x: Tensor) -> str | None:
     """Why torch refuses this input: a group norm would see one value.  None for every other input."""
     length = x.shape[-1]
@@ -464,9 +471,9 @@ def run_lookup(module: nn.Module, codes: Tensor, reference: Callable[[Tensor], T
 
     def run(prepared: PreparedQuantizer) -> Tensor | str:
         codebooks = prepared.quantizer.codebooks
-        fits = codes.dim() == 3 and codes.shape[0] <= codebooks.shape[0] and codes.dtype in CODE_DTYPES
-        if not fits or codes.device != codebooks.device:
-            return f"codes of shape {list(codes.shape)}, {codes.dtype} on {codes.device}"
+        reason = codes_mismatch(codes, codebooks) if codes.dim() == 3 else f"codes of shape {list(codes.shape)}"
+        if reason is not None:
+            return reason
         try:
             return prepared.program.decode(codes)
         except IndexError:

@@ -230,8 +230,6 @@ def _streamable(model: EncodecModel, part: str) -> PreparedCodec:
         reason = f"it encodes chunks of {model.config.chunk_length} samples, each by itself"
     if model.config.normalize:
         reason = "it scales every clip by the volume of the whole of it (normalize=True)"
-    if not isinstance(codec, str) and model.encoder.layers[-1].conv.out_channels != codec.quantizer.quantizer.codebooks.shape[2]:
-        reason = "its codebooks are not as wide as its embeddings"
     if isinstance(codec, str) or reason is not None:
         remedy = "Use encode_batch and decode_batch, which take clips of any length and run a chunked model's chunks as common batches."
         raise ValueError(f"model: this one can't stream: {reason}. {remedy}")

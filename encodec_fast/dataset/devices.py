@@ -197,18 +197,16 @@ def work(job: DeviceJob, tell: Callable[[Summary], None]) -> None:
     from transformers.utils import logging
 
     from encodec_fast import dispatch
-    from encodec_fast.dataset.encoding import dataset_info
-    from encodec_fast.pretrained import load_model, weights_sha256
+    from encodec_fast.dataset.encoding import check_made_alike
+    from encodec_fast.pretrained import load_model
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     if job.threads or job.cores:
         torch.set_num_threads(job.threads or len(job.cores or ()))
     with dispatch.prefer_backend(job.backend):
-        model, model_id = load_model(job.model, job.device)
-        own = dataset_info(model, model_id, weights_sha256(model), {})
-        if (own.weights_sha256, own.backend) != (job.info.weights_sha256, job.info.backend):
-            raise ValueError(f"{job.device} runs {own.backend}, the run was begun with {job.info.backend}; name a --backend for all.")
+        model, _ = load_model(job.model, job.device)
+        check_made_alike(model, job.info, job.device)
         tell(Run(model, job.info, Ledger(job.out, job.index, job.count), job.options).run(tell))
 
 

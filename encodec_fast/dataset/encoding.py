@@ -20,6 +20,7 @@ from encodec_fast.dispatch import BackendError
 from encodec_fast.explanation import explain
 from encodec_fast.formats import ClipFailure, ClipRow, DatasetInfo
 from encodec_fast.model import EncodecModel, EncodedClip
+from encodec_fast.pretrained import weights_sha256
 from encodec_fast.streaming import encode_pieces
 
 Item = TypeVar("Item")
@@ -187,6 +188,15 @@ def _first_line(error: BaseException) -> str:
 def bandwidth_list(model: EncodecModel) -> str:
     """The model's bandwidths for people: `1.5, 3, 6, 12, 24`."""
     return ", ".join(f"{bandwidth:g}" for bandwidth in model.config.target_bandwidths)
+
+
+def check_made_alike(model: EncodecModel, info: DatasetInfo, where: str) -> None:
+    """Raises ValueError where the model, in this process, would make other codes than the run of `info`.  where: this process in words."""
+    found = dataset_info(model, info.model_id, weights_sha256(model), {})
+    if found.weights_sha256 != info.weights_sha256:
+        raise ValueError(f"{where} has weights {found.weights_sha256[:16]}, the run was begun with {info.weights_sha256[:16]}.")
+    if found.backend != info.backend:
+        raise ValueError(f"{where} runs {found.backend}, the run was begun with {info.backend}; name a --backend for all.")
 
 
 def dataset_info(model: EncodecModel, model_id: str, weights_sha256: str, options: Mapping[str, Any]) -> DatasetInfo:

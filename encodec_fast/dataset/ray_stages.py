@@ -66,20 +66,14 @@ class GroupEncoder:
         import torch
 
         from encodec_fast import dispatch
-        from encodec_fast.dataset.encoding import dataset_info
+        from encodec_fast.dataset.encoding import check_made_alike
         from encodec_fast.dataset.tokenizer import EncodecTokenizer
-        from encodec_fast.pretrained import weights_sha256
 
         torch.set_num_threads(job.threads)
         tokenizer = EncodecTokenizer(job.model, job.options.bandwidth, device="cuda" if job.gpus else "cpu")
         self._encoder, self._job = tokenizer.encoder, job
-        found = weights_sha256(self._encoder.model)
-        if found != job.info.weights_sha256:
-            raise ValueError(f"{job.model} has weights {found[:16]} on this node, the run was begun with {job.info.weights_sha256[:16]}.")
         with dispatch.prefer_backend(job.backend):
-            backend = dataset_info(self._encoder.model, job.model, found, {}).backend
-        if backend != job.info.backend:
-            raise ValueError(f"this node runs {backend}, the run was begun with {job.info.backend}; name a --backend for all.")
+            check_made_alike(self._encoder.model, job.info, "this node")
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         from encodec_fast import dispatch

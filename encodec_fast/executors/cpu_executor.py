@@ -22,10 +22,10 @@ class NativeClips:
     """Clips [C, T_b] as the engine takes them, whatever their strides."""
 
     def __init__(self, clips: Sequence[Tensor]) -> None:
-        # held: the record has bare addresses
         for clip in clips:
-            if clip.dtype != torch.float32 or clip.device.type != "cpu":
+            if not _taken(clip):
                 raise ValueError(f"a clip is {clip.dtype}, on {clip.device}; the cpu backend takes float32 on the CPU")
+        # held: the record has bare addresses
         self.clips = [clip if clip.shape[1] <= 1 or clip.stride(1) == 1 else clip.contiguous() for clip in clips]
         self.lengths = _ints(clip.shape[1] for clip in self.clips)
         self.record = native.ClipsRecord(_addresses(self.clips), self.lengths, _ints(clip.stride(0) for clip in self.clips))
@@ -101,11 +101,8 @@ class CpuStageProgram(StageProgram):
         if len({id(state) for state in states}) != len(pieces) or len(final) != len(pieces):
             raise ValueError(f"{len(pieces)} pieces came with {len(states)} states and {len(final)} ends; each piece needs its own")
         for piece in pieces:
-            if piece.dtype != torch.float32 or piece.device.type != "cpu" or piece.dim() != 2 or piece.shape[0] != self.in_channels:
-                raise ValueError(
-                    f"a clip is {list(piece.shape)}, {piece.dtype}, on {piece.device}; "
-                    f"the cpu backend takes [{self.in_channels}, T], float32, on the CPU"
-                )
+            if piece.dim() != 2 or piece.shape[0] != self.in_channels:
+                raise ValueError(f"a clip is {list(piece.shape)}; the cpu backend takes [{self.in_channels}, T]")
         return _Call(self.library, pieces, states, final)
 
 
@@ -206,7 +203,7 @@ class CpuExecutor(Executor):
 
     def normalize(self, audio: Tensor) -> tuple[Tensor, Tensor] | None:
         """As the base class says; None for what is not float32 on the CPU, and for empty clips."""
-        if audio.dtype != torch.float32 or audio.device.type != "cpu" or not audio.numel():
+        if not _taken(audio) or not audio.numel():
             return None
         library, (batch, channels, _) = native.load(), audio.shape
         clean, scales = _floats(*audio.shape), _floats(batch, 1)
@@ -217,7 +214,7 @@ class CpuExecutor(Executor):
 
     def overlap_add(self, chunks: Sequence[Tensor], weight: Tensor, stride: int, length: int) -> Tensor | None:
         """As the base class says, bit for bit as transformers adds; None for what is not float32 on the CPU."""
-        if any(chunk.dtype != torch.float32 or chunk.device.type != "cpu" for chunk in chunks):
+        if not all(map(_taken, chunks)):
             return None
         library, (batch, channels, _) = native.load(), chunks[0].shape
         joined = _floats(batch, channels, length)
@@ -268,6 +265,11 @@ def _append(library: ctypes.CDLL, program: int, stage: Stage) -> int:
         trims = {"pad_left": stage.trim_left, "pad_right": stage.trim_right}
         return library.encodec_add_upsample(program, record(stage, dilation=1, **trims))
     return library.encodec_add_conv(program, padded(stage))
+
+
+def _taken(tensor: Tensor) -> bool:
+    """Whether the engine reads such memory."""
+    return tensor.dtype == torch.float32 and tensor.device.type == "cpu"
 
 
 def _floats(*shape: int) -> Tensor:
