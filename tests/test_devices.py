@@ -27,10 +27,11 @@ CLIPS = 400
 def processes_that(tmp_path, monkeypatch):
     """Has the devices' processes do `work(job, tell)` of this text; gives the function that starts one."""
 
-    def install(text):
+    def install(text, *, finishes=True):
+        begin = "    finish = devices.FinishOnSigterm()\n" if finishes else ""
         (tmp_path / "other_device.py").write_text(
             "import os, time, encodec_fast.dataset.devices as devices\n"
-            f"def work(job, tell):\n{text}\n"
+            f"def work(job, tell):\n{begin}{text}\n"
             "devices.work = work\n"
             "main = devices.main\n"
         )
@@ -49,8 +50,8 @@ def job(**changes):
 def test_ctrl_c_is_the_parent_s_and_what_asks_for_the_end_is_heard_once(tmp_path, processes_that):
     finish = tmp_path / "finish"
     start = processes_that(
-        "    tell('at work')\n"
         "    try:\n"
+        "        tell('at work')\n"
         "        time.sleep(60)\n"
         "    finally:\n"
         "        tell('asked to end')\n"
@@ -70,6 +71,35 @@ def test_ctrl_c_is_the_parent_s_and_what_asks_for_the_end_is_heard_once(tmp_path
         finish.touch()
         assert pickle.load(process.stdout) == "shard finished"
         assert process.wait() == cli.INTERRUPTED
+
+
+def test_an_end_that_was_lost_is_heard_at_the_next_batch(processes_that):
+    start = processes_that(
+        "    try:\n"
+        "        tell('at work')\n"
+        "        time.sleep(60)\n"
+        "    except KeyboardInterrupt:\n"
+        "        tell('lost')\n"
+        "    finish.check()\n"
+        "    tell('next batch')"
+    )
+    with start("", {}) as process:
+        pickle.dump(job(), process.stdin)
+        process.stdin.flush()
+        assert pickle.load(process.stdout) == "at work"
+        process.stdin.close()
+        assert pickle.load(process.stdout) == "lost"
+        assert process.wait() == cli.INTERRUPTED and not process.stdout.read()
+
+
+def test_before_there_is_anything_to_finish_the_end_is_at_once(processes_that):
+    start = processes_that("    tell('loading')\n    time.sleep(60)", finishes=False)
+    with start("", {}) as process:
+        pickle.dump(job(), process.stdin)
+        process.stdin.flush()
+        assert pickle.load(process.stdout) == "loading"
+        process.stdin.close()
+        assert process.wait() == -signal.SIGTERM
 
 
 ERRORS = [

@@ -157,7 +157,8 @@ def _sum(summaries: Sequence[Summary]) -> Summary:
 
 def main() -> None:
     """A device's process: a job on standard input, summaries or an error on standard output, an end when its parent's is."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    # whatever it was for the parent
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     output, code = children.take_output(), 0
     try:
         job: DeviceJob = pickle.load(sys.stdin.buffer)
@@ -178,10 +179,26 @@ def main() -> None:
     os._exit(code)
 
 
-def _interrupt(*_: Any) -> None:
-    # once: a second one would end the finishing of the open shard
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise KeyboardInterrupt
+class FinishOnSigterm:
+    """From now on SIGTERM raises KeyboardInterrupt, so that the open shard is finished; before, it ends the process at once.
+
+    Not while modules are being imported: C code in there may lose a KeyboardInterrupt, or be left half done by it.
+    """
+
+    def __init__(self) -> None:
+        self._asked = False
+        signal.signal(signal.SIGTERM, self._interrupt)
+
+    def _interrupt(self, *_: Any) -> None:
+        # once: a second one would end the finishing
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        self._asked = True
+        raise KeyboardInterrupt
+
+    def check(self) -> None:
+        """Raises the KeyboardInterrupt again that somebody's code lost."""
+        if self._asked:
+            raise KeyboardInterrupt
 
 
 def _portable(error: Exception) -> Exception:
@@ -207,7 +224,14 @@ def work(job: DeviceJob, tell: Callable[[Summary], None]) -> None:
     with dispatch.prefer_backend(job.backend):
         model, _ = load_model(job.model, job.device)
         check_made_alike(model, job.info, job.device)
-        tell(Run(model, job.info, Ledger(job.out, job.index, job.count), job.options).run(tell))
+        run = Run(model, job.info, Ledger(job.out, job.index, job.count), job.options)
+        finish = FinishOnSigterm()
+
+        def progress(summary: Summary) -> None:
+            finish.check()
+            tell(summary)
+
+        tell(run.run(progress))
 
 
 def _tell(output: Any, message: Summary | Exception) -> None:

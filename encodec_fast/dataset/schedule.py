@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,6 +14,10 @@ import pyarrow as pa
 from encodec_fast.corpus.containers import TableReader
 from encodec_fast.corpus.tasks import Task
 from encodec_fast.formats.atomic import AtomicFile
+
+# pyarrow imports pandas, if there is one, at its first array: in the midst of a run, where an interrupt leaves half a module behind
+with contextlib.suppress(ImportError):
+    import pandas  # noqa: F401
 
 # A batch of very short clips ends here: their bookkeeping costs more than their audio
 MAX_BATCH_CLIPS = 512
