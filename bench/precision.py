@@ -245,7 +245,7 @@ def study(stock: Callable[[], EncodecModel], clips: list[Tensor], bandwidth: flo
                     reference.append((encoded, way.decode(encoded)))
                 stock_encoded, stock_audio = reference[index]
                 quality.append((way.decode(stock_encoded), way.decode(encoded), stock_audio))
-        except RuntimeError as error:  # torch's CPU kernels do not know every dtype
+        except (RuntimeError, ValueError) as error:  # torch lacks a kernel; transformers' overlap-add refuses float16, whose fade is 0
             yield {"contender": way.name, "how": way.how, "failed": f"{type(error).__name__}: {error}".splitlines()[0]}
             continue
         same, own, theirs = (torch.cat(column, -1) for column in zip(*quality))

@@ -157,7 +157,7 @@ int64_t Chain::run_tile(const Ops& ops, ChainState& state, Rows x, int64_t count
     float* next = last ? workspace.rows[(i + 1) % 2].reserve(produced * stage.out_channels) : reserve(i + 1, produced);
     float* results = last ? next : new_rows(i + 1, next);
     if (windows > 0)
-      stage.run(ops, rows + (before.next - before.begin) * window.channels, windows, results, workspace,
+      stage.run(ops, rows + (before.next - before.begin) * window.channels, before.next / window.stride, windows, results, workspace,
                 pending ? &pending : nullptr, !last && leaves_norm(*stages_[i + 1], survivors.count, final) ? &left : nullptr);
     pending = std::exchange(left, {});
     if (survivors.skip > 0)

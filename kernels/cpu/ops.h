@@ -16,7 +16,8 @@ struct Segment {
 };
 
 // out[m, n] = start + sum_k left[m, k] * weight[k, n] (+ addend[m, n]), k ascending through the segments in order, one
-// chain of fused multiply-adds per element. The chain starts from bias[n], or from out[m, n] where bias is null.
+// chain of fused multiply-adds per element. The chain starts from bias[n]; where bias is null from start[m, n]; where that is too,
+// from out[m, n].
 struct Product {
   const Segment* segments;
   int64_t segment_count;
@@ -27,6 +28,8 @@ struct Product {
   float* out;
   ptrdiff_t out_stride;
   int64_t rows, cols, depth;  // depth: the sum of the segment lengths
+  const float* start = nullptr;
+  ptrdiff_t start_stride = 0;
 };
 
 struct Codebook {
@@ -55,6 +58,12 @@ struct Ops {
   void (*elu)(const float* x, float* out, int64_t count);
   // out[i] = a[i] + b[i]
   void (*add)(const float* a, const float* b, float* out, int64_t count);
+  // out[m, c] = a[m, c] + b[m, c], and a[m, c] - b[m, c]: rows of `width`, `stride` apart in a and b.
+  void (*add_rows)(const float* a, const float* b, ptrdiff_t stride, float* out, ptrdiff_t out_stride, int64_t rows, int64_t width);
+  void (*subtract_rows)(const float* a, const float* b, ptrdiff_t stride, float* out, ptrdiff_t out_stride, int64_t rows,
+                        int64_t width);
+  // (a[i], b[i]) becomes (a[i] + b[i], a[i] - b[i]).
+  void (*butterfly)(float* a, float* b, int64_t count);
   // One step: gates [4 * hidden] in torch's order i, f, g, o; c and h [hidden] move on.
   void (*lstm_cell)(const float* gates, float* c, float* h, int64_t hidden);
   // Adds sum(x - pivot) and sum((x - pivot)^2) of each channel over time to sums [2, C]. pivot: [C].

@@ -80,9 +80,7 @@ Layer Layer::convolution(const Ops& ops, const encodec_conv& conv) {
   }
   // whole vectors of every tier: the shares beyond the last tap are never read
   while (layer.narrow_ && col_offsets.size() % kCacheLine != 0) col_offsets.push_back(0);
-  const auto depth = static_cast<int64_t>(row_offsets.size()), cols = static_cast<int64_t>(col_offsets.size());
-  layer.weight_ = Floats(ops.packed_size(depth, cols));
-  ops.pack(conv.weight, row_offsets.data(), col_offsets.data(), 1.0f, depth, cols, layer.weight_.data());
+  layer.pack(ops, conv.weight, row_offsets, col_offsets);
   return layer;
 }
 
@@ -104,19 +102,30 @@ Layer Layer::transposed(const Ops& ops, const encodec_conv& conv) {
       col_offsets.push_back(n * conv.kernel + j);
       layer.bias_.push_back(bias[n]);
     }
-  const auto depth = static_cast<int64_t>(row_offsets.size());
-  layer.weight_ = Floats(ops.packed_size(depth, layer.cols));
-  ops.pack(conv.weight, row_offsets.data(), col_offsets.data(), 1.0f, depth, layer.cols, layer.weight_.data());
+  layer.pack(ops, conv.weight, row_offsets, col_offsets);
   return layer;
+}
+
+void Layer::pack(const Ops& ops, const float* weight, const std::vector<int64_t>& row_offsets,
+                 const std::vector<int64_t>& col_offsets) {
+  const auto depth = static_cast<int64_t>(row_offsets.size()), width = static_cast<int64_t>(col_offsets.size());
+  if (!narrow_ && dilation_ == 1 && (taps_ == 2 * stride_ || taps_ == 3 * stride_)) {
+    winograd_ = Winograd(ops, weight, row_offsets, col_offsets, taps_ / stride_);
+    return;
+  }
+  weight_ = Floats(ops.packed_size(depth, width));
+  ops.pack(weight, row_offsets.data(), col_offsets.data(), 1.0f, depth, width, weight_.data());
 }
 
 int64_t Layer::block() const {
   return std::max<int64_t>(1, kBlockFloats / (stride_ * in * kBlockWindows)) * kBlockWindows;
 }
 
-void Layer::run(const Ops& ops, const float* rows, int64_t windows, float* out, Buffer& scratch) const {
-  for (int64_t first = 0; first < windows; first += block())
-    run_block(ops, rows + first * stride_ * in, std::min(block(), windows - first), out + first * cols, scratch);
+void Layer::run(const Ops& ops, const float* rows, int64_t index, int64_t windows, float* out, Buffer& scratch) const {
+  for (int64_t first = 0, count; first < windows; first += count) {
+    count = std::min(block() - (index + first) % 2, windows - first);
+    run_block(ops, rows + first * stride_ * in, index + first, count, out + first * cols, scratch);
+  }
 }
 
 FittedNorm Layer::run_for_norm(const Ops& ops, const float* rows, int64_t windows, float* out, Buffer& scratch,
@@ -125,22 +134,23 @@ FittedNorm Layer::run_for_norm(const Ops& ops, const float* rows, int64_t window
   for (int64_t first = 0; first < windows; first += block()) {
     const int64_t count = std::min(block(), windows - first);
     float* const results = out + first * cols;
-    run_block(ops, rows + first * stride_ * in, count, results, scratch, before);
+    run_block(ops, rows + first * stride_ * in, first, count, results, scratch, before);
     // a transposed convolution's row of `cols` is several rows of the norm's channels
     sums.add(ops, results, count * (cols / norm.channels()));
   }
   return sums.fit();
 }
 
-void Layer::run_block(const Ops& ops, const float* rows, int64_t windows, float* out, Buffer& scratch,
+void Layer::run_block(const Ops& ops, const float* rows, int64_t index, int64_t windows, float* out, Buffer& scratch,
                       const FittedNorm* before) const {
   if (narrow_) return run_narrow(ops, rows, windows, out, scratch);
   const int64_t frame = stride_ * in, count = ((windows - 1) * stride_ + span()) * in;
-  int64_t frame_stride = frame;
+  // rows that lie a large power of two apart would share a few sets of the first-level cache
+  const int64_t frame_stride = elu_ && frame >= 256 ? frame + kCacheLine : frame;
+  const int64_t frames = (count + frame - 1) / frame;
+  const int64_t copied = elu_ ? frames * frame_stride : 0;
+  float* const left = scratch.reserve(copied + (winograd_ ? winograd_.scratch(frame_stride, windows) : 0));
   if (elu_) {
-    // rows that lie a large power of two apart would share a few sets of the first-level cache
-    frame_stride = frame < 256 ? frame : frame + kCacheLine;
-    float* left = scratch.reserve((count + frame - 1) / frame * frame_stride);
     const int64_t step = frame_stride == frame ? count : frame;
     for (int64_t first = 0; first < count; first += step) {
       const int64_t now = std::min(step, count - first);
@@ -152,6 +162,7 @@ void Layer::run_block(const Ops& ops, const float* rows, int64_t windows, float*
     }
     rows = left;
   }
+  if (winograd_) return winograd_.run(ops, rows, frame_stride, index, windows, bias_.data(), out, left + copied);
   std::vector<Segment> segments;
   for (int64_t tap = 0; tap < taps_; ++tap) {
     const int64_t row = tap * dilation_;
@@ -187,9 +198,9 @@ class ConvStage : public Stage {
  public:
   explicit ConvStage(Layer layer) : layer_(std::move(layer)) {}
   bool normed() const override { return static_cast<bool>(layer_.norm); }
-  void run(const Ops& ops, const float* rows, int64_t windows, float* out, Workspace& workspace, const FittedNorm*,
+  void run(const Ops& ops, const float* rows, int64_t index, int64_t windows, float* out, Workspace& workspace, const FittedNorm*,
            FittedNorm* after) const override {
-    if (!layer_.norm) return layer_.run(ops, rows, windows, out, workspace.scratch);
+    if (!layer_.norm) return layer_.run(ops, rows, index, windows, out, workspace.scratch);
     FittedNorm fitted = layer_.run_for_norm(ops, rows, windows, out, workspace.scratch);
     if (after)
       *after = std::move(fitted);
@@ -224,13 +235,13 @@ class ResidualStage : public Stage {
 
   bool normed() const override { return false; }
 
-  void run(const Ops& ops, const float* rows, int64_t windows, float* out, Workspace& workspace, const FittedNorm*,
+  void run(const Ops& ops, const float* rows, int64_t index, int64_t windows, float* out, Workspace& workspace, const FittedNorm*,
            FittedNorm*) const override {
     const int64_t in = conv1_.in, width = conv1_.cols;
     for (int64_t first = 0; first < windows; first += conv1_.block()) {
       const int64_t count = std::min(conv1_.block(), windows - first);
       float* hidden = workspace.hidden.reserve(count * width);
-      conv1_.run(ops, rows + first * in, count, hidden, workspace.scratch);
+      conv1_.run(ops, rows + first * in, index + first, count, hidden, workspace.scratch);
       ops.elu(hidden, hidden, count * width);
       const float* x = rows + (window.pad_left + first) * in;
       const Segment segments[] = {{x, in, in}, {hidden, width, width}};
@@ -260,7 +271,7 @@ class NormedResidualStage : public Stage {
   bool normed() const override { return true; }
   bool takes_norm() const override { return true; }
 
-  void run(const Ops& ops, const float* rows, int64_t windows, float* out, Workspace& workspace, const FittedNorm* before,
+  void run(const Ops& ops, const float* rows, int64_t, int64_t windows, float* out, Workspace& workspace, const FittedNorm* before,
            FittedNorm*) const override {
     const int64_t in = conv1_.in;
     const float* other = rows + window.pad_left * in;
@@ -277,10 +288,10 @@ class NormedResidualStage : public Stage {
         ops.affine(block, normed, needed, before->affine());
         block = normed;
       }
-      conv1_.run_block(ops, block, count, hidden + first * conv1_.cols, workspace.scratch);
+      conv1_.run_block(ops, block, first, count, hidden + first * conv1_.cols, workspace.scratch);
       hidden_sums.add(ops, hidden + first * conv1_.cols, count);
       if (!shortcut_) continue;
-      shortcut_->run_block(ops, block + window.pad_left * in, count, residual + first * out_channels, workspace.scratch);
+      shortcut_->run_block(ops, block + window.pad_left * in, first, count, residual + first * out_channels, workspace.scratch);
       residual_sums.add(ops, residual + first * out_channels, count);
     }
     const FittedNorm hidden_norm = hidden_sums.fit();

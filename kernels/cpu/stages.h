@@ -8,6 +8,7 @@
 #include "memory.h"
 #include "ops.h"
 #include "window.h"
+#include "winograd.h"
 
 namespace encodec {
 
@@ -60,37 +61,40 @@ class Layer {
   static Layer transposed(const Ops& ops, const encodec_conv& conv);
 
   int64_t span() const { return (taps_ - 1) * dilation_ + 1; }
-  // out [windows, cols]; rows: the first window's first row.
-  void run(const Ops& ops, const float* rows, int64_t windows, float* out, Buffer& scratch) const;
-  // As `run`; returns the norm over the output, which is still to be applied. The rows are put through `before`, if that is given,
-  // ahead of their ELU.
+  // out [windows, cols]; rows: the first window's first row; index: which window of the clip it is.
+  void run(const Ops& ops, const float* rows, int64_t index, int64_t windows, float* out, Buffer& scratch) const;
+  // As `run`, of a whole clip; returns the norm over the output, which is still to be applied. The rows are put through `before`, if
+  // that is given, ahead of their ELU.
   FittedNorm run_for_norm(const Ops& ops, const float* rows, int64_t windows, float* out, Buffer& scratch,
                           const FittedNorm* before = nullptr) const;
   // As `run`, all at once.
-  void run_block(const Ops& ops, const float* rows, int64_t windows, float* out, Buffer& scratch,
+  void run_block(const Ops& ops, const float* rows, int64_t index, int64_t windows, float* out, Buffer& scratch,
                  const FittedNorm* before = nullptr) const;
-  // Windows of a convenient block for `run` in pieces.
+  // Windows of a convenient block for `run` in pieces; even.
   int64_t block() const;
 
   int64_t in, cols;
   Norm norm;
 
  private:
+  void pack(const Ops& ops, const float* weight, const std::vector<int64_t>& row_offsets,
+            const std::vector<int64_t>& col_offsets);
   void run_narrow(const Ops& ops, const float* rows, int64_t windows, float* out, Buffer& scratch) const;
 
   int64_t taps_, stride_, dilation_;
   bool elu_, narrow_ = false;
   Floats weight_;
+  Winograd winograd_;  // instead of weight_, where windows are two or three frames
   std::vector<float> bias_;
 };
 
 class Stage {
  public:
   virtual ~Stage() = default;
-  // out [windows * rows_per_window, out_channels]; rows: the first window's first row.
+  // out [windows * rows_per_window, out_channels]; rows: the first window's first row; index: which window of the clip it is.
   // before: a norm that the rows have yet to go through, given only where takes_norm(), or null.
   // after: where to leave the norm of the output, which is then not applied, or null.
-  virtual void run(const Ops& ops, const float* rows, int64_t windows, float* out, Workspace& workspace,
+  virtual void run(const Ops& ops, const float* rows, int64_t index, int64_t windows, float* out, Workspace& workspace,
                    const FittedNorm* before, FittedNorm* after) const = 0;
   virtual bool normed() const = 0;
   virtual bool takes_norm() const { return false; }

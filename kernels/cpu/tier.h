@@ -22,8 +22,8 @@ namespace {
 }  // namespace
 
 extern const Ops ENCODEC_TABLE;
-const Ops ENCODEC_TABLE = {ENCODEC_NAME, packed_size, pack,   product, elu_all,        add_all,
-                           lstm_cell,    moments,     affine, affine_elu, affine_sum,     search,
-                           search_scratch, map};
+const Ops ENCODEC_TABLE = {ENCODEC_NAME, packed_size, pack,      product, elu_all,    add_all,    add_rows, subtract_rows,
+                           butterfly,    lstm_cell,   moments,   affine,  affine_elu, affine_sum, search,   search_scratch,
+                           map};
 
 }  // namespace encodec
