@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 # Enough that pieces cost nothing, little enough to forget about.
-LITTLE_BYTES = 128 << 20
+LITTLE_BYTES = 96 << 20
 UNKNOWN_FREE_BYTES = 2 << 30
 
 

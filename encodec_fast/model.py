@@ -89,7 +89,7 @@ class EncodecModel(hf.EncodecModel):
     Beyond it: `encode_batch` and `decode_batch` for clips of any lengths, `precision`, `cuda_graphs`, `plan()` for the model as data.
 
     max_memory: bytes that `encode`, `decode` and the batch methods may hold beside the model, their input and their result; longer
-    audio of a causal model runs in pieces of time with carried state (one second at least). None: 128 MiB on the cpu backend; half
+    audio of a causal model runs in pieces of time with carried state (one second at least). None: 96 MiB on the cpu backend; half
     of the free memory on GPUs, and on the torch backend, where pieces may change bits. `decode` under grad mode is not cut.
     """
 
