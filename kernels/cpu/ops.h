@@ -16,8 +16,7 @@ struct Segment {
 };
 
 // out[m, n] = start + sum_k left[m, k] * weight[k, n] (+ addend[m, n]), k ascending through the segments in order, one
-// chain of fused multiply-adds per element. The chain starts from bias[n]; where bias is null from start[m, n]; where that is too,
-// from out[m, n].
+// chain of fused multiply-adds per element. The chain starts from bias[n], or from out[m, n] where bias is null.
 struct Product {
   const Segment* segments;
   int64_t segment_count;
@@ -28,8 +27,6 @@ struct Product {
   float* out;
   ptrdiff_t out_stride;
   int64_t rows, cols, depth;  // depth: the sum of the segment lengths
-  const float* start = nullptr;
-  ptrdiff_t start_stride = 0;
 };
 
 struct Codebook {

@@ -45,8 +45,6 @@ struct Tile {
   const float* weight;
   ptrdiff_t panel_stride;
   const float* bias;
-  const float* start;
-  ptrdiff_t start_stride;
   const float* addend;
   ptrdiff_t addend_stride;
   float* out;
@@ -65,7 +63,7 @@ void run_tile(const Tile& tile) {
   for (int m = 0; m < kRows; ++m)
 #pragma GCC unroll 16
     for (int v = 0; v < kCols; ++v)
-      acc[m][v] = load(tile.bias ? tile.bias + v * kWidth : tile.start + m * tile.start_stride + v * kWidth);
+      acc[m][v] = load(tile.bias ? tile.bias + v * kWidth : tile.out + m * tile.out_stride + v * kWidth);
   // a store to a line in the last-level cache waits for the line: the next tile's are asked for now
 #pragma GCC unroll 16
   for (int m = 0; m < kRows && kPanels == 1; ++m) __builtin_prefetch(tile.out + (kRows + m) * tile.out_stride, 1);
@@ -139,8 +137,7 @@ void run_ragged_panel(int vecs, int64_t rows, int64_t valid, const Tile& tile) {
   float out[kAccumulators * kWidth], addend[kAccumulators * kWidth], bias[kPanel] = {};
   Tile local = tile;
   local.out = out;
-  local.start = out;
-  local.out_stride = local.start_stride = local.addend_stride = width;
+  local.out_stride = local.addend_stride = width;
   if (tile.bias) {
     for (int64_t n = 0; n < valid; ++n) bias[n] = tile.bias[n];
     local.bias = bias;
@@ -148,7 +145,7 @@ void run_ragged_panel(int vecs, int64_t rows, int64_t valid, const Tile& tile) {
   if (tile.addend) local.addend = addend;
   for (int64_t m = 0; m < rows; ++m)
     for (int64_t n = 0; n < width; ++n) {
-      out[m * width + n] = n < valid && !tile.bias ? tile.start[m * tile.start_stride + n] : 0.0f;
+      out[m * width + n] = n < valid && !tile.bias ? tile.out[m * tile.out_stride + n] : 0.0f;
       addend[m * width + n] = n < valid && tile.addend ? tile.addend[m * tile.addend_stride + n] : 0.0f;
     }
   run_panel_rows(vecs, rows, local);
@@ -171,8 +168,6 @@ struct Pass {
     tile.bias = first && p.bias ? p.bias + col : nullptr;
     tile.addend = last && p.addend ? p.addend + row * p.addend_stride + col : nullptr;
     tile.out = p.out + row * p.out_stride + col;
-    tile.start = first && p.start ? p.start + row * p.start_stride + col : tile.out;
-    tile.start_stride = first && p.start ? p.start_stride : p.out_stride;
   }
 
   // The weights that are read after those of the panel at `col`: the next panel's, or where the next pass or product begins.

@@ -46,33 +46,35 @@ void Winograd::run(const Ops& ops, const float* x, int64_t frame_stride, int64_t
   const int64_t pairs = (even + windows + 1) / 2, step = 2 * frame_stride;
   const float* middle = x + odd * frame_stride;  // x[2p + 1] of the first pair
   float* const differences = scratch;
-  float* const starts = differences + windows * frame_stride;
-  // out[i] of `rows` rows `out_stride` apart, from frames two frames apart
-  const auto multiply = [&](const Floats& weight, const float* frames, const float* first, const float* start, float* target,
-                            int64_t target_stride, int64_t rows) {
-    const Segment segment = {frames, step, depth_};
-    if (rows > 0)
-      ops.product({&segment, 1, weight.data(), first, nullptr, 0, target, target_stride, rows, cols_, depth_, start, cols_});
-  };
-  const float *even_start = starts, *odd_start = starts;
+  float* const shared = differences + windows * frame_stride;
+  float* even_shared = shared;
+  float* odd_shared = shared;
   if (frames_ == 2) {
-    multiply(sum_, middle, bias, nullptr, starts, cols_, pairs);
+    const Segment middles = {middle, step, depth_};
+    ops.product({&middles, 1, sum_.data(), bias, nullptr, 0, shared, cols_, pairs, cols_, depth_});
   } else {
-    float* const others = starts + pairs * cols_;
-    float* const combined = others + pairs * cols_;
-    ops.add_rows(middle, middle + frame_stride, step, combined, frame_stride, pairs, depth_);
-    ops.subtract_rows(middle + frame_stride, middle, step, combined + pairs * frame_stride, frame_stride, pairs, depth_);
-    const Segment sums = {combined, frame_stride, depth_}, alternating = {combined + pairs * frame_stride, frame_stride, depth_};
-    ops.product({&sums, 1, sum_.data(), bias, nullptr, 0, starts, cols_, pairs, cols_, depth_});
-    ops.product({&alternating, 1, alternating_.data(), zeros_.data(), nullptr, 0, others, cols_, pairs, cols_, depth_});
-    ops.butterfly(starts, others, pairs * cols_);
-    odd_start = others;
+    odd_shared = shared + pairs * cols_;
+    float* const sums = odd_shared + pairs * cols_;
+    float* const alternating = sums + pairs * frame_stride;
+    ops.add_rows(middle, middle + frame_stride, step, sums, frame_stride, pairs, depth_);
+    ops.subtract_rows(middle + frame_stride, middle, step, alternating, frame_stride, pairs, depth_);
+    const Segment left = {sums, frame_stride, depth_}, right = {alternating, frame_stride, depth_};
+    ops.product({&left, 1, sum_.data(), bias, nullptr, 0, even_shared, cols_, pairs, cols_, depth_});
+    ops.product({&right, 1, alternating_.data(), zeros_.data(), nullptr, 0, odd_shared, cols_, pairs, cols_, depth_});
+    ops.butterfly(even_shared, odd_shared, pairs * cols_);
   }
   ops.subtract_rows(x, x + (frames_ - 1) * frame_stride, frame_stride, differences, frame_stride, windows, depth_);
-  // a first window that is odd is the first pair's own; an even one after it belongs to the next pair
-  multiply(first_, differences + even * frame_stride, nullptr, even_start + even * cols_, out + even * cols_, 2 * cols_,
-           (windows - even + 1) / 2);
-  multiply(last_, differences + odd * frame_stride, nullptr, odd_start, out + odd * cols_, 2 * cols_, (windows - odd + 1) / 2);
+  // Every second window from `first` on. The shared part is added at the end: a chain that began with it would round at its height
+  // all along, 1.2 times the error.
+  const auto finish = [&](const Floats& weight, const float* part, int64_t first) {
+    const Segment own = {differences + first * frame_stride, step, depth_};
+    const int64_t rows = (windows - first + 1) / 2;
+    if (rows > 0)
+      ops.product({&own, 1, weight.data(), zeros_.data(), part, cols_, out + first * cols_, 2 * cols_, rows, cols_, depth_});
+  };
+  // a first window that is odd has a pair of its own, so the even one after it is of the second pair
+  finish(first_, even_shared + even * cols_, even);
+  finish(last_, odd_shared, odd);
 }
 
 }  // namespace encodec
