@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -47,6 +48,16 @@ def job(**changes):
     return SimpleNamespace(cores=None, threads=1, device="cpu", **changes)
 
 
+@contextmanager
+def at_work(start, message):
+    """A process that was given its job and has told this message."""
+    with start("", {}) as process:
+        pickle.dump(job(), process.stdin)
+        process.stdin.flush()
+        assert pickle.load(process.stdout) == message
+        yield process
+
+
 def test_ctrl_c_is_the_parent_s_and_what_asks_for_the_end_is_heard_once(tmp_path, processes_that):
     finish = tmp_path / "finish"
     start = processes_that(
@@ -59,10 +70,7 @@ def test_ctrl_c_is_the_parent_s_and_what_asks_for_the_end_is_heard_once(tmp_path
         "            time.sleep(0.01)\n"
         "        tell('shard finished')"
     )
-    with start("", {}) as process:
-        pickle.dump(job(), process.stdin)
-        process.stdin.flush()
-        assert pickle.load(process.stdout) == "at work"
+    with at_work(start, "at work") as process:
         process.send_signal(signal.SIGINT)
         process.stdin.close()
         assert pickle.load(process.stdout) == "asked to end"
@@ -83,10 +91,7 @@ def test_an_end_that_was_lost_is_heard_at_the_next_batch(processes_that):
         "    finish.check()\n"
         "    tell('next batch')"
     )
-    with start("", {}) as process:
-        pickle.dump(job(), process.stdin)
-        process.stdin.flush()
-        assert pickle.load(process.stdout) == "at work"
+    with at_work(start, "at work") as process:
         process.stdin.close()
         assert pickle.load(process.stdout) == "lost"
         assert process.wait() == cli.INTERRUPTED and not process.stdout.read()
@@ -94,10 +99,7 @@ def test_an_end_that_was_lost_is_heard_at_the_next_batch(processes_that):
 
 def test_before_there_is_anything_to_finish_the_end_is_at_once(processes_that):
     start = processes_that("    tell('loading')\n    time.sleep(60)", finishes=False)
-    with start("", {}) as process:
-        pickle.dump(job(), process.stdin)
-        process.stdin.flush()
-        assert pickle.load(process.stdout) == "loading"
+    with at_work(start, "loading") as process:
         process.stdin.close()
         assert process.wait() == -signal.SIGTERM
 

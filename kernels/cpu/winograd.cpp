@@ -35,7 +35,7 @@ Winograd::Winograd(const Ops& ops, const float* weight, const std::vector<int64_
 }
 
 int64_t Winograd::scratch(int64_t frame_stride, int64_t windows) const {
-  // of every window's frame difference; of three frames' pairs two combinations; and one or two starts of each pair
+  // every window's difference of frames; of every pair what its windows share, and of three frames two sums besides
   const int64_t pairs = windows / 2 + 1;
   return windows * frame_stride + (frames_ == 2 ? pairs * cols_ : 2 * pairs * (frame_stride + cols_));
 }
