@@ -14,8 +14,9 @@ constexpr int kTileRows[kMaxVecs + 1] = {0, 12, 6};
 #endif
 constexpr int kAccumulators = kMaxVecs * kTileRows[kMaxVecs];
 constexpr int kPanel = kMaxVecs * kWidth;
-// Depth of one pass: a panel's block of weights stays in the first-level cache while all rows go by.
-constexpr int64_t kDepthBlock = 256;
+// Depth of one pass: a panel's block of weights, 64 KiB, stays in the second-level cache while all rows go by. A quarter of it would
+// stay in the first-level cache, but every pass reads and writes the outputs, which costs more.
+constexpr int64_t kDepthBlock = 16384 / kPanel;
 constexpr int kMaxSegments = 16;
 
 ENCODEC_INLINE int panel_vecs(int64_t cols) {
@@ -37,8 +38,9 @@ void pack(const float* weight, const int64_t* row_offsets, const int64_t* col_of
   }
 }
 
-// What one register tile reads and writes. Panels lie panel_stride floats apart.
-struct Tile {
+// What register tiles that lie below one another read and write. Panels lie panel_stride floats apart.
+struct Tiles {
+  int64_t count;
   const Segment* segments;
   int64_t segment_count;
   int64_t row;
@@ -54,120 +56,129 @@ struct Tile {
   ptrdiff_t ahead_step;
 };
 
-// kPanels > 1 lets a tile of few rows keep enough chains in flight to hide the latency of a multiply-add.
+// Tiles of kRows rows. kPanels > 1 lets a tile of few rows keep enough chains in flight to hide the latency of a multiply-add.
 template <int kRows, int kVecs, int kPanels>
-void run_tile(const Tile& tile) {
+void run_tiles(const Tiles& tiles) {
   constexpr int kCols = kVecs * kPanels;
-  Vec acc[kRows][kCols];
+  float* out = tiles.out;
+  const float* addend = tiles.addend;
+  const char* ahead = tiles.ahead;
+  for (int64_t t = 0; t < tiles.count; ++t, out += kRows * tiles.out_stride) {
+    Vec acc[kRows][kCols];
 #pragma GCC unroll 16
-  for (int m = 0; m < kRows; ++m)
+    for (int m = 0; m < kRows; ++m)
 #pragma GCC unroll 16
-    for (int v = 0; v < kCols; ++v)
-      acc[m][v] = load(tile.bias ? tile.bias + v * kWidth : tile.out + m * tile.out_stride + v * kWidth);
-  // a store to a line in the last-level cache waits for the line: the next tile's are asked for now
+      for (int v = 0; v < kCols; ++v)
+        acc[m][v] = load(tiles.bias ? tiles.bias + v * kWidth : out + m * tiles.out_stride + v * kWidth);
+    // a store to a line in the last-level cache waits for the line: the next tile's are asked for now
 #pragma GCC unroll 16
-  for (int m = 0; m < kRows && kPanels == 1; ++m) __builtin_prefetch(tile.out + (kRows + m) * tile.out_stride, 1);
-  const char* ahead = tile.ahead;
+    for (int m = 0; m < kRows && kPanels == 1; ++m) __builtin_prefetch(out + (kRows + m) * tiles.out_stride, 1);
 
-  const float* weight = tile.weight;
-  for (int64_t s = 0; s < tile.segment_count; ++s) {
-    const Segment& segment = tile.segments[s];
-    const ptrdiff_t stride = segment.row_stride;
-    const float* left = segment.data + tile.row * stride;
-    for (int64_t k = 0; k < segment.length; ++k, ++left, weight += kVecs * kWidth) {
-      Vec column[kRows <= 4 && kPanels > 1 ? 1 : kCols];
-      if constexpr (kPanels == 1) {
-        __builtin_prefetch(ahead);
-        ahead += tile.ahead_step;
+    const float* weight = tiles.weight;
+    for (int64_t s = 0; s < tiles.segment_count; ++s) {
+      const Segment& segment = tiles.segments[s];
+      const ptrdiff_t stride = segment.row_stride;
+      const float* left = segment.data + (tiles.row + t * kRows) * stride;
+      for (int64_t k = 0; k < segment.length; ++k, ++left, weight += kVecs * kWidth) {
+        Vec column[kRows <= 4 && kPanels > 1 ? 1 : kCols];
+        if constexpr (kPanels == 1) {
+          __builtin_prefetch(ahead);
+          ahead += tiles.ahead_step;
 #pragma GCC unroll 16
-        for (int v = 0; v < kCols; ++v) column[v] = load(weight + v * kWidth);
+          for (int v = 0; v < kCols; ++v) column[v] = load(weight + v * kWidth);
 #pragma GCC unroll 16
-        for (int m = 0; m < kRows; ++m) {
-          Vec x = splat(left[m * stride]);
+          for (int m = 0; m < kRows; ++m) {
+            Vec x = splat(left[m * stride]);
 #pragma GCC unroll 16
-          for (int v = 0; v < kCols; ++v) acc[m][v] = fma(x, column[v], acc[m][v]);
-        }
-      } else {
-        Vec x[kRows];
+            for (int v = 0; v < kCols; ++v) acc[m][v] = fma(x, column[v], acc[m][v]);
+          }
+        } else {
+          Vec x[kRows];
 #pragma GCC unroll 16
-        for (int m = 0; m < kRows; ++m) x[m] = splat(left[m * stride]);
+          for (int m = 0; m < kRows; ++m) x[m] = splat(left[m * stride]);
 #pragma GCC unroll 16
-        for (int v = 0; v < kCols; ++v) {
-          column[0] = load(weight + (v / kVecs) * tile.panel_stride + (v % kVecs) * kWidth);
+          for (int v = 0; v < kCols; ++v) {
+            column[0] = load(weight + (v / kVecs) * tiles.panel_stride + (v % kVecs) * kWidth);
 #pragma GCC unroll 16
-          for (int m = 0; m < kRows; ++m) acc[m][v] = fma(x[m], column[0], acc[m][v]);
+            for (int m = 0; m < kRows; ++m) acc[m][v] = fma(x[m], column[0], acc[m][v]);
+          }
         }
       }
     }
+
+#pragma GCC unroll 16
+    for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 16
+      for (int v = 0; v < kCols; ++v) {
+        Vec y = acc[m][v];
+        if (addend) y = y + load(addend + m * tiles.addend_stride + v * kWidth);
+        store(out + m * tiles.out_stride + v * kWidth, y);
+      }
+    if (addend) addend += kRows * tiles.addend_stride;
   }
-
-#pragma GCC unroll 16
-  for (int m = 0; m < kRows; ++m)
-#pragma GCC unroll 16
-    for (int v = 0; v < kCols; ++v) {
-      Vec y = acc[m][v];
-      if (tile.addend) y = y + load(tile.addend + m * tile.addend_stride + v * kWidth);
-      store(tile.out + m * tile.out_stride + v * kWidth, y);
-    }
 }
 
-using TileKernel = void (*)(const Tile&);
+using TilesKernel = void (*)(const Tiles&);
 
-// The tile of `rows` rows, rows <= kTileRows[kVecs], over one panel.
+// Tiles of `rows` rows, rows <= kTileRows[kVecs], over one panel.
 template <int kVecs, int kRows = kTileRows[kVecs]>
-void run_rows(int64_t rows, const Tile& tile) {
-  if (rows == kRows) return run_tile<kRows, kVecs, 1>(tile);
-  if constexpr (kRows > 1) run_rows<kVecs, kRows - 1>(rows, tile);
+void run_rows(int64_t rows, const Tiles& tiles) {
+  if (rows == kRows) return run_tiles<kRows, kVecs, 1>(tiles);
+  if constexpr (kRows > 1) run_rows<kVecs, kRows - 1>(rows, tiles);
 }
 
-void run_panel_rows(int vecs, int64_t rows, const Tile& tile) {
+void run_panel_rows(int vecs, int64_t rows, const Tiles& tiles) {
   switch (vecs) {
-    case 1: return run_rows<1>(rows, tile);
-    case 2: return run_rows<2>(rows, tile);
+    case 1: return run_rows<1>(rows, tiles);
+    case 2: return run_rows<2>(rows, tiles);
 #if ENCODEC_WIDTH == 16 || defined(__aarch64__)
-    case 3: return run_rows<3>(rows, tile);
-    case 4: return run_rows<4>(rows, tile);
+    case 3: return run_rows<3>(rows, tiles);
+    case 4: return run_rows<4>(rows, tiles);
 #endif
   }
 }
 
 // As run_panel_rows where the panel has fewer columns in memory than in registers.
-void run_ragged_panel(int vecs, int64_t rows, int64_t valid, const Tile& tile) {
+void run_ragged_panel(int vecs, int64_t rows, int64_t valid, const Tiles& tiles) {
   const int64_t width = vecs * kWidth;
   float out[kAccumulators * kWidth], addend[kAccumulators * kWidth], bias[kPanel] = {};
-  Tile local = tile;
+  Tiles local = tiles;
+  local.count = 1;
   local.out = out;
   local.out_stride = local.addend_stride = width;
-  if (tile.bias) {
-    for (int64_t n = 0; n < valid; ++n) bias[n] = tile.bias[n];
+  if (tiles.bias) {
+    for (int64_t n = 0; n < valid; ++n) bias[n] = tiles.bias[n];
     local.bias = bias;
   }
-  if (tile.addend) local.addend = addend;
-  for (int64_t m = 0; m < rows; ++m)
-    for (int64_t n = 0; n < width; ++n) {
-      out[m * width + n] = n < valid && !tile.bias ? tile.out[m * tile.out_stride + n] : 0.0f;
-      addend[m * width + n] = n < valid && tile.addend ? tile.addend[m * tile.addend_stride + n] : 0.0f;
-    }
-  run_panel_rows(vecs, rows, local);
-  for (int64_t m = 0; m < rows; ++m)
-    for (int64_t n = 0; n < valid; ++n) tile.out[m * tile.out_stride + n] = out[m * width + n];
+  if (tiles.addend) local.addend = addend;
+  for (int64_t first = 0; first < tiles.count * rows; first += rows) {
+    local.row = tiles.row + first;
+    for (int64_t m = 0; m < rows; ++m)
+      for (int64_t n = 0; n < width; ++n) {
+        out[m * width + n] = n < valid && !tiles.bias ? tiles.out[(first + m) * tiles.out_stride + n] : 0.0f;
+        addend[m * width + n] = n < valid && tiles.addend ? tiles.addend[(first + m) * tiles.addend_stride + n] : 0.0f;
+      }
+    run_panel_rows(vecs, rows, local);
+    for (int64_t m = 0; m < rows; ++m)
+      for (int64_t n = 0; n < valid; ++n) tiles.out[(first + m) * tiles.out_stride + n] = out[m * width + n];
+  }
 }
 
-// One pass over a block of depth that begins at `depth_start`; the tile names its segments.
+// One pass over a block of depth that begins at `depth_start`; the tiles name its segments.
 struct Pass {
   const Product* product;
-  Tile tile;
+  Tiles tiles;
   int64_t depth_start, depth;
   bool first, last;
 
-  // Points the tile at rows from `row` and columns from `col` of a panel of `width` columns.
+  // Points the tiles at rows from `row` and columns from `col` of a panel of `width` columns.
   ENCODEC_INLINE void move_to(int64_t row, int64_t col, int64_t width) {
     const Product& p = *product;
-    tile.row = row;
-    tile.weight = p.weight + col * p.depth + depth_start * width;
-    tile.bias = first && p.bias ? p.bias + col : nullptr;
-    tile.addend = last && p.addend ? p.addend + row * p.addend_stride + col : nullptr;
-    tile.out = p.out + row * p.out_stride + col;
+    tiles.row = row;
+    tiles.weight = p.weight + col * p.depth + depth_start * width;
+    tiles.bias = first && p.bias ? p.bias + col : nullptr;
+    tiles.addend = last && p.addend ? p.addend + row * p.addend_stride + col : nullptr;
+    tiles.out = p.out + row * p.out_stride + col;
   }
 
   // The weights that are read after those of the panel at `col`: the next panel's, or where the next pass or product begins.
@@ -183,13 +194,14 @@ struct Pass {
 int64_t run_few_rows(Pass& pass) {
   constexpr int kPanelsOfOne = kAccumulators / kMaxVecs;
   const Product& p = *pass.product;
-  const TileKernel kernels[] = {run_tile<1, kMaxVecs, kPanelsOfOne>, run_tile<2, kMaxVecs, kPanelsOfOne / 2>,
-                                run_tile<3, kMaxVecs, kPanelsOfOne / 3>};
+  const TilesKernel kernels[] = {run_tiles<1, kMaxVecs, kPanelsOfOne>, run_tiles<2, kMaxVecs, kPanelsOfOne / 2>,
+                                 run_tiles<3, kMaxVecs, kPanelsOfOne / 3>};
   const int64_t cols = kPanelsOfOne / p.rows * kPanel;
   int64_t col = 0;
+  pass.tiles.count = 1;
   for (; col + cols <= p.cols; col += cols) {
     pass.move_to(0, col, kPanel);
-    kernels[p.rows - 1](pass.tile);
+    kernels[p.rows - 1](pass.tiles);
   }
   return col;
 }
@@ -201,18 +213,23 @@ void run_pass(Pass& pass) {
     const int64_t width = vecs * kWidth;
     const int64_t valid = p.cols - col < width ? p.cols - col : width;
     // rows are shared out evenly: 8 rows are 4 + 4, not 6 + 2
-    const int64_t tiles = (p.rows + kTileRows[vecs] - 1) / kTileRows[vecs];
-    const char* ahead = reinterpret_cast<const char*>(pass.next_block(col, width));
-    pass.tile.ahead_step = (width * sizeof(float) + tiles - 1) / tiles;
-    for (int64_t t = 0; t < tiles; ++t) {
-      const int64_t row = t * p.rows / tiles, end = (t + 1) * p.rows / tiles;
+    const int64_t count = (p.rows + kTileRows[vecs] - 1) / kTileRows[vecs], height = p.rows / count, higher = p.rows % count;
+    pass.tiles.ahead = reinterpret_cast<const char*>(pass.next_block(col, width));
+    pass.tiles.ahead_step = (width * sizeof(float) + count - 1) / count;
+    int64_t row = 0;
+    const auto run = [&](int64_t rows, int64_t tiles) {
+      if (tiles == 0) return;
       pass.move_to(row, col, width);
-      pass.tile.ahead = ahead + t * pass.depth * pass.tile.ahead_step;
+      pass.tiles.count = tiles;
       if (valid == width)
-        run_panel_rows(vecs, end - row, pass.tile);
+        run_panel_rows(vecs, rows, pass.tiles);
       else
-        run_ragged_panel(vecs, end - row, valid, pass.tile);
-    }
+        run_ragged_panel(vecs, rows, valid, pass.tiles);
+      pass.tiles.ahead += tiles * pass.depth * pass.tiles.ahead_step;
+      row += tiles * rows;
+    };
+    run(height + 1, higher);
+    run(height, count - higher);
   }
 }
 
@@ -220,10 +237,10 @@ void product(const Product& p) {
   const int64_t block = p.rows <= 3 ? p.depth : kDepthBlock;
   Segment slices[kMaxSegments];
   Pass pass = {&p, {}, 0, 0, true, false};
-  pass.tile.segments = slices;
-  pass.tile.panel_stride = p.depth * kPanel;
-  pass.tile.addend_stride = p.addend_stride;
-  pass.tile.out_stride = p.out_stride;
+  pass.tiles.segments = slices;
+  pass.tiles.panel_stride = p.depth * kPanel;
+  pass.tiles.addend_stride = p.addend_stride;
+  pass.tiles.out_stride = p.out_stride;
   int64_t segment = 0, offset = 0;
   while (!pass.last && p.rows > 0) {
     int64_t count = 0, depth = 0;
@@ -235,7 +252,7 @@ void product(const Product& p) {
       offset += length;
       if (offset == s.length) ++segment, offset = 0;
     }
-    pass.tile.segment_count = count;
+    pass.tiles.segment_count = count;
     pass.depth = depth;
     pass.last = segment == p.segment_count;
     run_pass(pass);
