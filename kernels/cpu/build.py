@@ -15,7 +15,7 @@ LIBRARY = "encodec_cpu.so"
 
 # No -ffast-math, no -march=native, no contraction: every rounding is written in the source, and the same on every machine.
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fPIC", "-fvisibility=hidden", "-pthread", "-Wall", "-Wextra", "-Wno-psabi")
-COMMON = ("engine", "program", "chain", "stages", "winograd", "lstm", "chunks", "saved", "threads", "tiers")
+COMMON = ("engine", "program", "schedule", "chain", "stages", "winograd", "lstm", "chunks", "saved", "threads", "tiers")
 # The translation units of each machine's instruction sets, each with the flags that switch its set on.
 TIERS: dict[str, dict[str, tuple[str, ...]]] = {
     "x86_64": {

@@ -39,6 +39,12 @@ int64_t advance_stage(const Stage& stage, Progress& progress, int64_t added, boo
 
 }  // namespace
 
+std::vector<Progress> progress_of(const ChainState& state) {
+  std::vector<Progress> progress;
+  for (const StageState& stage : state) progress.push_back(stage.progress);
+  return progress;
+}
+
 void copy_rows(Rows from, Rows to, int64_t rows, int64_t channels) {
   if (from.channel_stride == 1 && to.channel_stride == 1) {
     for (int64_t t = 0; t < rows; ++t) std::copy_n(from.from(t).data, channels, to.from(t).data);

@@ -1,19 +1,15 @@
 #include "lstm.h"
 
 #include <algorithm>
-#include <condition_variable>
-#include <memory>
-#include <mutex>
-
-#include "threads.h"
+#include <utility>
 
 namespace encodec {
 namespace {
 
 // Rows of one product of the input with its weights: enough to pay for reading these from the last-level cache.
 constexpr int64_t kInputRows = 96;
-// Steps of it: the layer above starts that much later.
-constexpr int64_t kInputSteps = 48;
+// Steps of a block: the layer above starts that much later.
+constexpr int64_t kMostSteps = 48;
 // Kept between rows of h and of the gates: rows a power of two apart would share a few sets of the first-level cache.
 constexpr int64_t kRowGap = 16;
 
@@ -35,125 +31,69 @@ Lstm::Lstm(const Ops& ops, int64_t hidden, int64_t layers, const float* const* w
   }
 }
 
-// Clips that step together, longest first, so that the ones still running at a step are the first few.
-// Sequences lie step by step: [steps, clips running].
-class Lstm::Group {
- public:
-  Group(const Lstm& lstm, std::vector<LstmClip> clips) : lstm_(lstm), clips_(std::move(clips)) {
-    const int64_t hidden = lstm_.hidden_, steps = clips_.front().steps;
-    for (int64_t step = 0, running = count(); step <= steps; ++step) {
-      starts_.push_back(step == 0 ? 0 : starts_.back() + running);
-      while (running > 0 && clips_[running - 1].steps <= step) --running;
-    }
-    sequence_.resize(starts_.back() * hidden);
-    each_row([&](float* row, const LstmClip& clip, int64_t step) { std::copy_n(clip.x + step * hidden, hidden, row); });
-    block_ = std::max<int64_t>(1, std::min(kInputSteps, kInputRows / count()));
-    blocks_done_.assign(lstm_.layers_.size(), 0);
-    gates_.resize(lstm_.layers_.size() * block_ * count() * (4 * hidden + kRowGap));
-    h_.resize(lstm_.layers_.size() * count() * (hidden + kRowGap));
-    c_.resize(lstm_.layers_.size() * count() * hidden);
+int64_t LstmBlock::steps(int64_t clips) { return std::max<int64_t>(1, std::min(kMostSteps, kInputRows / clips)); }
+
+LstmBlock::LstmBlock(const Lstm& lstm, std::vector<LstmClip> clips) : lstm_(lstm), clips_(std::move(clips)) {
+  const int64_t steps = clips_.front().steps;
+  for (int64_t step = 0, running = count(); step <= steps; ++step) {
+    starts_.push_back(step == 0 ? 0 : starts_.back() + running);
+    while (running > 0 && clips_[running - 1].steps <= step) --running;
+  }
+}
+
+void LstmBlock::run_layer(const Ops& ops, int64_t layer, Workspace& workspace) {
+  const int64_t hidden = lstm_.hidden_, stride = hidden + kRowGap, cols = 4 * hidden, gates_stride = cols + kRowGap;
+  const Lstm::Layer& weights = lstm_.layers_[layer];
+  if (layer == 0) read_inputs();
+  float* const sequence = sequence_.reserve(starts_.back() * hidden);
+  float* const h = workspace.hidden.reserve(count() * (stride + hidden));
+  float* const c = h + count() * stride;
+  for (int64_t i = 0; i < count(); ++i) {
+    const float* saved = clips_[i].state->data() + layer * 2 * hidden;
+    std::copy_n(saved, hidden, h + i * stride);
+    std::copy_n(saved + hidden, hidden, c + i * hidden);
   }
 
-  // Runs one layer over all steps, in place, never ahead of the layer below.
-  void run_layer(const Ops& ops, int64_t layer) {
-    const int64_t hidden = lstm_.hidden_, stride = hidden + kRowGap, steps = clips_.front().steps;
-    float *h = h_.data() + layer * count() * stride, *c = c_.data() + layer * count() * hidden;
-    for (int64_t i = 0; i < count(); ++i) {
-      const float* saved = clips_[i].state->data() + layer * 2 * hidden;
-      std::copy_n(saved, hidden, h + i * stride);
-      std::copy_n(saved + hidden, hidden, c + i * hidden);
-    }
-    for (int64_t first = 0; first < steps; first += block_) {
-      if (layer > 0) wait_for(layer - 1, first / block_ + 1);
-      run_steps(ops, layer, first, std::min(steps, first + block_), h, c);
-      finish_block(layer);
-    }
-    for (int64_t i = 0; i < count(); ++i) {
-      float* saved = clips_[i].state->data() + layer * 2 * hidden;
-      std::copy_n(h + i * stride, hidden, saved);
-      std::copy_n(c + i * hidden, hidden, saved + hidden);
+  float* gates = workspace.scratch.reserve(starts_.back() * gates_stride);
+  const Segment input = {sequence, hidden, hidden}, recurrent = {h, stride, hidden};
+  ops.product({&input, 1, weights.input.data(), weights.bias.data(), nullptr, 0, gates, gates_stride, starts_.back(), cols, hidden});
+  float* row = sequence;
+  for (size_t step = 0; step + 1 < starts_.size(); ++step) {
+    const int64_t running = starts_[step + 1] - starts_[step];
+    ops.product({&recurrent, 1, weights.recurrent.data(), nullptr, nullptr, 0, gates, gates_stride, running, cols, hidden});
+    for (int64_t i = 0; i < running; ++i, gates += gates_stride, row += hidden) {
+      ops.lstm_cell(gates, c + i * hidden, h + i * stride, hidden);
+      std::copy_n(h + i * stride, hidden, row);
     }
   }
 
-  void write_outputs(const Ops& ops) {
-    const int64_t hidden = lstm_.hidden_;
-    each_row([&](float* row, const LstmClip& clip, int64_t step) {
-      ops.add(row, clip.x + step * hidden, clip.y + step * hidden, hidden);
-    });
+  for (int64_t i = 0; i < count(); ++i) {
+    float* saved = clips_[i].state->data() + layer * 2 * hidden;
+    std::copy_n(h + i * stride, hidden, saved);
+    std::copy_n(c + i * hidden, hidden, saved + hidden);
   }
+  if (layer + 1 == lstm_.layers()) write_outputs(ops, h);
+}
 
- private:
-  int64_t count() const { return static_cast<int64_t>(clips_.size()); }
+void LstmBlock::read_inputs() {
+  const int64_t hidden = lstm_.hidden_;
+  float* row = sequence_.reserve(starts_.back() * hidden);
+  for (size_t step = 0; step + 1 < starts_.size(); ++step)
+    for (int64_t i = 0; i < starts_[step + 1] - starts_[step]; ++i, row += hidden)
+      copy_rows(clips_[i].x.from(step), {row, hidden, 1}, 1, hidden);
+}
 
-  template <class Function>
-  void each_row(const Function& function) {
-    for (size_t step = 0; step + 1 < starts_.size(); ++step)
-      for (int64_t row = starts_[step]; row < starts_[step + 1]; ++row)
-        function(sequence_.data() + row * lstm_.hidden_, clips_[row - starts_[step]], static_cast<int64_t>(step));
-  }
-
-  void run_steps(const Ops& ops, int64_t layer, int64_t first, int64_t end, float* h, float* c) {
-    const int64_t hidden = lstm_.hidden_, stride = hidden + kRowGap;
-    const int64_t cols = 4 * hidden, gates_stride = cols + kRowGap;
-    const Layer& weights = lstm_.layers_[layer];
-    float* gates = gates_.data() + layer * block_ * count() * gates_stride;
-    float* rows = sequence_.data() + starts_[first] * hidden;
-    const Segment input = {rows, hidden, hidden}, recurrent = {h, stride, hidden};
-    ops.product({&input, 1, weights.input.data(), weights.bias.data(), nullptr, 0, gates, gates_stride,
-                 starts_[end] - starts_[first], cols, hidden});
-    for (int64_t step = first; step < end; ++step) {
-      const int64_t running = starts_[step + 1] - starts_[step];
-      ops.product({&recurrent, 1, weights.recurrent.data(), nullptr, nullptr, 0, gates, gates_stride, running, cols,
-                   hidden});
-      for (int64_t i = 0; i < running; ++i, gates += gates_stride, rows += hidden) {
-        ops.lstm_cell(gates, c + i * hidden, h + i * stride, hidden);
-        std::copy_n(h + i * stride, hidden, rows);
-      }
+// row_sums: [hidden], to work in.
+void LstmBlock::write_outputs(const Ops& ops, float* row_sums) {
+  const int64_t hidden = lstm_.hidden_;
+  const float* row = sequence_.reserve(0);
+  for (size_t step = 0; step + 1 < starts_.size(); ++step)
+    for (int64_t i = 0; i < starts_[step + 1] - starts_[step]; ++i, row += hidden) {
+      copy_rows(clips_[i].x.from(step), {row_sums, hidden, 1}, 1, hidden);
+      ops.add(row, row_sums, row_sums, hidden);
+      copy_rows({row_sums, hidden, 1}, clips_[i].y.from(step), 1, hidden);
     }
-  }
-
-  void wait_for(int64_t layer, int64_t blocks) {
-    std::unique_lock<std::mutex> lock(mutex_);
-    moved_.wait(lock, [&] { return blocks_done_[layer] >= blocks; });
-  }
-
-  void finish_block(int64_t layer) {
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
-      ++blocks_done_[layer];
-    }
-    moved_.notify_all();
-  }
-
-  const Lstm& lstm_;
-  std::vector<LstmClip> clips_;
-  std::vector<int64_t> starts_;  // the sequence's row at which each step begins
-  std::vector<float> sequence_, gates_, h_, c_;
-  int64_t block_;
-  std::mutex mutex_;
-  std::condition_variable moved_;
-  std::vector<int64_t> blocks_done_;
-};
-
-void Lstm::run(const Ops& ops, std::vector<LstmClip> clips, int threads) const {
-  clips.erase(std::remove_if(clips.begin(), clips.end(), [](const LstmClip& clip) { return clip.steps == 0; }),
-              clips.end());
-  if (clips.empty()) return;
-  std::stable_sort(clips.begin(), clips.end(),
-                   [](const LstmClip& a, const LstmClip& b) { return a.steps > b.steps; });
-  const auto layers = static_cast<int64_t>(layers_.size()), count = static_cast<int64_t>(clips.size());
-  // threads beyond one a layer take clips of their own, dealt out in turn so that each has long and short ones
-  const int64_t group_count = std::min(count, (threads + layers - 1) / layers);
-  std::vector<std::unique_ptr<Group>> groups;
-  for (int64_t g = 0; g < group_count; ++g) {
-    std::vector<LstmClip> members;
-    for (int64_t i = g; i < count; i += group_count) members.push_back(clips[i]);
-    groups.push_back(std::make_unique<Group>(*this, std::move(members)));
-  }
-  // a layer's task comes after those of the layer below, for which it waits
-  run_tasks(threads, layers * group_count,
-            [&](int64_t task) { groups[task % group_count]->run_layer(ops, task / group_count); });
-  run_tasks(threads, group_count, [&](int64_t g) { groups[g]->write_outputs(ops); });
+  sequence_ = Buffer();
 }
 
 }  // namespace encodec

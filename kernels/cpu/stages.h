@@ -118,6 +118,8 @@ struct StageState {
 
 using ChainState = std::vector<StageState>;
 
+std::vector<Progress> progress_of(const ChainState& state);
+
 // Rows in either layout: step t, channel c at data[t * row_stride + c * channel_stride].
 struct Rows {
   float* data;
@@ -142,6 +144,8 @@ class Chain {
   int64_t advance(std::vector<Progress>& progress, int64_t added, bool final) const;
   // Output steps per input step, as a fraction.
   void rate(int64_t& up, int64_t& down) const;
+  // Input steps that a run takes at a time.
+  int64_t tile() const;
   // Input steps before which the start of a piece that begins with output `index` must lie.
   int64_t reach(int64_t index) const;
   // The state at input step `start` in the middle of a clip, wrong for all outputs that reach before it; `output` is the index of
@@ -153,7 +157,6 @@ class Chain {
            Workspace& workspace) const;
 
  private:
-  int64_t tile() const;
   int64_t run_tile(const Ops& ops, ChainState& state, Rows x, int64_t count, bool final, const float*& out,
                    Workspace& workspace) const;
 

@@ -7,6 +7,7 @@
 #include <exception>
 #include <list>
 #include <mutex>
+#include <set>
 #include <system_error>
 #include <thread>
 
@@ -42,47 +43,113 @@ class DefaultFloats {
   DefaultFloats& operator=(const DefaultFloats&) = delete;
 };
 
-struct Job {
-  const std::function<void(int64_t)>* body;
-  int64_t count;
-  int helpers_wanted;
-  int64_t next = 0;
+// A call's tasks on their way. Used under the pool's lock.
+class Graph {
+ public:
+  Graph(const std::vector<Task>& tasks, int helpers) : helpers_wanted(helpers), tasks_(tasks), left_(tasks.size()) {
+    waits_.resize(tasks.size());
+    followers_.resize(tasks.size());
+    for (size_t task = 0; task < tasks.size(); ++task) {
+      waits_[task] = tasks[task].after.size();
+      for (size_t before : tasks[task].after) followers_[before].push_back(task);
+      if (waits_[task] == 0) begin_in(task);
+    }
+  }
+
+  bool ready() const { return !urgent_.empty() || !others_.empty(); }
+  size_t ready_count() const { return urgent_.size() + others_.size(); }
+  bool ended() const { return running_ == 0 && (left_ == 0 || error != nullptr); }
+
+  size_t take() {
+    const bool urgent = !urgent_.empty() && (urgent_running_ == 0 || others_.empty());
+    std::set<size_t>& from = urgent ? urgent_ : others_;
+    const size_t task = *from.begin();
+    from.erase(from.begin());
+    ++running_;
+    urgent_running_ += urgent;
+    return task;
+  }
+
+  void finish(size_t task, std::exception_ptr failure) {
+    --running_;
+    --left_;
+    urgent_running_ -= tasks_[task].urgent;
+    if (failure && !error) error = failure;
+    if (error) {
+      urgent_.clear();
+      others_.clear();
+      return;
+    }
+    for (size_t follower : followers_[task])
+      if (--waits_[follower] == 0) begin_in(follower);
+  }
+
+  const std::function<void()>& body(size_t task) const { return tasks_[task].body; }
+
+  const int helpers_wanted;
   int helpers = 0;
+  bool caller_waits = false;
+  std::condition_variable changed;  // for the caller
   std::exception_ptr error = nullptr;
+
+ private:
+  void begin_in(size_t task) { (tasks_[task].urgent ? urgent_ : others_).insert(task); }
+
+  const std::vector<Task>& tasks_;
+  size_t left_, running_ = 0, urgent_running_ = 0;
+  std::vector<size_t> waits_;
+  std::vector<std::vector<size_t>> followers_;
+  std::set<size_t> urgent_, others_;  // that may begin
 };
 
 class Pool {
  public:
-  void run(int threads, int64_t count, const std::function<void(int64_t)>& body) {
-    Job job{&body, count, static_cast<int>(std::min<int64_t>(threads, count)) - 1};
+  void run(int threads, const std::vector<Task>& tasks) {
+    Graph graph(tasks, static_cast<int>(std::min<size_t>(threads, tasks.size())) - 1);
     std::unique_lock<std::mutex> lock(mutex_);
-    const auto place = jobs_.insert(jobs_.end(), &job);
-    while (workers_ < job.helpers_wanted && add_worker()) {
+    const auto place = graphs_.insert(graphs_.end(), &graph);
+    while (workers_ < graph.helpers_wanted && add_worker()) {
     }
-    if (job.helpers_wanted > 0) work_.notify_all();
-    help(job, lock);
-    jobs_.erase(place);
-    idle_.wait(lock, [&] { return job.helpers == 0; });
-    if (job.error) std::rethrow_exception(job.error);
+    call_helpers(graph, graph.ready_count());
+    for (;;) {
+      help(graph, lock);
+      if (graph.ended() && graph.helpers == 0) break;
+      graph.caller_waits = true;
+      graph.changed.wait(lock, [&] { return graph.ready() || (graph.ended() && graph.helpers == 0); });
+      graph.caller_waits = false;
+    }
+    graphs_.erase(place);
+    if (graph.error) std::rethrow_exception(graph.error);
   }
 
  private:
-  // Takes tasks until none is left; the lock is held on entry and on return.
-  static void help(Job& job, std::unique_lock<std::mutex>& lock) {
-    while (job.next < job.count) {
-      const int64_t task = job.next++;
+  // Takes tasks until none may begin; the lock is held on entry and on return.
+  void help(Graph& graph, std::unique_lock<std::mutex>& lock) {
+    while (graph.ready()) {
+      const size_t task = graph.take();
       lock.unlock();
       std::exception_ptr error;
       try {
         DefaultFloats floats;
-        (*job.body)(task);
+        graph.body(task)();
       } catch (...) {
         error = std::current_exception();
       }
       lock.lock();
-      if (error && !job.error) job.error = error;
-      if (error) job.next = job.count;
+      const size_t before = graph.ready_count();
+      graph.finish(task, error);
+      // one of the tasks that may begin now is this thread's next
+      const size_t now = graph.ready_count();
+      if (now > before) call_helpers(graph, now - (before == 0));
     }
+  }
+
+  void call_helpers(Graph& graph, size_t tasks) {
+    if (tasks > 0 && graph.caller_waits) {
+      graph.changed.notify_one();
+      --tasks;
+    }
+    for (int idle = graph.helpers_wanted - graph.helpers; idle > 0 && tasks > 0; --idle, --tasks) work_.notify_one();
   }
 
   // Fewer workers than asked for is slower, not wrong: the caller runs the tasks itself.
@@ -99,21 +166,21 @@ class Pool {
   void serve() {
     std::unique_lock<std::mutex> lock(mutex_);
     for (;;) {
-      Job* job = nullptr;
+      Graph* graph = nullptr;
       work_.wait(lock, [&] {
-        for (Job* candidate : jobs_)
-          if (candidate->next < candidate->count && candidate->helpers < candidate->helpers_wanted) job = candidate;
-        return job != nullptr;
+        for (Graph* candidate : graphs_)
+          if (candidate->ready() && candidate->helpers < candidate->helpers_wanted) graph = candidate;
+        return graph != nullptr;
       });
-      ++job->helpers;
-      help(*job, lock);
-      if (--job->helpers == 0) idle_.notify_all();
+      ++graph->helpers;
+      help(*graph, lock);
+      if (--graph->helpers == 0 && graph->ended()) graph->changed.notify_one();
     }
   }
 
   std::mutex mutex_;
-  std::condition_variable work_, idle_;
-  std::list<Job*> jobs_;
+  std::condition_variable work_;
+  std::list<Graph*> graphs_;
   int workers_ = 0;
 };
 
@@ -123,10 +190,10 @@ std::once_flag pool_once;
 
 }  // namespace
 
-void run_tasks(int threads, int64_t count, const std::function<void(int64_t)>& body) {
-  if (threads <= 1 || count <= 1) {
+void run_tasks(int threads, const std::vector<Task>& tasks) {
+  if (threads <= 1 || tasks.size() <= 1) {
     DefaultFloats floats;
-    for (int64_t task = 0; task < count; ++task) body(task);
+    for (const Task& task : tasks) task.body();
     return;
   }
   std::call_once(pool_once, [] {
@@ -134,7 +201,13 @@ void run_tasks(int threads, int64_t count, const std::function<void(int64_t)>& b
     // the child has none of the workers, and perhaps a locked mutex: it leaves them and starts anew
     pthread_atfork(nullptr, nullptr, [] { pool = new Pool; });
   });
-  pool->run(threads, count, body);
+  pool->run(threads, tasks);
+}
+
+void run_tasks(int threads, int64_t count, const std::function<void(int64_t)>& body) {
+  std::vector<Task> tasks;
+  for (int64_t i = 0; i < count; ++i) tasks.push_back({[&body, i] { body(i); }, {}});
+  run_tasks(threads, tasks);
 }
 
 }  // namespace encodec

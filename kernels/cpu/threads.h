@@ -1,14 +1,26 @@
 // Worker threads shared by all calls of the process: they sleep between calls and never spin.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <vector>
 
 namespace encodec {
 
-// Runs body(0) ... body(count - 1), in ascending order of start, on the caller and up to threads - 1 workers; returns when all
-// have ended and rethrows the first exception. Calls from several threads share the workers; a child process starts its own.
-// A body may wait for one with a lower index. Bodies see the default floating-point environment.
+struct Task {
+  std::function<void()> body;
+  std::vector<size_t> after;  // the tasks, each earlier in the list, that end before it begins
+  // Others wait for it: begins before those that are not, one at a time while there are any.
+  bool urgent = false;
+};
+
+// Runs the tasks on the caller and up to threads - 1 workers, earlier ones first where several may begin; returns when all have
+// ended. After the first exception no task begins, and it is rethrown. Calls from several threads share the workers; a child process
+// starts its own. Bodies see the default floating-point environment.
+void run_tasks(int threads, const std::vector<Task>& tasks);
+
+// As above for body(0) ... body(count - 1), in any order.
 void run_tasks(int threads, int64_t count, const std::function<void(int64_t)>& body);
 
 }  // namespace encodec

@@ -1,0 +1,235 @@
+#include "schedule.h"
+
+#include <algorithm>
+#include <numeric>
+#include <utility>
+
+namespace encodec {
+namespace {
+
+// Clips of an LSTM's group: more would not make its products faster.
+constexpr int64_t kGroupClips = 32;
+// A piece must be this many times as long as what it computes twice to begin in the middle of a clip.
+constexpr int64_t kPieceOverOverlap = 8;
+
+}  // namespace
+
+std::unique_ptr<Workspace> Workspaces::take() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  if (free_.empty()) return std::make_unique<Workspace>();
+  std::unique_ptr<Workspace> workspace = std::move(free_.back());
+  free_.pop_back();
+  return workspace;
+}
+
+void Workspaces::give_back(std::unique_ptr<Workspace> workspace) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  free_.push_back(std::move(workspace));
+}
+
+int64_t Schedule::add(ClipState& clip, Rows x, int64_t steps, bool final, Rows y) {
+  Flow flow = {&clip, steps, final, {}};
+  int64_t rows = steps;
+  for (size_t i = 0; i < program_.parts.size(); ++i) {
+    const Part& part = program_.parts[i];
+    const PartState& state = clip.parts[i];
+    Leg leg = {x, y, {}, progress_of(state.chain), state.emitted};
+    if (part.chain) {
+      std::vector<Progress> progress = leg.progress;
+      rows = part.chain->advance(progress, rows, final);
+    }
+    if (i + 1 < program_.parts.size()) {
+      leg.memory.resize(rows * part.out_channels());
+      leg.y = {leg.memory.data(), part.out_channels(), 1};
+    }
+    x = leg.y;
+    flow.legs.push_back(std::move(leg));
+  }
+  flows_.push_back(std::move(flow));
+  return rows;
+}
+
+void Schedule::run() {
+  const size_t parts = program_.parts.size();
+  lstm_tasks_.resize(parts);
+  for (std::vector<Flow*> flows; begin_wave(flows);)
+    for (size_t i = 0; i < parts; ++i) {
+      if (program_.parts[i].lstm)
+        plan_lstm(i, flows);
+      else
+        plan_chain(i, flows);
+    }
+  for (Flow& flow : flows_)
+    for (Leg& leg : flow.legs)
+      if (leg.last) leg.last->followed = true;
+
+  run_tasks(threads_, tasks_);
+
+  for (Flow& flow : flows_)
+    for (size_t i = 0; i < parts; ++i)
+      if (Leg& leg = flow.legs[i]; leg.last) {
+        flow.clip->parts[i].chain = std::move(leg.last->state);
+        flow.clip->parts[i].emitted = leg.emitted;
+      }
+}
+
+// Takes the next steps of the clips that have some; whether there are any.
+bool Schedule::begin_wave(std::vector<Flow*>& flows) {
+  flows.clear();
+  for (Flow& flow : flows_)
+    if (!flow.ended) flows.push_back(&flow);
+  // with fewer clips than threads, and with one thread, there is nothing that a wave could go beside
+  const bool short_waves = threads_ > 1 && static_cast<int64_t>(flows.size()) >= threads_;
+  const int64_t most = short_waves ? wave_steps() : INT64_MAX;
+  for (Flow* flow : flows) {
+    flow->added = std::min(most, flow->steps - flow->done);
+    flow->done += flow->added;
+    flow->ended = flow->done == flow->steps;
+    flow->last = flow->ended && flow->final;
+    flow->writers.clear();
+  }
+  return !flows.empty();
+}
+
+int64_t Schedule::wave_steps() const {
+  if (program_.whole_clips_only()) return INT64_MAX;
+  int64_t up = 1, down = 1;
+  for (const Part& part : program_.parts) {
+    if (part.lstm) return std::max<int64_t>(1, kWaveRows * down / up);
+    part.chain->rate(up, down);
+  }
+  return program_.parts.front().chain->tile();
+}
+
+void Schedule::plan_chain(size_t part, const std::vector<Flow*>& flows) {
+  const auto count = static_cast<int64_t>(flows.size());
+  int64_t total = 0, longest = 0;
+  for (const Flow* flow : flows) {
+    total += flow->added;
+    longest = std::max(longest, flow->added);
+  }
+  const bool cut = count < threads_ && !program_.parts[part].chain->normed();
+  const bool alike = total == longest * count;
+  for (Flow* flow : flows) {
+    // pieces of one length share the threads evenly; where clips differ, they are small against what each thread has to do
+    int64_t pieces = 1;
+    if (cut && alike) pieces = threads_ / std::gcd(count, static_cast<int64_t>(threads_));
+    if (cut && !alike) pieces = (4 * threads_ * flow->added + total - 1) / total;
+    const int64_t added = std::exchange(flow->added, 0);
+    const std::vector<size_t> writers = std::exchange(flow->writers, {});
+    pieces = std::max<int64_t>(1, std::min(pieces, added));
+    for (int64_t i = 0; i < pieces; ++i)
+      plan_piece(part, *flow, (i + 1) * added / pieces - i * added / pieces, flow->last && i + 1 == pieces, i > 0, writers);
+  }
+}
+
+// alone: it should not depend on the piece before. writers: the tasks that write the rows of the flow's wave.
+void Schedule::plan_piece(size_t part, Flow& flow, int64_t steps, bool final, bool alone, const std::vector<size_t>& writers) {
+  const Chain& chain = *program_.parts[part].chain;
+  Leg& leg = flow.legs[part];
+  const int64_t before = leg.progress.front().length, emitted = leg.emitted;
+  const int64_t outputs = chain.advance(leg.progress, steps, final);
+  Piece piece = {leg.taken, steps, leg.given, 0, final, false, 0, leg.last, tasks_.size(), false, {}};
+  leg.taken += steps;
+  leg.given += outputs;
+  leg.emitted += outputs;
+  flow.added += outputs;
+
+  std::vector<size_t> after = writers;
+  if (leg.last && !(alone && start_in_middle(chain, before, emitted, piece))) {
+    leg.last->followed = true;
+    after.push_back(leg.last->task);
+  }
+  flow.writers.push_back(piece.task);
+  pieces_.push_back(std::move(piece));
+  leg.last = &pieces_.back();
+  tasks_.push_back({[this, part, &flow, last = leg.last] { run_piece(part, flow, *last); }, std::move(after)});
+}
+
+// Moves the start of a piece, which is the clip's step `before` and gives its output `emitted`, far enough back for it to need no state;
+// whether that is possible and costs little.
+bool Schedule::start_in_middle(const Chain& chain, int64_t before, int64_t emitted, Piece& piece) {
+  int64_t up = 1, down = 1;
+  chain.rate(up, down);
+  const int64_t reach = chain.reach(emitted), start = reach - (reach % down + down) % down, overlap = before - start;
+  ChainState state;
+  int64_t first_output = 0;
+  const bool costs_little = overlap * kPieceOverOverlap <= piece.steps;
+  if (overlap < 0 || overlap > piece.first || !costs_little || !chain.middle(start, state, first_output)) return false;
+  piece.first -= overlap;
+  piece.steps += overlap;
+  piece.skip = emitted - first_output;
+  piece.middle = true;
+  piece.start = start;
+  return true;
+}
+
+void Schedule::run_piece(size_t part, Flow& flow, Piece& piece) {
+  const Chain& chain = *program_.parts[part].chain;
+  const Leg& leg = flow.legs[part];
+  int64_t first_output = 0;
+  if (piece.middle)
+    chain.middle(piece.start, piece.state, first_output);
+  else
+    piece.state = std::move(piece.before ? piece.before->state : flow.clip->parts[part].chain);
+  std::unique_ptr<Workspace> workspace = workspaces_.take();
+  chain.run(program_.ops, piece.state, leg.x.from(piece.first), piece.steps, piece.final, leg.y.from(piece.output), piece.skip,
+            *workspace);
+  workspaces_.give_back(std::move(workspace));
+  if (!piece.followed) piece.state.clear();
+}
+
+void Schedule::plan_lstm(size_t part, std::vector<Flow*> flows) {
+  const Lstm& lstm = *program_.parts[part].lstm;
+  flows.erase(std::remove_if(flows.begin(), flows.end(), [](const Flow* flow) { return flow->added == 0; }), flows.end());
+  if (flows.empty()) return;
+  std::stable_sort(flows.begin(), flows.end(), [](const Flow* a, const Flow* b) { return a->added > b->added; });
+  const LayerTasks before = std::exchange(lstm_tasks_[part], LayerTasks(lstm.layers()));
+  // threads beyond one a layer take clips of their own, dealt out in turn so that each has long and short ones
+  const auto count = static_cast<int64_t>(flows.size());
+  const int64_t per_layer = (threads_ + lstm.layers() - 1) / lstm.layers();
+  const int64_t groups = std::min(count, std::max(per_layer, (count + kGroupClips - 1) / kGroupClips));
+  for (int64_t g = 0; g < groups; ++g) {
+    std::vector<Flow*> members;
+    for (int64_t i = g; i < count; i += groups) members.push_back(flows[i]);
+    plan_group(part, members, before, lstm_tasks_[part]);
+  }
+}
+
+// flows: longest first.
+void Schedule::plan_group(size_t part, const std::vector<Flow*>& flows, const LayerTasks& before, LayerTasks& after) {
+  const Lstm& lstm = *program_.parts[part].lstm;
+  const int64_t steps = LstmBlock::steps(static_cast<int64_t>(flows.size()));
+  LayerTasks waits = before;
+  waits.resize(lstm.layers());
+  for (const Flow* flow : flows) waits[0].insert(waits[0].end(), flow->writers.begin(), flow->writers.end());
+  std::vector<std::shared_ptr<LstmBlock>> blocks;
+  for (int64_t first = 0; first < flows.front()->added; first += steps) {
+    std::vector<LstmClip> clips;
+    for (const Flow* flow : flows) {
+      const Leg& leg = flow->legs[part];
+      const int64_t at = leg.taken + first, left = flow->added - first;
+      if (left > 0) clips.push_back({&flow->clip->parts[part].lstm, leg.x.from(at), leg.y.from(at), std::min(left, steps)});
+    }
+    blocks.push_back(std::make_shared<LstmBlock>(lstm, std::move(clips)));
+  }
+  // a layer's blocks together: its weights stay in the last-level cache
+  for (int64_t layer = 0; layer < lstm.layers(); ++layer)
+    for (const auto& block : blocks) {
+      const size_t task = tasks_.size();
+      if (layer > 0) waits[layer].push_back(task - blocks.size());
+      tasks_.push_back({[this, block, layer] {
+                          std::unique_ptr<Workspace> workspace = workspaces_.take();
+                          block->run_layer(program_.ops, layer, *workspace);
+                          workspaces_.give_back(std::move(workspace));
+                        },
+                        std::exchange(waits[layer], {task}), true});
+    }
+  for (int64_t layer = 0; layer < lstm.layers(); ++layer) after[layer].push_back(waits[layer].front());
+  for (Flow* flow : flows) {
+    flow->legs[part].taken += flow->added;
+    flow->writers = waits.back();
+  }
+}
+
+}  // namespace encodec
