@@ -25,8 +25,6 @@ ENCODEC_INLINE Reduced reduce(Vec x) {
   return {bits(shifted), fma(r * r, q, r)};
 }
 
-ENCODEC_INLINE Vec at_least(Vec x, float low) { return x < low ? splat(low) : x; }  // NaN stays
-
 // e^x - 1 for x <= 0.
 ENCODEC_INLINE Vec expm1_negative(Vec x) {
   Reduced e = reduce(at_least(x, -25.0f));

@@ -31,6 +31,15 @@ ENCODEC_INLINE void store_part(float* p, Vec x, int64_t count) {
   for (int64_t i = 0; i < count; ++i) p[i] = x[i];
 }
 
+// The larger of x and low; NaN stays. The compiler makes two instructions of the comparison, on the units that multiply.
+#if defined(__AVX512F__) && ENCODEC_WIDTH == 16
+ENCODEC_INLINE Vec at_least(Vec x, float low) { return _mm512_max_ps(splat(low), x); }
+#elif defined(__AVX2__) && ENCODEC_WIDTH == 8
+ENCODEC_INLINE Vec at_least(Vec x, float low) { return _mm256_max_ps(splat(low), x); }
+#else
+ENCODEC_INLINE Vec at_least(Vec x, float low) { return x < low ? splat(low) : x; }
+#endif
+
 #if defined(__AVX512F__) && ENCODEC_WIDTH == 16
 ENCODEC_INLINE Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
 #elif defined(__FMA__) && ENCODEC_WIDTH == 8
