@@ -23,6 +23,7 @@ from encodec_fast.cli.app import (
     checking_arguments,
     prepared_model,
 )
+from encodec_fast.dataset.options import BATCH_SECONDS
 from encodec_fast.terminal import ProgressBar, report_failures, say, speed_line
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def decode(
     device: DeviceOption = "auto",
     backend: BackendOption = "auto",
     threads: ThreadsOption = 0,
-    batch_seconds: BatchOption = 60.0,
+    batch_seconds: BatchOption = BATCH_SECONDS,
     subtype: Annotated[str, typer.Option(metavar="NAME", help="Samples as PCM_16, PCM_24 or FLOAT.")] = "PCM_16",
     overwrite: OverwriteOption = False,
 ) -> int:
@@ -84,7 +85,7 @@ def decode(
 
 
 def decode_folder(
-    folder: Path, model: EncodecModel, targets: Sequence[Path], batch_seconds: float = 60.0, subtype: str = "PCM_16"
+    folder: Path, model: EncodecModel, targets: Sequence[Path], batch_seconds: float = BATCH_SECONDS, subtype: str = "PCM_16"
 ) -> Summary:
     """Decodes every row of the folder into its target file, with a progress bar."""
     from encodec_fast.audio import write_wav

@@ -27,6 +27,7 @@ from encodec_fast.cli.app import (
     checking_arguments,
     prepared_model,
 )
+from encodec_fast.dataset.options import BATCH_SECONDS
 from encodec_fast.terminal import ProgressBar, RunProgress, report_failures, say, summary_lines
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def tokenize(
     device: DeviceOption = "auto",
     backend: BackendOption = "auto",
     threads: ThreadsOption = 0,
-    batch_seconds: BatchOption = 60.0,
+    batch_seconds: BatchOption = BATCH_SECONDS,
     overwrite: OverwriteOption = False,
     workers: Annotated[int, typer.Option(min=1, metavar="N", help="Processes that read and resample ahead.")] = 2,
     long_clip_seconds: Annotated[float, typer.Option(metavar="SECONDS", help="Longer clips run in pieces.")] = 300.0,

@@ -9,11 +9,14 @@ import torch
 
 from encodec_fast.chunks import encoded_length
 from encodec_fast.dataset.encoding import each_or_reason
+from encodec_fast.dataset.options import BATCH_SECONDS
 from encodec_fast.formats import ClipRow
 from encodec_fast.model import EncodecModel, EncodedClip
 
 
-def decode(model: EncodecModel, rows: Iterable[ClipRow], *, batch_seconds: float = 60.0) -> Iterator[tuple[ClipRow, np.ndarray | str]]:
+def decode(
+    model: EncodecModel, rows: Iterable[ClipRow], *, batch_seconds: float = BATCH_SECONDS
+) -> Iterator[tuple[ClipRow, np.ndarray | str]]:
     """Each row with its audio, float32 [C, num_samples], in the order of the rows; or with why it has none."""
     batch: list[ClipRow] = []
     seconds = 0.0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+# Audio per call of the model, seconds: at the end of each call most of its threads have nothing left to do
+BATCH_SECONDS = 120.0
 # Blocks of a long clip, seconds
 BLOCK_SECONDS = 30.0
 
@@ -21,7 +23,7 @@ class TokenizeOptions:
     bandwidth: float
     format: str = "parquet"
     packed: bool = False
-    batch_seconds: float = 60.0
+    batch_seconds: float = BATCH_SECONDS
     long_clip_seconds: float = 300.0
     rows_per_shard: int = 10_000
     shard_seconds: float = 600.0

@@ -11,6 +11,7 @@ import numpy as np
 from encodec_fast.audio import AudioError, mix_channels, read_audio, resample
 from encodec_fast.corpus.tasks import Clip, Task
 from encodec_fast.dataset.encoding import ClipEncoder
+from encodec_fast.dataset.options import BATCH_SECONDS
 from encodec_fast.dataset.schedule import batches
 from encodec_fast.formats import ClipFailure, ClipRow
 
@@ -36,7 +37,7 @@ class EncodecTokenizer:
         device: str = "auto",
         backend: str = "auto",
         audio_column: str = "audio",
-        batch_seconds: float = 60.0,
+        batch_seconds: float = BATCH_SECONDS,
         keep_audio: bool = False,
     ):
         self.pretrained_model_name_or_path, self.bandwidth = pretrained_model_name_or_path, bandwidth
