@@ -50,13 +50,13 @@ class MachineRates:
         size = MATMUL_SIZE if device.type == "cpu" else 8192
         self.square = torch.full((size, size), 0.5, device=device)
         self.product = torch.empty_like(self.square)
-        self.source = torch.ones(COPY_FLOATS, device=device)
-        self.target = torch.empty_like(self.source)
 
     def measure(self) -> dict[str, float]:
         """{"flops": FLOP/s, "copy": byte/s read and written}; the faster of three products and of two copies."""
-        copy = min(self._seconds(lambda: self.target.copy_(self.source)) for _ in range(2))
-        return {"flops": self.flops(3), "copy": 2 * self.source.nbytes / copy}
+        source = torch.ones(COPY_FLOATS, device=self.device)
+        target = torch.zeros_like(source)
+        copy = min(self._seconds(lambda: target.copy_(source)) for _ in range(2))
+        return {"flops": self.flops(3), "copy": 2 * source.nbytes / copy}
 
     def flops(self, times: int = 1) -> float:
         """FLOP/s of the fastest of so many products."""
