@@ -9,7 +9,7 @@ namespace {
 // Rows of one product of the input with its weights: enough to pay for reading these from the last-level cache.
 constexpr int64_t kInputRows = 96;
 // Steps of a block: the layer above starts that much later.
-constexpr int64_t kMostSteps = 48;
+constexpr int64_t kMostSteps = 24;
 // Kept between rows of h and of the gates: rows a power of two apart would share a few sets of the first-level cache.
 constexpr int64_t kRowGap = 16;
 
