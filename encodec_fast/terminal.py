@@ -92,6 +92,11 @@ class RunProgress(_Live):
             say(text)
 
 
+def counted(number: int, thing: str) -> str:
+    """`1 clip`, `2 clips`."""
+    return f"{number} {thing}{'s' * (number != 1)}"
+
+
 def progress_line(summary: Summary) -> str:
     """`120/568 clips, 0.12/0.42 h, 95.1 x real time (encoder 97, readers 2400), 1 error, about 12 s left`."""
     errors = len(summary.failures)
@@ -99,7 +104,7 @@ def progress_line(summary: Summary) -> str:
     return (
         f"{summary.clips + errors}/{summary.planned_clips} clips, {summary.seconds / 3600:.2f}/{summary.planned_seconds / 3600:.2f} h, "
         f"{summary.times_real_time:.1f} x real time (encoder {summary.encoding:.0f}, readers {summary.reading:.0f}), "
-        f"{errors} error{'s' * (errors != 1)}, about {max(0.0, left):.0f} s left"
+        f"{counted(errors, 'error')}, about {max(0.0, left):.0f} s left"
     )
 
 
@@ -110,16 +115,17 @@ def summary_lines(summary: Summary, failures: int) -> Iterator[str]:
         waited = 100 * summary.waited / summary.wall_seconds if summary.wall_seconds else 0.0
         yield f"encoder {summary.encoding:.1f} x real time, readers {summary.reading:.0f}; the encoder waited {waited:.1f} % of the time"
     if summary.done_before:
-        yield f"{summary.done_before} clips were done before"
+        failed_before = failures > len(summary.failures)
+        yield f"done{' or failed' * failed_before} before: {counted(summary.done_before, 'clip')}"
     if summary.left:
-        yield f"{summary.left} clips are left to other shards"
+        yield f"left to other shards: {counted(summary.left, 'clip')}"
     if failures:
-        yield f"{failures} clips have no codes: errors.parquet lists them, --retry-failed tries them again"
+        yield f"without codes: {counted(failures, 'clip')}; errors.parquet lists them, --retry-failed tries them again"
     if summary.verified is not None:
         counts = summary.verified
         verdict = "the same codec" if not counts["failed"] and not counts["changed"] else "NOT the same codec"
         yield (
-            f"verified {counts['clips']} clips, {counts['codes']} codes: {counts['flips']} frames differ from transformers "
+            f"verified {counted(counts['clips'], 'clip')}, {counts['codes']} codes: {counts['flips']} frames differ from transformers "
             f"(its own float32 from float64: {counts['reference_flips']}), largest margin {counts['worst_margin']:.2f} of its bound, "
             f"{counts['changed']} stored frames differ from the clip alone: {verdict}"
         )
@@ -136,6 +142,6 @@ def report_failures(failures: Sequence[ClipFailure]) -> None:
 
 def speed_line(summary: Summary) -> str:
     return (
-        f"{summary.clips} clips, {summary.seconds:.1f} s of audio in {summary.wall_seconds:.1f} s: "
+        f"{counted(summary.clips, 'clip')}, {summary.seconds:.1f} s of audio in {summary.wall_seconds:.1f} s: "
         f"{summary.times_real_time:.1f} x real time"
     )

@@ -28,7 +28,7 @@ from encodec_fast.cli.app import (
     prepared_model,
 )
 from encodec_fast.dataset.options import BATCH_SECONDS
-from encodec_fast.terminal import ProgressBar, RunProgress, report_failures, say, summary_lines
+from encodec_fast.terminal import ProgressBar, RunProgress, counted, report_failures, say, summary_lines
 
 if TYPE_CHECKING:
     from encodec_fast.corpus.tasks import Task
@@ -186,7 +186,7 @@ def show_plan(tasks: Sequence[Task], audio_column: str, out: Path) -> int:
         scanned = scan_seconds(tasks, audio_column, bar.update)
     seconds = [task.seconds for task in scanned if task.problem is None]
     failures = [failure_of(task, task.problem) for task in scanned if task.problem is not None]
-    say(f"{len(seconds)} clips, {sum(seconds) / 3600:.2f} hours, the longest {max(seconds, default=0.0):.1f} s")
+    say(f"{counted(len(seconds), 'clip')}, {sum(seconds) / 3600:.2f} hours, the longest {max(seconds, default=0.0):.1f} s")
     new = len(Ledger(out).new_tasks(tasks))
     if new < len(scanned):
         say(f"{len(scanned) - new} of them are known in {out} already")
