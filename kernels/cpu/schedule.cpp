@@ -117,10 +117,19 @@ void Schedule::plan_chain(size_t part, const std::vector<Flow*>& flows) {
     if (cut && !alike) pieces = (4 * threads_ * flow->added + total - 1) / total;
     const int64_t added = std::exchange(flow->added, 0);
     const std::vector<size_t> writers = std::exchange(flow->writers, {});
-    pieces = std::max<int64_t>(1, std::min(pieces, added));
+    if (cut) pieces = std::max<int64_t>(1, std::min(pieces, added / least_piece(flow->legs[part], *program_.parts[part].chain)));
     for (int64_t i = 0; i < pieces; ++i)
       plan_piece(part, *flow, (i + 1) * added / pieces - i * added / pieces, flow->last && i + 1 == pieces, i > 0, writers);
   }
+}
+
+// Input steps of the shortest piece that may begin in the middle of the clip.
+int64_t Schedule::least_piece(const Leg& leg, const Chain& chain) {
+  int64_t up = 1, down = 1;
+  chain.rate(up, down);
+  // what a piece computes twice is the same all along the clip, but for the step at which it may begin
+  const int64_t overlap = leg.progress.front().length - chain.reach(leg.emitted) + down;
+  return kPieceOverOverlap * std::max<int64_t>(1, overlap);
 }
 
 // alone: it should not depend on the piece before. writers: the tasks that write the rows of the flow's wave.

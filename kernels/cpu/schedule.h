@@ -82,6 +82,7 @@ class Schedule {
   bool begin_wave(std::vector<Flow*>& flows);
   int64_t wave_steps() const;
   void plan_chain(size_t part, const std::vector<Flow*>& flows);
+  static int64_t least_piece(const Leg& leg, const Chain& chain);
   void plan_piece(size_t part, Flow& flow, int64_t steps, bool final, bool alone, const std::vector<size_t>& writers);
   static bool start_in_middle(const Chain& chain, int64_t before, int64_t emitted, Piece& piece);
   void plan_lstm(size_t part, std::vector<Flow*> flows);

@@ -115,8 +115,7 @@ class Pool {
       help(graph, lock);
       if (graph.ended() && graph.helpers == 0) break;
       graph.caller_waits = true;
-      graph.changed.wait(lock, [&] { return graph.ready() || (graph.ended() && graph.helpers == 0); });
-      graph.caller_waits = false;
+      graph.changed.wait(lock);
     }
     graphs_.erase(place);
     if (graph.error) std::rethrow_exception(graph.error);
@@ -146,6 +145,7 @@ class Pool {
 
   void call_helpers(Graph& graph, size_t tasks) {
     if (tasks > 0 && graph.caller_waits) {
+      graph.caller_waits = false;
       graph.changed.notify_one();
       --tasks;
     }
