@@ -1,5 +1,6 @@
 #include "program.h"
 
+#include <algorithm>
 #include <stdexcept>
 #include <string>
 
@@ -59,18 +60,23 @@ int64_t encodec_program::ready(const ClipState& clip, int64_t added, bool final)
   return added;
 }
 
+const Lstm* encodec_program::first_lstm() const {
+  const auto part = std::find_if(parts.begin(), parts.end(), [](const Part& candidate) { return candidate.lstm != nullptr; });
+  return part == parts.end() ? nullptr : part->lstm.get();
+}
+
+int64_t encodec_program::steps_of_lstm_rows(int64_t rows) const {
+  int64_t up = 1, down = 1;
+  for (auto part = parts.begin(); part->chain; ++part) part->chain->rate(up, down);
+  return std::max<int64_t>(1, rows * down / up);
+}
+
 // Input steps of a clip that go through all parts before the next ones: whole waves.
 int64_t encodec_program::chunk_steps(int64_t clips) const {
-  if (whole_clips_only()) return INT64_MAX;
-  int64_t up = 1, down = 1;
-  for (const Part& part : parts) {
-    if (part.lstm) {
-      const int64_t rows = kChunkFloats / (part.lstm->hidden() * clips * kWaveRows);
-      return std::max<int64_t>(1, std::max<int64_t>(1, rows) * kWaveRows * down / up);
-    }
-    part.chain->rate(up, down);
-  }
-  return INT64_MAX;
+  const Lstm* lstm = first_lstm();
+  if (whole_clips_only() || !lstm) return INT64_MAX;
+  const int64_t waves = kChunkFloats / (lstm->hidden() * clips * kWaveRows);
+  return steps_of_lstm_rows(std::max<int64_t>(1, waves) * kWaveRows);
 }
 
 void encodec_program::push(const std::vector<ClipState*>& clips, const encodec_clips& x, const int64_t* final, int threads,

@@ -38,6 +38,10 @@ struct encodec_program {
   void append(std::unique_ptr<encodec::Stage> stage);
   void append(std::unique_ptr<encodec::Lstm> lstm);
   bool whole_clips_only() const;
+  // Null if there is none.
+  const encodec::Lstm* first_lstm() const;
+  // Input steps that bring so many rows to the first LSTM; there is one.
+  int64_t steps_of_lstm_rows(int64_t rows) const;
   encodec::ClipState open() const;
   // Outputs of `added` more steps.
   int64_t ready(const encodec::ClipState& clip, int64_t added, bool final) const;

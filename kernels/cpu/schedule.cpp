@@ -51,8 +51,9 @@ int64_t Schedule::add(ClipState& clip, Rows x, int64_t steps, bool final, Rows y
 
 void Schedule::run() {
   const size_t parts = program_.parts.size();
+  const int64_t wave = wave_steps();
   lstm_tasks_.resize(parts);
-  for (std::vector<Flow*> flows; begin_wave(flows);)
+  for (std::vector<Flow*> flows; begin_wave(wave, flows);)
     for (size_t i = 0; i < parts; ++i) {
       if (program_.parts[i].lstm)
         plan_lstm(i, flows);
@@ -73,32 +74,27 @@ void Schedule::run() {
       }
 }
 
-// Takes the next steps of the clips that have some; whether there are any.
-bool Schedule::begin_wave(std::vector<Flow*>& flows) {
+// Takes the next `wave` steps of the clips that have some; whether there are any.
+bool Schedule::begin_wave(int64_t wave, std::vector<Flow*>& flows) {
   flows.clear();
   for (Flow& flow : flows_)
     if (!flow.ended) flows.push_back(&flow);
-  // with fewer clips than threads, and with one thread, there is nothing that a wave could go beside
-  const bool short_waves = threads_ > 1 && static_cast<int64_t>(flows.size()) >= threads_;
-  const int64_t most = short_waves ? wave_steps() : INT64_MAX;
+  // fewer clips than threads are cut into pieces instead
+  if (static_cast<int64_t>(flows.size()) < threads_) wave = INT64_MAX;
   for (Flow* flow : flows) {
-    flow->added = std::min(most, flow->steps - flow->done);
+    flow->added = std::min(wave, flow->steps - flow->done);
     flow->done += flow->added;
     flow->ended = flow->done == flow->steps;
-    flow->last = flow->ended && flow->final;
     flow->writers.clear();
   }
   return !flows.empty();
 }
 
+// Input steps of a clip's piece of a wave, where there are clips enough for all threads.
 int64_t Schedule::wave_steps() const {
-  if (program_.whole_clips_only()) return INT64_MAX;
-  int64_t up = 1, down = 1;
-  for (const Part& part : program_.parts) {
-    if (part.lstm) return std::max<int64_t>(1, kWaveRows * down / up);
-    part.chain->rate(up, down);
-  }
-  return program_.parts.front().chain->tile();
+  // one thread has nothing that a wave could go beside
+  if (threads_ == 1 || program_.whole_clips_only()) return INT64_MAX;
+  return program_.first_lstm() ? program_.steps_of_lstm_rows(kWaveRows) : program_.parts.front().chain->tile();
 }
 
 void Schedule::plan_chain(size_t part, const std::vector<Flow*>& flows) {
@@ -119,7 +115,7 @@ void Schedule::plan_chain(size_t part, const std::vector<Flow*>& flows) {
     const std::vector<size_t> writers = std::exchange(flow->writers, {});
     if (cut) pieces = std::max<int64_t>(1, std::min(pieces, added / least_piece(flow->legs[part], *program_.parts[part].chain)));
     for (int64_t i = 0; i < pieces; ++i)
-      plan_piece(part, *flow, (i + 1) * added / pieces - i * added / pieces, flow->last && i + 1 == pieces, i > 0, writers);
+      plan_piece(part, *flow, (i + 1) * added / pieces - i * added / pieces, flow->ended && flow->final && i + 1 == pieces, i > 0, writers);
   }
 }
 

@@ -69,17 +69,16 @@ class Schedule {
     bool final;
     std::vector<Leg> legs;
     int64_t done = 0;
-    bool ended = false;
-    // In the wave at hand: the rows that come to the next part, whether they are the clip's last, and the tasks that write them.
+    bool ended = false;  // the wave at hand has its last steps
+    // In the wave at hand: the rows that come to the next part, and the tasks that write them.
     int64_t added = 0;
-    bool last = false;
     std::vector<size_t> writers;
   };
 
   // A layer's tasks that the same layer's next ones come after.
   using LayerTasks = std::vector<std::vector<size_t>>;
 
-  bool begin_wave(std::vector<Flow*>& flows);
+  bool begin_wave(int64_t wave, std::vector<Flow*>& flows);
   int64_t wave_steps() const;
   void plan_chain(size_t part, const std::vector<Flow*>& flows);
   static int64_t least_piece(const Leg& leg, const Chain& chain);
