@@ -1,7 +1,8 @@
-"""The C++ engine by itself: a fuzz under sanitizers, the same bits from an ARM build, and a build that fails."""
+"""The C++ engine by itself: sanitizers, the same bits from an ARM build, sums in registers, and a build that fails."""
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -55,6 +56,44 @@ def test_an_arm_build_gives_the_same_bits(tmp_path):
     arm = fuzz_program(tmp_path / "arm", cross, native_build.build(tmp_path / "arm", cross, machine="aarch64"))
     here = fuzz_program(tmp_path, compiler, native_build.SOURCES / native.LIBRARY)
     assert digests([emulator, "-L", "/usr/aarch64-linux-gnu", str(arm)]) == digests([str(here)])
+
+
+# What multiplies and adds, and what stores a whole vector register, in the assembly of each set.
+ASSEMBLY = {
+    "x86_64": (r"vfmadd\d+ps\s", r"v?mov[au]ps\s+%[xyz]mm\d+, [^%]*\("),
+    "aarch64": (r"fmla\s+v", r"st[rp]\s+q\d+|st1\s"),
+}
+
+
+def innermost_loops(assembly: str) -> list[list[str]]:
+    """The lines of each loop that holds no other, by jumps back to a label."""
+    lines = assembly.splitlines()
+    labels = {line[:-1]: at for at, line in enumerate(lines) if re.fullmatch(r"\.L\w+:", line)}
+    ends = {at: re.search(r"\t(?:j|b|cbn?z|tbn?z).*(\.L\w+)$", line) for at, line in enumerate(lines)}
+    loops = [(labels[jump[1]], at) for at, jump in ends.items() if jump and labels.get(jump[1], at) < at]
+    return [lines[a : b + 1] for a, b in loops if not any(a <= c and d <= b and (a, b) != (c, d) for c, d in loops)]
+
+
+@needs_compiler
+@pytest.mark.parametrize(("machine", "tier", "accumulators"), [("x86_64", "avx512", 24), ("x86_64", "avx2", 12), ("aarch64", "neon", 24)])
+def test_the_sums_of_a_product_stay_in_registers_while_the_depth_goes_by(machine, tier, accumulators):
+    command = shutil.which(f"{machine}-linux-gnu-g++")
+    if command is None:
+        pytest.skip(f"needs {machine}-linux-gnu-g++")
+    source, flags = native_build.SOURCES / f"tier_{tier}.cpp", native_build.TIERS[machine][f"tier_{tier}"]
+    compile_ = [command, *native_build.FLAGS, *flags, "-S", str(source), "-o", "-"]
+    assembly = subprocess.run(compile_, capture_output=True, text=True, check=True).stdout
+    multiplies, stores = ASSEMBLY[machine]
+    found = set()
+    for function in re.split(r"\n(?=_Z\w+:)", assembly):
+        if not re.match(r"_Z\w*(?:run_tiles|run_rows|run_panel_rows)", function):
+            continue
+        for loop in innermost_loops(function):
+            count = sum(bool(re.search(multiplies, line)) for line in loop)
+            if count:
+                found.add(count)
+                assert not [line for line in loop if re.search(stores, line)], "\n".join(loop)
+    assert max(found) == accumulators
 
 
 def test_a_build_without_a_compiler_says_what_to_do(tmp_path, monkeypatch):

@@ -56,6 +56,8 @@ struct Tiles {
   ptrdiff_t ahead_step;
 };
 
+// Every loop over rows or columns of a tile is unrolled whole (up to 24 turns): a sum that an index picks would lie in memory.
+//
 // Tiles of kRows rows. kPanels > 1 lets a tile of few rows keep enough chains in flight to hide the latency of a multiply-add.
 template <int kRows, int kVecs, int kPanels>
 void run_tiles(const Tiles& tiles) {
@@ -65,13 +67,13 @@ void run_tiles(const Tiles& tiles) {
   const char* ahead = tiles.ahead;
   for (int64_t t = 0; t < tiles.count; ++t, out += kRows * tiles.out_stride) {
     Vec acc[kRows][kCols];
-#pragma GCC unroll 16
+#pragma GCC unroll 32
     for (int m = 0; m < kRows; ++m)
-#pragma GCC unroll 16
+#pragma GCC unroll 32
       for (int v = 0; v < kCols; ++v)
         acc[m][v] = load(tiles.bias ? tiles.bias + v * kWidth : out + m * tiles.out_stride + v * kWidth);
     // a store to a line in the last-level cache waits for the line: the next tile's are asked for now
-#pragma GCC unroll 16
+#pragma GCC unroll 32
     for (int m = 0; m < kRows && kPanels == 1; ++m) __builtin_prefetch(out + (kRows + m) * tiles.out_stride, 1);
 
     const float* weight = tiles.weight;
@@ -84,31 +86,31 @@ void run_tiles(const Tiles& tiles) {
         if constexpr (kPanels == 1) {
           __builtin_prefetch(ahead);
           ahead += tiles.ahead_step;
-#pragma GCC unroll 16
+#pragma GCC unroll 32
           for (int v = 0; v < kCols; ++v) column[v] = load(weight + v * kWidth);
-#pragma GCC unroll 16
+#pragma GCC unroll 32
           for (int m = 0; m < kRows; ++m) {
             Vec x = splat(left[m * stride]);
-#pragma GCC unroll 16
+#pragma GCC unroll 32
             for (int v = 0; v < kCols; ++v) acc[m][v] = fma(x, column[v], acc[m][v]);
           }
         } else {
           Vec x[kRows];
-#pragma GCC unroll 16
+#pragma GCC unroll 32
           for (int m = 0; m < kRows; ++m) x[m] = splat(left[m * stride]);
-#pragma GCC unroll 16
+#pragma GCC unroll 32
           for (int v = 0; v < kCols; ++v) {
             column[0] = load(weight + (v / kVecs) * tiles.panel_stride + (v % kVecs) * kWidth);
-#pragma GCC unroll 16
+#pragma GCC unroll 32
             for (int m = 0; m < kRows; ++m) acc[m][v] = fma(x[m], column[0], acc[m][v]);
           }
         }
       }
     }
 
-#pragma GCC unroll 16
+#pragma GCC unroll 32
     for (int m = 0; m < kRows; ++m)
-#pragma GCC unroll 16
+#pragma GCC unroll 32
       for (int v = 0; v < kCols; ++v) {
         Vec y = acc[m][v];
         if (addend) y = y + load(addend + m * tiles.addend_stride + v * kWidth);
