@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <exception>
+#include <numeric>
 #include <stdexcept>
 #include <string>
 
@@ -30,8 +31,8 @@ struct encodec_codebooks {
 
 namespace {
 
-// Frames of one task of the search and of the lookup.
-constexpr int64_t kFrames = 192;
+// Frames of one task of the search and of the lookup: fewer than the least would read the codebooks for too little.
+constexpr int64_t kMostFrames = 192, kLeastFrames = 48;
 
 thread_local std::string last_error;
 
@@ -72,12 +73,14 @@ bool pads_to_same(const encodec_conv& conv) {
 // Calls body(clip, first frame, frames) for all frames of all clips.
 template <class Function>
 void each_frames(const int64_t* lengths, int64_t batch, int threads, const Function& body) {
+  const int64_t share = (std::accumulate(lengths, lengths + batch, int64_t{0}) + threads - 1) / std::max(1, threads);
+  const int64_t most = std::max(kLeastFrames, std::min(kMostFrames, share));
   std::vector<std::pair<int64_t, int64_t>> tasks;
   for (int64_t b = 0; b < batch; ++b)
-    for (int64_t first = 0; first < lengths[b]; first += kFrames) tasks.emplace_back(b, first);
+    for (int64_t first = 0; first < lengths[b]; first += most) tasks.emplace_back(b, first);
   run_tasks(threads, static_cast<int64_t>(tasks.size()), [&](int64_t task) {
     const auto [b, first] = tasks[task];
-    body(b, first, std::min(kFrames, lengths[b] - first));
+    body(b, first, std::min(most, lengths[b] - first));
   });
 }
 

@@ -1,7 +1,6 @@
 #include "schedule.h"
 
 #include <algorithm>
-#include <numeric>
 #include <utility>
 
 namespace encodec {
@@ -10,7 +9,7 @@ namespace {
 // Clips of an LSTM's group: more would not make its products faster.
 constexpr int64_t kGroupClips = 32;
 // A piece must be this many times as long as what it computes twice to begin in the middle of a clip.
-constexpr int64_t kPieceOverOverlap = 8;
+constexpr int64_t kPieceOverOverlap = 4;
 
 }  // namespace
 
@@ -74,20 +73,23 @@ void Schedule::run() {
       }
 }
 
-// Takes the next `wave` steps of the clips that have some; whether there are any.
+// Takes the next steps of the clips that have some; whether there are any.
 bool Schedule::begin_wave(int64_t wave, std::vector<Flow*>& flows) {
   flows.clear();
   for (Flow& flow : flows_)
     if (!flow.ended) flows.push_back(&flow);
-  // fewer clips than threads are cut into pieces instead
-  if (static_cast<int64_t>(flows.size()) < threads_) wave = INT64_MAX;
+  if (flows.empty()) return false;
+  if (in_halves(flows))
+    wave = INT64_MAX;
+  else if (too_few(flows))
+    wave = short_wave(wave, flows);
   for (Flow* flow : flows) {
     flow->added = std::min(wave, flow->steps - flow->done);
     flow->done += flow->added;
     flow->ended = flow->done == flow->steps;
     flow->writers.clear();
   }
-  return !flows.empty();
+  return true;
 }
 
 // Input steps of a clip's piece of a wave, where there are clips enough for all threads.
@@ -97,35 +99,51 @@ int64_t Schedule::wave_steps() const {
   return program_.first_lstm() ? program_.steps_of_lstm_rows(kWaveRows) : program_.parts.front().chain->tile();
 }
 
-void Schedule::plan_chain(size_t part, const std::vector<Flow*>& flows) {
-  const auto count = static_cast<int64_t>(flows.size());
-  int64_t total = 0, longest = 0;
+bool Schedule::too_few(const std::vector<Flow*>& flows) const {
+  return static_cast<int64_t>(flows.size()) < threads_ && !program_.whole_clips_only();
+}
+
+bool Schedule::in_halves(const std::vector<Flow*>& flows) const {
+  const bool alike = std::all_of(flows.begin(), flows.end(), [&](const Flow* flow) { return flow->steps == flows.front()->steps; });
+  return too_few(flows) && alike && static_cast<int64_t>(2 * flows.size()) == threads_;
+}
+
+// Input steps of a wave of too few clips: pieces for all threads, and where there is an LSTM, two each for it to begin soon.
+int64_t Schedule::short_wave(int64_t wave, const std::vector<Flow*>& flows) const {
+  int64_t total = 0;
+  const Flow* longest = flows.front();
   for (const Flow* flow : flows) {
-    total += flow->added;
-    longest = std::max(longest, flow->added);
+    total += flow->steps;
+    if (flow->steps > longest->steps) longest = flow;
   }
-  const bool cut = count < threads_ && !program_.parts[part].chain->normed();
-  const bool alike = total == longest * count;
+  wave = program_.first_lstm() ? std::min(wave, total / (2 * threads_)) : total / threads_;
+  return std::max(wave, program_.parts.front().chain ? least_piece(*longest, 0, longest->steps) : 1);
+}
+
+void Schedule::plan_chain(size_t part, const std::vector<Flow*>& flows) {
+  const bool alone = too_few(flows), halves = in_halves(flows);
   for (Flow* flow : flows) {
-    // pieces of one length share the threads evenly; where clips differ, they are small against what each thread has to do
-    int64_t pieces = 1;
-    if (cut && alike) pieces = threads_ / std::gcd(count, static_cast<int64_t>(threads_));
-    if (cut && !alike) pieces = (4 * threads_ * flow->added + total - 1) / total;
     const int64_t added = std::exchange(flow->added, 0);
     const std::vector<size_t> writers = std::exchange(flow->writers, {});
-    if (cut) pieces = std::max<int64_t>(1, std::min(pieces, added / least_piece(flow->legs[part], *program_.parts[part].chain)));
-    for (int64_t i = 0; i < pieces; ++i)
-      plan_piece(part, *flow, (i + 1) * added / pieces - i * added / pieces, flow->ended && flow->final && i + 1 == pieces, i > 0, writers);
+    const bool final = flow->ended && flow->final;
+    const int64_t half = halves && added / 2 >= least_piece(*flow, part, added) ? added / 2 : 0;
+    if (half) plan_piece(part, *flow, half, false, alone, writers);
+    plan_piece(part, *flow, added - half, final, alone, writers);
   }
 }
 
-// Input steps of the shortest piece that may begin in the middle of the clip.
-int64_t Schedule::least_piece(const Leg& leg, const Chain& chain) {
+// Input steps of the shortest piece that may begin anywhere in the flow's next `steps`.
+int64_t Schedule::least_piece(const Flow& flow, size_t part, int64_t steps) const {
+  const Chain& chain = *program_.parts[part].chain;
+  const Leg& leg = flow.legs[part];
   int64_t up = 1, down = 1;
   chain.rate(up, down);
-  // what a piece computes twice is the same all along the clip, but for the step at which it may begin
-  const int64_t overlap = leg.progress.front().length - chain.reach(leg.emitted) + down;
-  return kPieceOverOverlap * std::max<int64_t>(1, overlap);
+  // the overlap far from the clip's start, which needs less
+  std::vector<Progress> progress = leg.progress;
+  const int64_t emitted = leg.emitted + chain.advance(progress, steps / 2 / down * down, false);
+  const int64_t overlap = progress.front().length - chain.reach(emitted);
+  // elsewhere a piece may begin up to a step of the rate later, and has to begin at one
+  return kPieceOverOverlap * std::max<int64_t>(1, overlap + 2 * (down - 1));
 }
 
 // alone: it should not depend on the piece before. writers: the tasks that write the rows of the flow's wave.

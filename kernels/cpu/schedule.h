@@ -80,8 +80,13 @@ class Schedule {
 
   bool begin_wave(int64_t wave, std::vector<Flow*>& flows);
   int64_t wave_steps() const;
+  // Fewer clips than threads: their pieces begin in the middle, so that all threads have some.
+  bool too_few(const std::vector<Flow*>& flows) const;
+  // Half as many clips as threads, all of one length: two pieces of each compute the least twice.
+  bool in_halves(const std::vector<Flow*>& flows) const;
+  int64_t short_wave(int64_t wave, const std::vector<Flow*>& flows) const;
   void plan_chain(size_t part, const std::vector<Flow*>& flows);
-  static int64_t least_piece(const Leg& leg, const Chain& chain);
+  int64_t least_piece(const Flow& flow, size_t part, int64_t steps) const;
   void plan_piece(size_t part, Flow& flow, int64_t steps, bool final, bool alone, const std::vector<size_t>& writers);
   static bool start_in_middle(const Chain& chain, int64_t before, int64_t emitted, Piece& piece);
   void plan_lstm(size_t part, std::vector<Flow*> flows);

@@ -46,7 +46,8 @@ class DefaultFloats {
 // A call's tasks on their way. Used under the pool's lock.
 class Graph {
  public:
-  Graph(const std::vector<Task>& tasks, int helpers) : helpers_wanted(helpers), tasks_(tasks), left_(tasks.size()) {
+  Graph(const std::vector<Task>& tasks, int helpers)
+      : helpers_wanted(helpers), tasks_(tasks), urgent_limit_(std::max(1, (helpers + 1) / 2)), left_(tasks.size()) {
     waits_.resize(tasks.size());
     followers_.resize(tasks.size());
     for (size_t task = 0; task < tasks.size(); ++task) {
@@ -61,7 +62,7 @@ class Graph {
   bool ended() const { return running_ == 0 && (left_ == 0 || error != nullptr); }
 
   size_t take() {
-    const bool urgent = !urgent_.empty() && (urgent_running_ == 0 || others_.empty());
+    const bool urgent = !urgent_.empty() && (urgent_running_ < urgent_limit_ || others_.empty());
     std::set<size_t>& from = urgent ? urgent_ : others_;
     const size_t task = *from.begin();
     from.erase(from.begin());
@@ -96,6 +97,7 @@ class Graph {
   void begin_in(size_t task) { (tasks_[task].urgent ? urgent_ : others_).insert(task); }
 
   const std::vector<Task>& tasks_;
+  const size_t urgent_limit_;
   size_t left_, running_ = 0, urgent_running_ = 0;
   std::vector<size_t> waits_;
   std::vector<std::vector<size_t>> followers_;

@@ -11,7 +11,7 @@ namespace encodec {
 struct Task {
   std::function<void()> body;
   std::vector<size_t> after;  // the tasks, each earlier in the list, that end before it begins
-  // Others wait for it: begins before those that are not, one at a time while there are any.
+  // Others wait for it: begins before those that are not, on half of the threads while there are any.
   bool urgent = false;
 };
 
