@@ -32,7 +32,7 @@ from harness import REFERENCE, ContenderFailed, Harness, Row, environment
 from rich.console import Console
 from rich.table import Table
 
-from encodec_fast.dispatch import executor
+from encodec_fast.backends import executor
 
 CPU_CONTENDERS = "hf,folded,compile,encodec,openvino,ours"
 SECONDS_PER_CASE = {"quick": 5.0, "readme": 30.0, "full": 120.0}

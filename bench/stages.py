@@ -16,7 +16,7 @@ from roofline import MachineRates, Work, chunk_lengths, stage_work
 from torch import Tensor, nn
 from worker import CLOCKS
 
-from encodec_fast.dispatch import executor
+from encodec_fast.backends import executor
 from encodec_fast.plan_reader import read_plan
 
 SETS = {

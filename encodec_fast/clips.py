@@ -14,8 +14,9 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.models.encodec import modeling_encodec as hf
 
-from encodec_fast import dispatch, memory
+from encodec_fast import backends, dispatch, memory, reasons
 from encodec_fast.plan import not_streamable
+from encodec_fast.prepared import PreparedNetwork, PreparedQuantizer
 
 # Pieces of fewer steps would spend their time on carried state: the budget gives way.
 LEAST_PIECE_SECONDS = 1.0
@@ -25,8 +26,8 @@ LEAST_PIECE_SECONDS = 1.0
 class PreparedCodec:
     """A network and the quantizer, ready for clips."""
 
-    network: dispatch.PreparedNetwork
-    quantizer: dispatch.PreparedQuantizer
+    network: PreparedNetwork
+    quantizer: PreparedQuantizer
 
     @property
     def exact(self) -> bool:
@@ -42,11 +43,11 @@ class PreparedCodec:
 def prepare_codec(network: nn.Module, quantizer: nn.Module, clip: Tensor) -> PreparedCodec | str:
     """The encoder or decoder with the quantizer for clips like `clip`, or why only the modules themselves can run them."""
     for module in (network, quantizer):
-        reason = dispatch.reference_reason(module, clip, dispatch.requested(module)) or dispatch.own_hook_reason(module)
+        reason = reasons.reference_reason(module, clip, backends.requested(module)) or reasons.own_hook_reason(module)
         if reason is not None:
             return reason
-    prepared = dispatch.prepare_network(network, dispatch.requested(network))
-    codebooks = dispatch.prepare_quantizer(quantizer, dispatch.requested(quantizer))
+    prepared = dispatch.prepare_network(network, backends.requested(network))
+    codebooks = dispatch.prepare_quantizer(quantizer, backends.requested(quantizer))
     if isinstance(prepared, str) or isinstance(codebooks, str):
         return prepared if isinstance(prepared, str) else str(codebooks)
     stages = prepared.network.stages
@@ -89,7 +90,7 @@ def decode_clips(model: Any, codes: Sequence[Tensor]) -> list[Tensor] | None:
     if isinstance(codec, str):
         return None
     network, codebooks = codec.network.network, codec.quantizer.quantizer.codebooks
-    if any(dispatch.codes_mismatch(part, codebooks) or dispatch.single_value_reason(network, part[None]) for part in codes):
+    if any(reasons.codes_mismatch(part, codebooks) or reasons.single_value_reason(network, part[None]) for part in codes):
         return None
     # embeddings, and a piece's audio by itself before it is in its place
     frame_bytes = codebooks.element_size() * (codebooks.shape[2] + network.stages[-1].out_channels * network.hop_length)
@@ -125,9 +126,9 @@ def _run(
 def _fits(network: Any, clips: Sequence[Tensor]) -> bool:
     """Whether the network takes the clips; where not, the modules say so in their own words."""
     return not any(
-        dispatch.mismatch(clip[None], network.stages[0].in_channels, network.dtype, network.device)
+        reasons.mismatch(clip[None], network.stages[0].in_channels, network.dtype, network.device)
         or clip.shape[1] == 0
-        or dispatch.single_value_reason(network, clip[None])
+        or reasons.single_value_reason(network, clip[None])
         for clip in clips
     )
 
@@ -155,7 +156,7 @@ def _groups(
     return [(group, max(least, steps) if cuttable and lengths[group[0]] > steps else None) for group in groups]
 
 
-def _pushed(network: dispatch.PreparedNetwork, length: int, piece: int, read: Callable[[int, int], Tensor]) -> Iterator[list[Tensor]]:
+def _pushed(network: PreparedNetwork, length: int, piece: int, read: Callable[[int, int], Tensor]) -> Iterator[list[Tensor]]:
     """What the network gives for every piece of time of one clip."""
     states = [network.open()]
     for start in range(0, length, piece):

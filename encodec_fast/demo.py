@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import EncodecConfig
 
 from encodec_fast.audio import read_audio
-from encodec_fast.dispatch import use_backend
+from encodec_fast.backends import use_backend
 from encodec_fast.model import EncodecModel
 
 SEED = 20220

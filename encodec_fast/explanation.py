@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from transformers.models.encodec import modeling_encodec as hf
 
-from encodec_fast import dispatch
+from encodec_fast import backends, dispatch, reasons
 from encodec_fast.chunks import encoded_length
 from encodec_fast.model import FAST_PARTS
 from encodec_fast.plan import LSTM, Conv, ResidualBlock, Stage, Upsample
+from encodec_fast.prepared import PreparedNetwork
 
 
 @dataclass(frozen=True)
@@ -62,48 +63,48 @@ def explain(model: hf.EncodecModel, input_values: Tensor) -> Explanation:
     rows += _quantizer_rows(model, input_values, (batch, frames))
     rows += _network_rows("decoder", model.decoder, input_values, (batch, model.config.hidden_size, frames), length)
     notes += _precision_notes(model, rows)
-    if any(row.backend in ("torch", dispatch.REFERENCE) for row in rows):
+    if any(row.backend in ("torch", backends.REFERENCE) for row in rows):
         notes.append("torch and reference: the libraries below may change bits with batch size, pieces and threads")
     return Explanation(tuple(rows), tuple(notes))
 
 
 def _network_rows(name: str, module: nn.Module, x: Tensor, shape: tuple[int, int, int], out_length: int) -> list[Row]:
-    request = dispatch.requested(module)
+    request = backends.requested(module)
     reason = _reference_reason(module, x, request)
     prepared = reason or dispatch.prepare_network(module, request)
-    if isinstance(prepared, dispatch.PreparedNetwork):
+    if isinstance(prepared, PreparedNetwork):
         network = prepared.network
         example = torch.empty(1, network.stages[0].in_channels, 1, dtype=x.dtype, device=x.device)
-        prepared = dispatch.mismatch(example, network.stages[0].in_channels, network.dtype, network.device) or prepared
-    if not isinstance(prepared, dispatch.PreparedNetwork):
-        return [Row(name, (shape[0], out_length), dispatch.REFERENCE, prepared)]
+        prepared = reasons.mismatch(example, network.stages[0].in_channels, network.dtype, network.device) or prepared
+    if not isinstance(prepared, PreparedNetwork):
+        return [Row(name, (shape[0], out_length), backends.REFERENCE, prepared)]
     rows = []
     batch, _, length = shape
     for stage, choice in zip(prepared.network.stages, prepared.choices):
         length = stage.output_length(length)
-        products = dispatch.executor(choice.backend).products(stage, network.dtype, network.device, request.precision)
+        products = backends.executor(choice.backend).products(stage, network.dtype, network.device, request.precision)
         rows.append(Row(f"{name}.{describe(stage)}", (batch, stage.out_channels, length), choice.backend, choice.reason, products))
     return rows
 
 
 def _precision_notes(model: hf.EncodecModel, rows: list[Row]) -> list[str]:
-    precision = dispatch.requested(model.encoder).precision
+    precision = backends.requested(model.encoder).precision
     if precision == "parity":
         return []
-    backends = list(dict.fromkeys(row.backend for row in rows))
-    deaf = [name for name in backends if name == dispatch.REFERENCE or precision not in dispatch.executor(name).precisions]
+    used = list(dict.fromkeys(row.backend for row in rows))
+    deaf = [name for name in used if name == backends.REFERENCE or precision not in backends.executor(name).precisions]
     notes = [f"precision {precision}: the {name} backend computes as for parity" for name in deaf]
-    return notes if deaf == backends else [f"precision {precision}: codes may differ from those of Hugging Face's float32", *notes]
+    return notes if deaf == used else [f"precision {precision}: codes may differ from those of Hugging Face's float32", *notes]
 
 
 def _quantizer_rows(model: hf.EncodecModel, x: Tensor, shape: tuple[int, int]) -> list[Row]:
-    request = dispatch.requested(model.quantizer)
+    request = backends.requested(model.quantizer)
     prepared = _reference_reason(model.quantizer, x, request) or dispatch.prepare_quantizer(model.quantizer, request)
     if isinstance(prepared, str):
-        backend, reason, products = dispatch.REFERENCE, prepared, ""
+        backend, reason, products = backends.REFERENCE, prepared, ""
     else:
         (backend, reason), books = (prepared.choice.backend, prepared.choice.reason), prepared.quantizer
-        products = dispatch.executor(backend).products(books, books.codebooks.dtype, books.codebooks.device, request.precision)
+        products = backends.executor(backend).products(books, books.codebooks.dtype, books.codebooks.device, request.precision)
     levels, size, dim = len(model.quantizer.layers), model.config.codebook_size, model.config.codebook_dim
     batch, frames = shape
     return [
@@ -112,10 +113,10 @@ def _quantizer_rows(model: hf.EncodecModel, x: Tensor, shape: tuple[int, int]) -
     ]
 
 
-def _reference_reason(module: nn.Module, x: Tensor, request: dispatch.Request) -> str | None:
+def _reference_reason(module: nn.Module, x: Tensor, request: backends.Request) -> str | None:
     if type(module) not in FAST_PARTS.values():
         return f"{type(module).__module__}.{type(module).__name__} is not ours: see encodec_fast.accelerate"
-    return dispatch.reference_reason(module, x, request)
+    return reasons.reference_reason(module, x, request)
 
 
 def describe(stage: Stage) -> str:

@@ -15,9 +15,10 @@ from torch import Tensor
 from transformers.models.encodec import modeling_encodec as hf
 from transformers.utils import ModelOutput
 
-from encodec_fast import chunks, clips, compiled, dispatch
+from encodec_fast import backends, chunks, clips, compiled, dispatch, reasons
 from encodec_fast.plan import Plan
 from encodec_fast.plan_reader import read_plan
+from encodec_fast.prepared import capturing
 
 
 class EncodecEncoder(compiled.Enrolled, hf.EncodecEncoder):
@@ -103,7 +104,7 @@ class EncodecModel(hf.EncodecModel):
 
     @property
     def precision(self) -> str:
-        """'parity' (the default), 'tf32x3' or 'fast', see `dispatch.PRECISIONS`; `use_precision` overrides it for a block.
+        """'parity' (the default), 'tf32x3' or 'fast', see `backends.PRECISIONS`; `use_precision` overrides it for a block.
 
         Setting it raises ValueError for another name. It is no part of the config or the weights, and `copy.deepcopy` keeps it.
         """
@@ -112,7 +113,7 @@ class EncodecModel(hf.EncodecModel):
     @precision.setter
     def precision(self, name: str) -> None:
         for part in (self.encoder, self.decoder):
-            part.precision = dispatch.known_precision(name, "precision")
+            part.precision = backends.known_precision(name, "precision")
 
     @torch.no_grad()
     def cuda_graphs(self, *buckets: tuple[int, int]) -> list[tuple[int, ...]]:
@@ -133,7 +134,7 @@ class EncodecModel(hf.EncodecModel):
 
     def _capture(self, batch: int, samples: int) -> list[tuple[int, ...]]:
         audio = torch.zeros(batch, self.config.audio_channels, samples, dtype=self.dtype, device=self.device)
-        with dispatch.capturing() as captured:
+        with capturing() as captured:
             encoded = self.encode(audio)
             count = len(captured)
             extra = {"last_frame_pad_length": encoded.last_frame_pad_length} if "last_frame_pad_length" in encoded else {}
@@ -225,7 +226,7 @@ class EncodecModel(hf.EncodecModel):
         overridden = overridden or type(self)._decode_frame is not EncodecModel._decode_frame
         if overridden or not isinstance(tensor, Tensor) or tensor.dim() < 3:
             return False
-        return torch.compiler.is_compiling() or dispatch.call_reason(tensor) is None
+        return torch.compiler.is_compiling() or reasons.call_reason(tensor) is None
 
     @torch.no_grad()
     def encode_batch(self, waveforms: Sequence[Tensor], bandwidth: float | None = None) -> list[EncodedClip]:

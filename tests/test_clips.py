@@ -15,12 +15,12 @@ from encodec_fast import (
     StreamingDecoder,
     StreamingEncoder,
     decode_pieces,
-    dispatch,
     encode_pieces,
     memory,
     use_backend,
 )
 from encodec_fast.clips import prepare_codec
+from encodec_fast.prepared import PreparedNetwork
 from fixtures import audio_like, is_error, ours_like, outcome, pair, reference_model, small_config, top_bandwidth
 from test_model_configs import configs
 
@@ -145,13 +145,13 @@ def test_no_piece_is_longer_than_the_memory_allowed(monkeypatch, allowed):
     model = model_of(0)
     audio = audio_like(1, 1, 50_000, 4)[0]
     pushed: list[int] = []
-    original = dispatch.PreparedNetwork.push
+    original = PreparedNetwork.push
 
     def push(self, pieces, states, final):
         pushed.append(sum(piece.shape[1] for piece in pieces))
         return original(self, pieces, states, final)
 
-    monkeypatch.setattr(dispatch.PreparedNetwork, "push", push)
+    monkeypatch.setattr(PreparedNetwork, "push", push)
     rate = model.config.sampling_rate
     codec = prepare_codec(model.encoder, model.quantizer, audio)
     per_sample = 4 * codec.network.network.stages[-1].out_channels / codec.network.network.hop_length

@@ -9,7 +9,7 @@ import types
 import pytest
 import torch
 
-from encodec_fast import BackendError, dispatch, use_backend
+from encodec_fast import BackendError, backends, prepared, use_backend
 from encodec_fast.executors import cuda_graphs
 from encodec_fast.executors.cuda_graphs import CudaGraphs
 from encodec_fast.executors.torch_executor import TorchProgram
@@ -118,7 +118,7 @@ class Noted:
 @pytest.fixture
 def noted(monkeypatch):
     made = []
-    monkeypatch.setattr(dispatch, "CudaGraphs", lambda run: made.append(Noted(run)) or made[-1])
+    monkeypatch.setattr(prepared, "CudaGraphs", lambda run: made.append(Noted(run)) or made[-1])
     monkeypatch.setattr(TorchProgram, "capturable", True)
     with use_backend("torch"):
         yield made
@@ -149,7 +149,7 @@ def test_clips_of_one_length_in_a_batch_use_the_graph(noted):
 
 
 def test_new_weights_drop_the_graphs_and_say_so(noted, caplog):
-    dispatch._logged.clear()
+    backends._logged.clear()
     model = pair(small_config())[1]
     model._capture(1, 400)
     with torch.no_grad():

@@ -14,9 +14,9 @@ import pytest
 
 from corpora import BANDWIDTH, put_corpus, small_model
 from encodec_fast import children, cli
+from encodec_fast.backends import BackendError
 from encodec_fast.dataset.devices import DeviceError, _portable, run_on_devices
 from encodec_fast.dataset.ledger import Ledger, LedgerError
-from encodec_fast.dispatch import BackendError
 from encodec_fast.formats.folder import read_ids
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="sends signals")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import encodec_fast
-from encodec_fast import BackendError, dispatch, use_backend, use_precision
+from encodec_fast import BackendError, backends, use_backend, use_precision
 from encodec_fast.executors.torch_executor import TorchExecutor
 from fixtures import audio_like, pair, small_config
 
@@ -57,13 +57,13 @@ class Coarse(TorchExecutor):
 @pytest.fixture
 def extra_backends(monkeypatch):
     extra = {name.lower(): (__name__, name) for name in ("Picky", "Absent", "Coarse")}
-    executors = {**dispatch.EXECUTORS, **extra}
-    monkeypatch.setattr(dispatch, "EXECUTORS", executors)
-    monkeypatch.setattr(dispatch, "PREFERENCE", {"cpu": ("absent", "picky", "torch")})
-    dispatch.executor.cache_clear()
+    executors = {**backends.EXECUTORS, **extra}
+    monkeypatch.setattr(backends, "EXECUTORS", executors)
+    monkeypatch.setattr(backends, "PREFERENCE", {"cpu": ("absent", "picky", "torch")})
+    backends.executor.cache_clear()
     ASKED.clear()
     yield
-    dispatch.executor.cache_clear()
+    backends.executor.cache_clear()
 
 
 def test_an_unknown_backend_is_refused_with_the_choices(monkeypatch, model):
@@ -97,7 +97,7 @@ def test_a_demanded_backend_that_cannot_run_the_call_raises(extra_backends, mode
 
 
 def test_the_environment_names_a_preference(extra_backends, model, monkeypatch, caplog):
-    dispatch._logged.clear()
+    backends._logged.clear()
     monkeypatch.setenv("ENCODEC_FAST_BACKEND", "picky")
     model.encode(torch.zeros(1, 1, 100))
     assert "picky: no LSTM here" in caplog.text
@@ -115,13 +115,13 @@ def test_a_demanded_backend_does_not_give_way_to_hooks(model):
 def test_use_backend_holds_for_its_thread_and_block_only(model):
     seen = {}
     with use_backend("reference"):
-        thread = threading.Thread(target=lambda: seen.update(other=dispatch.requested().backend))
+        thread = threading.Thread(target=lambda: seen.update(other=backends.requested().backend))
         thread.start()
         thread.join()
         with use_backend("torch"):
-            seen["inner"] = dispatch.requested().backend
-        seen["outer"] = dispatch.requested().backend
-    seen["after"] = dispatch.requested().backend
+            seen["inner"] = backends.requested().backend
+        seen["outer"] = backends.requested().backend
+    seen["after"] = backends.requested().backend
     assert seen == {"other": "auto", "inner": "torch", "outer": "reference", "after": "auto"}
 
 
@@ -143,7 +143,7 @@ def test_precision_is_the_models_own_unless_a_block_says_otherwise(extra_backend
 
 
 def test_a_backend_without_the_precision_computes_as_for_parity_and_says_so(model, caplog):
-    dispatch._logged.clear()
+    backends._logged.clear()
     audio = audio_like(1, 1, 400, 0)
     with use_backend("torch"), torch.no_grad():
         exact = model.encoder(audio)

@@ -47,7 +47,7 @@ def check_batch_seconds(batch_seconds: float) -> None:
 @contextmanager
 def checking_arguments() -> Iterator[None]:
     """Turns what the library says of a bad argument into WrongArgument."""
-    from encodec_fast.dispatch import BackendError
+    from encodec_fast.backends import BackendError
 
     try:
         yield
@@ -65,7 +65,7 @@ def prepared_model(name: str, device: str, backend: str, threads: int) -> Iterat
             import torch
             from transformers.utils import logging
 
-            from encodec_fast import dispatch
+            from encodec_fast import backends
             from encodec_fast.demo import DEMO_MODELS
             from encodec_fast.pretrained import load_model
 
@@ -74,8 +74,8 @@ def prepared_model(name: str, device: str, backend: str, threads: int) -> Iterat
             logging.disable_progress_bar()
             if threads:
                 torch.set_num_threads(threads)
-            stack.enter_context(dispatch.prefer_backend(backend))
-            dispatch.requested()
+            stack.enter_context(backends.prefer_backend(backend))
+            backends.requested()
             model, model_id = load_model(name, device)
         if model_id in DEMO_MODELS:
             say(f"model {model_id}: {DEMO_MODELS[model_id]}. For trying things out; its audio is not for listening.")

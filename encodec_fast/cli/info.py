@@ -19,7 +19,7 @@ def info() -> int:
     import torch
     import transformers
 
-    from encodec_fast.dispatch import ENVIRONMENT_VARIABLE, backend_report, executor
+    from encodec_fast.backends import ENVIRONMENT_VARIABLE, backend_report, executor
 
     lines = {
         "encodec_fast": encodec_fast.__version__,

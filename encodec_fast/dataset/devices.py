@@ -15,11 +15,11 @@ from itertools import pairwise
 from typing import Any
 
 from encodec_fast import children
+from encodec_fast.backends import BackendError
 from encodec_fast.dataset.ledger import Ledger, LedgerError
 from encodec_fast.dataset.options import TokenizeOptions
 from encodec_fast.dataset.run import Run, Summary
 from encodec_fast.dataset.writing import add_counts
-from encodec_fast.dispatch import BackendError
 from encodec_fast.formats import DatasetInfo
 
 
@@ -213,7 +213,7 @@ def work(job: DeviceJob, tell: Callable[[Summary], None]) -> None:
     import torch
     from transformers.utils import logging
 
-    from encodec_fast import dispatch
+    from encodec_fast import backends
     from encodec_fast.dataset.encoding import check_made_alike
     from encodec_fast.pretrained import load_model
 
@@ -221,7 +221,7 @@ def work(job: DeviceJob, tell: Callable[[Summary], None]) -> None:
     logging.disable_progress_bar()
     if job.threads or job.cores:
         torch.set_num_threads(job.threads or len(job.cores or ()))
-    with dispatch.prefer_backend(job.backend):
+    with backends.prefer_backend(job.backend):
         model, _ = load_model(job.model, job.device)
         check_made_alike(model, job.info, job.device)
         run = Run(model, job.info, Ledger(job.out, job.index, job.count), job.options)

@@ -65,18 +65,18 @@ class GroupEncoder:
     def __init__(self, job: RayJob):
         import torch
 
-        from encodec_fast import dispatch
+        from encodec_fast import backends
         from encodec_fast.dataset.encoding import check_made_alike
         from encodec_fast.dataset.tokenizer import EncodecTokenizer
 
         torch.set_num_threads(job.threads)
         tokenizer = EncodecTokenizer(job.model, job.options.bandwidth, device="cuda" if job.gpus else "cpu")
         self._encoder, self._job = tokenizer.encoder, job
-        with dispatch.prefer_backend(job.backend):
+        with backends.prefer_backend(job.backend):
             check_made_alike(self._encoder.model, job.info, "this node")
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        from encodec_fast import dispatch
+        from encodec_fast import backends
         from encodec_fast.dataset.batches import BatchEncoder
         from encodec_fast.dataset.verification import ShareVerifier
 
@@ -92,7 +92,7 @@ class GroupEncoder:
             audio_column=options.audio_column,
         )
         clips = (clip for item in items for clip in (reader.read([item]) if isinstance(item, Task) else [item]))
-        with dispatch.prefer_backend(job.backend):
+        with backends.prefer_backend(job.backend):
             finished = list(BatchEncoder(self._encoder, verifier).finished(sizes, clips))
         return {"group": [pickle.dumps(finished)], "reading": batch["reading"]}
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from encodec_fast.audio import RESAMPLE_QUALITY
 from encodec_fast.audio.files import is_url
+from encodec_fast.backends import requested
 from encodec_fast.corpus.reader import Reader
 from encodec_fast.corpus.sources import scan_seconds
 from encodec_fast.corpus.tasks import Task
@@ -23,7 +24,6 @@ from encodec_fast.dataset.options import BLOCK_SECONDS, TokenizeOptions
 from encodec_fast.dataset.schedule import Schedule, schedule_of
 from encodec_fast.dataset.verification import ShareVerifier
 from encodec_fast.dataset.writing import FinishedBatch, ShardWriter, add_counts
-from encodec_fast.dispatch import requested
 from encodec_fast.formats import ClipFailure, DatasetInfo
 from encodec_fast.model import EncodecModel
 

@@ -1,1 +1,1 @@
-"""Backends that run a plan. Each lives in one file and is named once, in `dispatch.EXECUTORS`."""
+"""Backends that run a plan. Each lives in one file and is named once, in `backends.EXECUTORS`."""

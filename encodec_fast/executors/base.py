@@ -79,7 +79,7 @@ class Executor(ABC):
     """A backend. Building one probes nothing; `unavailable` does."""
 
     name: str
-    # Of `dispatch.PRECISIONS`, those the backend tells apart; for the others it computes as for parity.
+    # Of `backends.PRECISIONS`, those the backend tells apart; for the others it computes as for parity.
     precisions: tuple[str, ...] = ("parity",)
 
     @abstractmethod
@@ -92,7 +92,7 @@ class Executor(ABC):
 
     @abstractmethod
     def prepare(self, stages: tuple[Stage, ...], precision: str = "parity") -> StageProgram:
-        """Lays out the weights of consecutive stages.  precision: one of `dispatch.PRECISIONS`."""
+        """Lays out the weights of consecutive stages.  precision: one of `backends.PRECISIONS`."""
 
     @abstractmethod
     def prepare_quantizer(self, quantizer: Quantizer) -> QuantizerProgram:
