@@ -31,6 +31,8 @@ CHUNKED = {
     "use_causal_conv": False,
 }
 BANDWIDTH = 2.4
+# Samples of the good clips that `put_mixed` writes.
+LENGTHS = [2400, 1, 7001, 2400, 311, 12_000, 2400, 5000]
 # Samples of the clips that `put_three` writes.
 THREE = {"a": 2400, "b": 4801, "c": 333}
 
@@ -51,6 +53,14 @@ def put_corpus(folder: Path, lengths: list[int]) -> Path:
     """A folder with a clip of each length."""
     for index, samples in enumerate(lengths):
         put_clip(folder / f"{index:04d}.wav", samples, index)
+    return folder
+
+
+def put_mixed(folder: Path) -> Path:
+    """A folder of clips of many lengths, with broken ones between."""
+    put_corpus(folder, LENGTHS)
+    (folder / "4b.wav").write_bytes(b"")
+    (folder / "6b.wav").write_bytes(b"no audio")
     return folder
 
 
