@@ -1,5 +1,6 @@
 // Random programs over random clips. Every result must have the same bits for any tier, batch, cutting into pieces and thread
-// count. Prints a digest per case for comparison between machines; exits 1, naming the case, where bits differ.
+// count. Prints a digest per case for comparison between machines; exits 1, naming the case, where bits differ. The tiers that it
+// ran on, which are the machine's own, go to stderr.
 //
 //     engine_fuzz FIRST_CASE CASES
 #include <cstdint>
@@ -350,6 +351,9 @@ uint64_t chunk_case(int64_t number) {
 int main(int count, char** arguments) {
   if (count != 3) return std::printf("usage: engine_fuzz FIRST_CASE CASES\n"), 2;
   const int64_t first = std::atoll(arguments[1]), cases = std::atoll(arguments[2]);
+  std::fprintf(stderr, "tiers:");
+  for (int64_t n = 0; const char* tier = encodec_tier(n); ++n) std::fprintf(stderr, " %s", tier);
+  std::fprintf(stderr, "\n");
   for (int64_t number = first; number < first + cases; ++number)
     std::printf("%lld %016llx %016llx %016llx\n", static_cast<long long>(number),
                 static_cast<unsigned long long>(network_case(number)),
