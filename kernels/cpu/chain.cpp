@@ -94,7 +94,7 @@ bool Chain::middle(int64_t start, ChainState& state, int64_t& output) const {
     start = start / stage.window.stride * stage.rows_per_window - stage.trim_left;
   }
   output = start;
-  return true;
+  return output >= 0;
 }
 
 int64_t Chain::tile() const {

@@ -117,7 +117,17 @@ int64_t Schedule::short_wave(int64_t wave, const std::vector<Flow*>& flows) cons
     if (flow->steps > longest->steps) longest = flow;
   }
   wave = program_.first_lstm() ? std::min(wave, total / (2 * threads_)) : total / threads_;
-  return std::max(wave, program_.parts.front().chain ? least_piece(*longest, 0, longest->steps) : 1);
+  int64_t least = 1, up = 1, down = 1;
+  for (size_t i = 0; i < program_.parts.size(); ++i) {
+    const Chain* chain = program_.parts[i].chain.get();
+    if (!chain) continue;
+    int64_t own_up = 1, own_down = 1;
+    chain->rate(own_up, own_down);
+    // a chain of one rate has little to do, between two LSTMs or at an end: its pieces may come one after the other
+    if (own_up != own_down) least = std::max(least, least_piece(*longest, i, longest->steps * up / down) * down / up);
+    chain->rate(up, down);
+  }
+  return std::max(wave, least);
 }
 
 void Schedule::plan_chain(size_t part, const std::vector<Flow*>& flows) {
