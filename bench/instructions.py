@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import re
 import shutil
@@ -20,6 +19,7 @@ import tempfile
 from pathlib import Path
 
 from encodec_fast.kernels.cpu import library
+from encodec_fast.kernels.cpu.build import find_compiler
 
 BENCH = Path(__file__).parent
 STORED = BENCH / "instructions.json"
@@ -31,17 +31,13 @@ def missing() -> str | None:
     """What this machine lacks for counting, or None."""
     if shutil.which("valgrind") is None or not HEADER.exists():
         return "valgrind is not installed (Debian and Ubuntu: apt-get install valgrind)"
-    if _compiler() is None:
+    if find_compiler() is None:
         return "there is no C++ compiler (CXX, c++, g++ or clang++)"
     try:
         library.load()
     except library.LibraryMissing as error:
         return str(error)
     return None
-
-
-def _compiler() -> str | None:
-    return os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
 
 
 def tier() -> str:
@@ -67,7 +63,7 @@ def count() -> dict[str, int]:
     with tempfile.TemporaryDirectory() as folder:
         program = Path(folder) / "instructions"
         sources = [str(BENCH / "instructions.cpp"), str(engine())]
-        command = [str(_compiler()), "-std=c++17", "-O1", f"-I{library.SOURCES}", *sources, f"-Wl,-rpath,{library.SOURCES}"]
+        command = [str(find_compiler()), "-std=c++17", "-O1", f"-I{library.SOURCES}", *sources, f"-Wl,-rpath,{library.SOURCES}"]
         _run([*command, "-o", str(program)], folder)
         out = f"--callgrind-out-file={folder}/counts"
         names = _run(["valgrind", "--tool=callgrind", "--collect-atstart=no", out, str(program), tier()], folder).split()

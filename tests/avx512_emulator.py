@@ -100,16 +100,16 @@ def run(command: list[str], folder: Path, given: bytes = b"", environment: dict[
 
 def build_fuzz(folder: Path) -> Path:
     """The fuzz as a program that needs no library, from the engine's own translation units and flags."""
-    compiler = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
+    compiler = native_build.find_compiler()
     if compiler is None:
         sys.exit("the fuzz can't be built without a C++ compiler: apt-get install g++")
-    units = {**dict.fromkeys(native_build.COMMON, ()), **native_build.TIERS["x86_64"]}
-    for unit, flags in units.items():
-        command = [compiler, *native_build.FLAGS, *flags, "-c", str(native_build.SOURCES / f"{unit}.cpp"), "-o", f"{unit}.o"]
-        run(command, folder)
+    try:
+        objects = native_build.compile_units(folder, compiler, "x86_64")
+    except native_build.BuildError as error:
+        sys.exit(f"FAILED on this machine: {error}")
     # whole: before glibc 2.34, std::thread of a static program calls functions that the linker takes for optional, and leaves at 0
     threads = ("-Wl,--whole-archive", "-lpthread", "-Wl,--no-whole-archive")
-    command = [compiler, "-std=c++17", "-O1", "-static", f"-I{native_build.SOURCES}", str(FUZZ), *(f"{unit}.o" for unit in units)]
+    command = [compiler, "-std=c++17", "-O1", "-static", f"-I{native_build.SOURCES}", str(FUZZ), *objects]
     run([*command, *threads, "-o", "engine_fuzz"], folder)
     return folder / "engine_fuzz"
 

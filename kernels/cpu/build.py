@@ -34,6 +34,24 @@ class BuildError(Exception):
     """The engine can't be compiled here; the message says why and what would help."""
 
 
+def find_compiler() -> str | None:
+    """The C++ compiler: the CXX environment variable, else c++, g++ or clang++; None without one."""
+    return os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
+
+
+def compile_units(folder: str | os.PathLike[str], command: str, machine: str, extra_flags: tuple[str, ...] = ()) -> list[str]:
+    """Paths of the objects in `folder`, one of each translation unit for that machine.  Raises BuildError where the compiler fails."""
+    units = {**dict.fromkeys(COMMON, ()), **TIERS.get(MACHINES.get(machine, machine), {"tier_baseline": ()})}
+    objects = [str(Path(folder) / f"{unit}.o") for unit in units]
+    jobs = [
+        [command, *FLAGS, *flags, *extra_flags, "-c", str(SOURCES / f"{unit}.cpp"), "-o", out]
+        for (unit, flags), out in zip(units.items(), objects)
+    ]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(_run, jobs))
+    return objects
+
+
 def build(
     output_dir: str | os.PathLike[str],
     compiler: str | None = None,
@@ -45,22 +63,13 @@ def build(
     compiler: default the CXX environment variable, else c++, g++ or clang++.  machine: what it compiles for, default this one.
     Raises BuildError without a C++17 compiler that has GCC's vector extensions, or where it fails.
     """
-    command = compiler or os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
+    command = compiler or find_compiler()
     if command is None:
         raise BuildError("no C++ compiler found: install g++ or clang++, or name one in CXX, and install again")
-    machine = machine or platform.machine()
-    tiers = TIERS.get(MACHINES.get(machine, machine), {"tier_baseline": ()})
     target = Path(output_dir) / LIBRARY
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
-        units = {**dict.fromkeys(COMMON, ()), **tiers}
-        objects = [str(Path(scratch) / f"{unit}.o") for unit in units]
-        jobs = [
-            [command, *FLAGS, *flags, *extra_flags, "-c", str(SOURCES / f"{unit}.cpp"), "-o", out]
-            for (unit, flags), out in zip(units.items(), objects)
-        ]
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(_run, jobs))
+        objects = compile_units(scratch, command, machine or platform.machine(), extra_flags)
         # linked beside its place and then renamed: no other process ever loads half a library
         linked = target.with_suffix(f".{os.getpid()}.tmp")
         _run([command, "-shared", "-pthread", *extra_flags, *objects, "-o", str(linked)])
