@@ -15,8 +15,9 @@ struct Segment {
   int64_t length;
 };
 
-// out[m, n] = start + sum_k left[m, k] * weight[k, n] (+ addend[m, n]), k ascending through the segments in order, one
-// chain of fused multiply-adds per element. The chain starts from bias[n], or from out[m, n] where bias is null.
+// out[m, n] = start + sum_k left[m, k] * weight[k, n] (+ addend[m, n]), k ascending through the segments in order, in chains of fused
+// multiply-adds of 256 terms (fewer where 16 segments have fewer). The first chain starts from bias[n], each other one from zero, and is
+// then added to the sum so far. Where bias is null, the sum begins with out[m, n].
 struct Product {
   const Segment* segments;
   int64_t segment_count;

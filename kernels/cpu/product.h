@@ -1,7 +1,7 @@
 // The matrix product: register tiles of kRows x kVecs vectors over packed panels. Included inside a tier's own namespace.
 //
 // A panel is kVecs vectors of columns (the last one as many as it needs), its weights lying [depth][panel width]. An output
-// element is one chain of fused multiply-adds, so that no choice made here (tile, panel, block of depth) touches its bits.
+// element is the sum of chains of fused multiply-adds over fixed stretches of the depth, so that no choice of tile or panel touches its bits.
 
 #if ENCODEC_WIDTH == 16 || defined(__aarch64__)
 // 32 vector registers: 24 accumulators, one vector of weights a step and the broadcasts
@@ -14,9 +14,10 @@ constexpr int kTileRows[kMaxVecs + 1] = {0, 12, 6};
 #endif
 constexpr int kAccumulators = kMaxVecs * kTileRows[kMaxVecs];
 constexpr int kPanel = kMaxVecs * kWidth;
-// Depth of one pass: a panel's block of weights, 64 KiB, stays in the second-level cache while all rows go by. A quarter of it would
-// stay in the first-level cache, but every pass reads and writes the outputs, which costs more.
-constexpr int64_t kDepthBlock = 16384 / kPanel;
+// Terms of a chain, and the depth of a pass over all rows, in every tier: the bits depend on it. A single chain over a convolution's 3,584
+// terms errs more than the blocked sums of the libraries that transformers uses. A panel's block of weights, at most 64 KiB, stays in
+// the second-level cache while the rows go by.
+constexpr int64_t kChain = 256;
 constexpr int kMaxSegments = 16;
 
 ENCODEC_INLINE int panel_vecs(int64_t cols) {
@@ -71,7 +72,7 @@ void run_tiles(const Tiles& tiles) {
     for (int m = 0; m < kRows; ++m)
 #pragma GCC unroll 32
       for (int v = 0; v < kCols; ++v)
-        acc[m][v] = load(tiles.bias ? tiles.bias + v * kWidth : out + m * tiles.out_stride + v * kWidth);
+        acc[m][v] = tiles.bias ? load(tiles.bias + v * kWidth) : Vec{};
     // a store to a line in the last-level cache waits for the line: the next tile's are asked for now
 #pragma GCC unroll 32
     for (int m = 0; m < kRows && kPanels == 1; ++m) __builtin_prefetch(out + (kRows + m) * tiles.out_stride, 1);
@@ -113,6 +114,7 @@ void run_tiles(const Tiles& tiles) {
 #pragma GCC unroll 32
       for (int v = 0; v < kCols; ++v) {
         Vec y = acc[m][v];
+        if (!tiles.bias) y = y + load(out + m * tiles.out_stride + v * kWidth);
         if (addend) y = y + load(addend + m * tiles.addend_stride + v * kWidth);
         store(out + m * tiles.out_stride + v * kWidth, y);
       }
@@ -236,7 +238,6 @@ void run_pass(Pass& pass) {
 }
 
 void product(const Product& p) {
-  const int64_t block = p.rows <= 3 ? p.depth : kDepthBlock;
   Segment slices[kMaxSegments];
   Pass pass = {&p, {}, 0, 0, true, false};
   pass.tiles.segments = slices;
@@ -246,9 +247,9 @@ void product(const Product& p) {
   int64_t segment = 0, offset = 0;
   while (!pass.last && p.rows > 0) {
     int64_t count = 0, depth = 0;
-    while (segment < p.segment_count && count < kMaxSegments && depth < block) {
+    while (segment < p.segment_count && count < kMaxSegments && depth < kChain) {
       const Segment& s = p.segments[segment];
-      const int64_t length = s.length - offset < block - depth ? s.length - offset : block - depth;
+      const int64_t length = s.length - offset < kChain - depth ? s.length - offset : kChain - depth;
       slices[count++] = {s.data + offset, s.row_stride, length};
       depth += length;
       offset += length;
