@@ -55,6 +55,8 @@ class Buffer {
     return memory_.data();
   }
 
+  int64_t capacity() const { return capacity_; }
+
  private:
   Floats memory_;
   int64_t capacity_ = 0;

@@ -10,21 +10,19 @@ namespace {
 constexpr int64_t kGroupClips = 32;
 // A piece must be this many times as long as what it computes twice to begin in the middle of a clip.
 constexpr int64_t kPieceOverOverlap = 4;
+// Floats that a thread's workspace may keep between tasks and calls: twice what a second of 48 kHz takes. Memory that went back to the
+// system comes again page by page, and a huge page can cost milliseconds.
+constexpr int64_t kKeptFloats = 16 << 20;
+
+// Calls body with a workspace of this thread's own.
+template <class Body>
+void with_workspace(const Body& body) {
+  thread_local Workspace workspace;
+  body(workspace);
+  if (workspace.floats() > kKeptFloats) workspace = {};
+}
 
 }  // namespace
-
-std::unique_ptr<Workspace> Workspaces::take() {
-  std::lock_guard<std::mutex> lock(mutex_);
-  if (free_.empty()) return std::make_unique<Workspace>();
-  std::unique_ptr<Workspace> workspace = std::move(free_.back());
-  free_.pop_back();
-  return workspace;
-}
-
-void Workspaces::give_back(std::unique_ptr<Workspace> workspace) {
-  std::lock_guard<std::mutex> lock(mutex_);
-  free_.push_back(std::move(workspace));
-}
 
 int64_t Schedule::add(ClipState& clip, Rows x, int64_t steps, bool final, Rows y) {
   Flow flow = {&clip, steps, final, {}};
@@ -205,10 +203,10 @@ void Schedule::run_piece(size_t part, Flow& flow, Piece& piece) {
     chain.middle(piece.start, piece.state, first_output);
   else
     piece.state = std::move(piece.before ? piece.before->state : flow.clip->parts[part].chain);
-  std::unique_ptr<Workspace> workspace = workspaces_.take();
-  chain.run(program_.ops, piece.state, leg.x.from(piece.first), piece.steps, piece.final, leg.y.from(piece.output), piece.skip,
-            *workspace);
-  workspaces_.give_back(std::move(workspace));
+  with_workspace([&](Workspace& workspace) {
+    chain.run(program_.ops, piece.state, leg.x.from(piece.first), piece.steps, piece.final, leg.y.from(piece.output), piece.skip,
+              workspace);
+  });
   if (!piece.followed) piece.state.clear();
 }
 
@@ -252,9 +250,7 @@ void Schedule::plan_group(size_t part, const std::vector<Flow*>& flows, const La
       const size_t task = tasks_.size();
       if (layer > 0) waits[layer].push_back(task - blocks.size());
       tasks_.push_back({[this, block, layer] {
-                          std::unique_ptr<Workspace> workspace = workspaces_.take();
-                          block->run_layer(program_.ops, layer, *workspace);
-                          workspaces_.give_back(std::move(workspace));
+                          with_workspace([&](Workspace& workspace) { block->run_layer(program_.ops, layer, workspace); });
                         },
                         std::exchange(waits[layer], {task}), true});
     }

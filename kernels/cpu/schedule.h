@@ -6,8 +6,6 @@
 #pragma once
 
 #include <deque>
-#include <memory>
-#include <mutex>
 #include <vector>
 
 #include "program.h"
@@ -17,17 +15,6 @@ namespace encodec {
 
 // Rows at an LSTM of a clip's piece of a wave: about a tile of the chains beside it, and whole blocks of their rows.
 constexpr int64_t kWaveRows = 48;
-
-// Workspaces that tasks pass on, so that each thread touches new memory once.
-class Workspaces {
- public:
-  std::unique_ptr<Workspace> take();
-  void give_back(std::unique_ptr<Workspace> workspace);
-
- private:
-  std::mutex mutex_;
-  std::vector<std::unique_ptr<Workspace>> free_;
-};
 
 class Schedule {
  public:
@@ -99,7 +86,6 @@ class Schedule {
   std::deque<Piece> pieces_;
   std::vector<Task> tasks_;
   std::vector<LayerTasks> lstm_tasks_;  // of each part, in the wave before
-  Workspaces workspaces_;
 };
 
 }  // namespace encodec

@@ -15,6 +15,12 @@ namespace encodec {
 // What one thread works in.
 struct Workspace {
   Buffer rows[2], scratch, hidden, shortcut, normed;
+
+  int64_t floats() const {
+    int64_t sum = 0;
+    for (const Buffer* buffer : {&rows[0], &rows[1], &scratch, &hidden, &shortcut, &normed}) sum += buffer->capacity();
+    return sum;
+  }
 };
 
 // A group norm that has seen its clip: (x - mean) * scale + shift. The mean comes off first: of nearly constant values little is left,
