@@ -131,18 +131,20 @@ void Chain::run(const Ops& ops, ChainState& state, Rows x, int64_t count, bool f
 
 int64_t Chain::run_tile(const Ops& ops, ChainState& state, Rows x, int64_t count, bool final, const float*& out,
                         Workspace& workspace) const {
-  // Room for the rows kept from before, `added` new ones and the right padding.
-  const auto reserve = [&](size_t i, int64_t added) {
+  // Room for the rows kept from before, `added` new ones and the right padding; and ahead of them, so that the first `dropped` new ones
+  // may lie where those from before come later.
+  const auto reserve = [&](size_t i, int64_t added, int64_t dropped) {
     const Window& window = stages_[i]->window;
-    const int64_t held = window.held(state[i].progress);
-    return workspace.rows[i % 2].reserve((held + added + window.pad_right + window.stride) * window.channels);
+    const int64_t held = window.held(state[i].progress), spare = std::max<int64_t>(0, dropped - held);
+    float* const memory = workspace.rows[i % 2].reserve((spare + held + added + window.pad_right + window.stride) * window.channels);
+    return memory + spare * window.channels;
   };
   const auto new_rows = [&](size_t i, float* rows) {
     return rows + stages_[i]->window.held(state[i].progress) * stages_[i]->window.channels;
   };
 
   FittedNorm pending, left;  // norms that the rows in hand, and those of the stage at work, have yet to go through
-  float* rows = reserve(0, count);
+  float* rows = reserve(0, count, 0);
   copy_rows(x, {new_rows(0, rows), in_channels(), 1}, count, in_channels());
   int64_t added = count;
   for (size_t i = 0; i < stages_.size(); ++i) {
@@ -160,14 +162,13 @@ int64_t Chain::run_tile(const Ops& ops, ChainState& state, Rows x, int64_t count
     const Emitted survivors = emitted(stage, before, windows, final);
     const bool last = i + 1 == stages_.size();
     const int64_t produced = windows * stage.rows_per_window;
-    float* next = last ? workspace.rows[(i + 1) % 2].reserve(produced * stage.out_channels) : reserve(i + 1, produced);
-    float* results = last ? next : new_rows(i + 1, next);
+    float* const next =
+        last ? workspace.rows[(i + 1) % 2].reserve(produced * stage.out_channels) : reserve(i + 1, produced, survivors.skip);
+    float* const results = last ? next : new_rows(i + 1, next) - survivors.skip * stage.out_channels;
     if (windows > 0)
       stage.run(ops, rows + (before.next - before.begin) * window.channels, before.next / window.stride, windows, results, workspace,
                 pending ? &pending : nullptr, !last && leaves_norm(*stages_[i + 1], survivors.count, final) ? &left : nullptr);
     pending = std::exchange(left, {});
-    if (survivors.skip > 0)
-      std::copy_n(results + survivors.skip * stage.out_channels, survivors.count * stage.out_channels, results);
 
     window.consume(place.progress, windows);
     float* const keep = rows + (place.progress.begin - before.begin) * window.channels;
@@ -176,7 +177,7 @@ int64_t Chain::run_tile(const Ops& ops, ChainState& state, Rows x, int64_t count
     else
       place.kept.assign(keep, rows + held * window.channels);
     rows = next;
-    out = results;
+    out = results + survivors.skip * stage.out_channels;
     added = survivors.count;
   }
   return added;

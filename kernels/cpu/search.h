@@ -93,34 +93,47 @@ constexpr int64_t kMomentRows = 16;
 
 // Of kCols vectors of channels at once: one alone would wait for its own additions.
 template <int kCols>
-void moments_of(const float* x, int64_t rows, int64_t channels, int64_t valid, const float* pivot, double* sums) {
+void moments_of(const float* x, int64_t rows, int64_t channels, const float* pivot, double* sums) {
   Vec zero[kCols];
-  for (int v = 0; v < kCols; ++v)
-    zero[v] = valid < kWidth ? load_part(pivot + v * kWidth, valid) : load(pivot + v * kWidth);
+  for (int v = 0; v < kCols; ++v) zero[v] = load(pivot + v * kWidth);
   for (int64_t first = 0; first < rows; first += kMomentRows) {
     const int64_t end = first + kMomentRows < rows ? first + kMomentRows : rows;
     Vec sum[kCols] = {}, squares[kCols] = {};
     for (int64_t t = first; t < end; ++t)
 #pragma GCC unroll 4
       for (int v = 0; v < kCols; ++v) {
-        const float* row = x + t * channels + v * kWidth;
-        const Vec value = (valid < kWidth ? load_part(row, valid) : load(row)) - zero[v];
+        const Vec value = load(x + t * channels + v * kWidth) - zero[v];
         sum[v] = sum[v] + value;
         squares[v] = squares[v] + value * value;
       }
     for (int v = 0; v < kCols; ++v)
-      for (int64_t n = 0; n < valid; ++n) {
+      for (int n = 0; n < kWidth; ++n) {
         sums[v * kWidth + n] += static_cast<double>(sum[v][n]);
         sums[channels + v * kWidth + n] += static_cast<double>(squares[v][n]);
       }
   }
 }
 
+// Of one channel; the last ones, and the few of a clip's audio.
+void moments_of_one(const float* x, int64_t rows, int64_t channels, float pivot, double* sums) {
+  for (int64_t first = 0; first < rows; first += kMomentRows) {
+    const int64_t end = first + kMomentRows < rows ? first + kMomentRows : rows;
+    float sum = 0, squares = 0;
+    for (int64_t t = first; t < end; ++t) {
+      const float value = x[t * channels] - pivot;
+      sum += value;
+      squares += value * value;
+    }
+    sums[0] += static_cast<double>(sum);
+    sums[channels] += static_cast<double>(squares);
+  }
+}
+
 void moments(const float* x, int64_t rows, int64_t channels, const float* pivot, double* sums) {
   int64_t c = 0;
-  for (; c + 4 * kWidth <= channels; c += 4 * kWidth) moments_of<4>(x + c, rows, channels, kWidth, pivot + c, sums + c);
-  for (; c + kWidth <= channels; c += kWidth) moments_of<1>(x + c, rows, channels, kWidth, pivot + c, sums + c);
-  if (c < channels) moments_of<1>(x + c, rows, channels, channels - c, pivot + c, sums + c);
+  for (; c + 4 * kWidth <= channels; c += 4 * kWidth) moments_of<4>(x + c, rows, channels, pivot + c, sums + c);
+  for (; c + kWidth <= channels; c += kWidth) moments_of<1>(x + c, rows, channels, pivot + c, sums + c);
+  for (; c < channels; ++c) moments_of_one(x + c, rows, channels, pivot[c], sums + c);
 }
 
 // A vector of a row from channel c on, mapped; `count` < kWidth of them are there.
@@ -133,6 +146,16 @@ ENCODEC_INLINE Vec mapped_part(const float* x, const Affine& map, int64_t c, int
 
 template <class Function>
 void affine_with(const float* x, float* out, int64_t rows, const Affine& map) {
+  if (map.channels < kWidth && kWidth % map.channels == 0) {
+    // rows that fit a vector several at once, as one row
+    const int64_t together = kWidth / map.channels, vectors = rows / together;
+    float scale[kWidth], shift[kWidth];
+    for (int n = 0; n < kWidth; ++n) scale[n] = map.scale[n % map.channels], shift[n] = map.shift[n % map.channels];
+    affine_with<Function>(x, out, vectors, {kWidth, map.mean, scale, shift});
+    x += vectors * kWidth;
+    out += vectors * kWidth;
+    rows -= vectors * together;
+  }
   for (int64_t t = 0; t < rows; ++t, x += map.channels, out += map.channels) {
     int64_t c = 0;
     for (; c + kWidth <= map.channels; c += kWidth) store(out + c, Function::apply(mapped(x, map, c)));
