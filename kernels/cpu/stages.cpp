@@ -1,6 +1,7 @@
 #include "stages.h"
 
 #include <cmath>
+#include <numeric>
 
 namespace encodec {
 namespace {
@@ -31,22 +32,34 @@ Window conv_window(const encodec_conv& conv) {
 
 }  // namespace
 
-void NormSums::add(const Ops& ops, const float* rows, int64_t count) {
-  // squares of what is left of the clip's first row: those of nearly constant channels would cancel to nothing
-  ops.moments(rows, count, norm_.channels(), first_row_, sums_.data());
-  rows_ += count;
+void NormSums::add(const Ops& ops, int64_t block, const float* rows, int64_t count) {
+  const int64_t channels = norm_.channels();
+  rows_[block] = count;
+  std::copy_n(rows, channels, &first_rows_[block * channels]);
+  ops.moments(rows, count, channels, rows, &sums_[block * 2 * channels]);
 }
 
 FittedNorm NormSums::fit() const {
   const int64_t channels = norm_.channels();
-  const auto steps = static_cast<double>(rows_);
+  const auto steps = static_cast<double>(std::accumulate(rows_.begin(), rows_.end(), int64_t{0}));
   const double count = steps * static_cast<double>(channels);
-  double mean = 0, variance = 0;
-  for (int64_t c = 0; c < channels; ++c) mean += (sums_[c] + steps * first_row_[c]) / count;
-  for (int64_t c = 0; c < channels; ++c) {
-    const double offset = first_row_[c] - mean;
-    variance += (sums_[channels + c] + offset * (2 * sums_[c] + steps * offset)) / count;
-  }
+  // The mean over all elements of term(rows, first row, sum, sum of squares), which is given for each channel of each block.
+  std::vector<double> totals(channels);
+  const auto mean_of = [&](const auto& term) {
+    std::fill(totals.begin(), totals.end(), 0.0);
+    for (size_t block = 0; block < rows_.size(); ++block) {
+      const auto rows = static_cast<double>(rows_[block]);
+      const float* const first = &first_rows_[block * channels];
+      const double* const sums = &sums_[block * 2 * channels];
+      for (int64_t c = 0; c < channels; ++c) totals[c] += term(rows, first[c], sums[c], sums[channels + c]);
+    }
+    return std::accumulate(totals.begin(), totals.end(), 0.0) / count;
+  };
+  const double mean = mean_of([](double rows, double first, double sum, double) { return sum + rows * first; });
+  const double variance = mean_of([&](double rows, double first, double sum, double squares) {
+    const double offset = first - mean;
+    return squares + offset * (2 * sum + rows * offset);
+  });
   // a rounding below zero is no variance; NaN stays
   const double scale = 1.0 / std::sqrt((variance < 0 ? 0 : variance) + norm_.eps);
   FittedNorm fitted;
@@ -130,13 +143,13 @@ void Layer::run(const Ops& ops, const float* rows, int64_t index, int64_t window
 
 FittedNorm Layer::run_for_norm(const Ops& ops, const float* rows, int64_t windows, float* out, Buffer& scratch,
                                const FittedNorm* before) const {
-  NormSums sums(norm, out);
-  for (int64_t first = 0; first < windows; first += block()) {
-    const int64_t count = std::min(block(), windows - first);
+  NormSums sums(norm, blocks(windows));
+  for (int64_t b = 0; b < blocks(windows); ++b) {
+    const int64_t first = b * block(), count = std::min(block(), windows - first);
     float* const results = out + first * cols;
     run_block(ops, rows + first * stride_ * in, first, count, results, scratch, before);
     // a transposed convolution's row of `cols` is several rows of the norm's channels
-    sums.add(ops, results, count * (cols / norm.channels()));
+    sums.add(ops, b, results, count * (cols / norm.channels()));
   }
   return sums.fit();
 }
@@ -277,11 +290,12 @@ class NormedResidualStage : public Stage {
     const float* other = rows + window.pad_left * in;
     float* const hidden = workspace.hidden.reserve(windows * conv1_.cols);
     float* const residual = shortcut_ ? workspace.shortcut.reserve(windows * out_channels) : nullptr;
+    const int64_t blocks = conv1_.blocks(windows);
     const Norm none;
-    NormSums hidden_sums(conv1_.norm, hidden), residual_sums(shortcut_ ? shortcut_->norm : none, residual);
+    NormSums hidden_sums(conv1_.norm, blocks), residual_sums(shortcut_ ? shortcut_->norm : none, blocks);
     // both layers that read the clip's rows go through it together: each row comes out of the last-level cache once
-    for (int64_t first = 0; first < windows; first += conv1_.block()) {
-      const int64_t count = std::min(conv1_.block(), windows - first), needed = count + conv1_.span() - 1;
+    for (int64_t b = 0; b < blocks; ++b) {
+      const int64_t first = b * conv1_.block(), count = std::min(conv1_.block(), windows - first), needed = count + conv1_.span() - 1;
       const float* block = rows + first * in;
       if (before) {
         float* const normed = workspace.normed.reserve(needed * in);
@@ -289,10 +303,10 @@ class NormedResidualStage : public Stage {
         block = normed;
       }
       conv1_.run_block(ops, block, first, count, hidden + first * conv1_.cols, workspace.scratch);
-      hidden_sums.add(ops, hidden + first * conv1_.cols, count);
+      hidden_sums.add(ops, b, hidden + first * conv1_.cols, count);
       if (!shortcut_) continue;
       shortcut_->run_block(ops, block + window.pad_left * in, first, count, residual + first * out_channels, workspace.scratch);
-      residual_sums.add(ops, residual + first * out_channels, count);
+      residual_sums.add(ops, b, residual + first * out_channels, count);
     }
     const FittedNorm hidden_norm = hidden_sums.fit();
     const FittedNorm out_norm = conv2_.run_for_norm(ops, hidden, windows, out, workspace.scratch, &hidden_norm);

@@ -42,20 +42,21 @@ struct Norm {
   int64_t channels() const { return static_cast<int64_t>(weight.size()); }
 };
 
-// A norm that is seeing its clip.
+// A norm that is seeing its clip, block by block in any order: each block has its own sums, which are added up at the end.
 class NormSums {
  public:
-  // rows: where the clip's rows begin.
-  NormSums(const Norm& norm, const float* rows) : norm_(norm), first_row_(rows), sums_(2 * norm.channels(), 0.0) {}
-  // The next `count` rows, which lie at `rows`.
-  void add(const Ops& ops, const float* rows, int64_t count);
+  NormSums(const Norm& norm, int64_t blocks)
+      : norm_(norm), rows_(blocks), first_rows_(blocks * norm.channels()), sums_(blocks * 2 * norm.channels()) {}
+  // The `count` rows of a block, which lie at `rows`; once for each block.
+  void add(const Ops& ops, int64_t block, const float* rows, int64_t count);
   FittedNorm fit() const;
 
  private:
   const Norm& norm_;
-  const float* first_row_;
-  std::vector<double> sums_;
-  int64_t rows_ = 0;
+  std::vector<int64_t> rows_;
+  // [blocks, channels], which come off a block's rows: squares of nearly constant channels would cancel to nothing.
+  std::vector<float> first_rows_;
+  std::vector<double> sums_;  // [blocks, 2, channels]: of what is left, and of its squares
 };
 
 // One convolution's packed weights and how its windows read rows [T, in].
@@ -78,6 +79,8 @@ class Layer {
                  const FittedNorm* before = nullptr) const;
   // Windows of a convenient block for `run` in pieces; even.
   int64_t block() const;
+  // Such blocks, the last one perhaps shorter.
+  int64_t blocks(int64_t windows) const { return (windows + block() - 1) / block(); }
 
   int64_t in, cols;
   Norm norm;
