@@ -176,10 +176,14 @@ def test_flushed_subnormals_of_the_caller_change_nothing(small):
         torch.set_flush_denormal(False)
 
 
-def test_calls_from_many_threads_agree(small, threads):
-    threads(2)
-    program = prepared(read_plan(small).encoder)
-    audio = audio_like(16, 1, 3000, 4)
+# a normed clip's blocks are shared with threads that other clips leave idle
+@pytest.mark.parametrize("name, samples", [("small", 3000), ("normed stereo", 12000)])
+@pytest.mark.parametrize("count", [2, 3])
+def test_calls_from_many_threads_agree(threads, name, samples, count):
+    threads(count)
+    model = seeded_model(CONFIGS[name])
+    program = prepared(read_plan(model).encoder)
+    audio = audio_like(16, model.config.audio_channels, samples, 4)
     expected = program.run(audio)
     with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(lambda b: program.run(audio[b : b + 1]), range(16)))

@@ -113,13 +113,13 @@ int64_t Chain::tile() const {
 }
 
 void Chain::run(const Ops& ops, ChainState& state, Rows x, int64_t count, bool final, Rows y, int64_t skip,
-                Workspace& workspace) const {
+                Workspace& workspace, int threads) const {
   const int64_t most = tile();
   do {
     const int64_t now = std::min(most, count);
     count -= now;
     const float* out = nullptr;
-    const int64_t rows = run_tile(ops, state, x, now, final && count == 0, out, workspace);
+    const int64_t rows = run_tile(ops, state, x, now, final && count == 0, out, workspace, threads);
     const int64_t dropped = std::min(skip, rows);
     const int64_t channels = out_channels();
     copy_rows({const_cast<float*>(out) + dropped * channels, channels, 1}, y, rows - dropped, channels);
@@ -130,7 +130,7 @@ void Chain::run(const Ops& ops, ChainState& state, Rows x, int64_t count, bool f
 }
 
 int64_t Chain::run_tile(const Ops& ops, ChainState& state, Rows x, int64_t count, bool final, const float*& out,
-                        Workspace& workspace) const {
+                        Workspace& workspace, int threads) const {
   // Room for the rows kept from before, `added` new ones and the right padding; and ahead of them, so that the first `dropped` new ones
   // may lie where those from before come later.
   const auto reserve = [&](size_t i, int64_t added, int64_t dropped) {
@@ -166,7 +166,7 @@ int64_t Chain::run_tile(const Ops& ops, ChainState& state, Rows x, int64_t count
         last ? workspace.rows[(i + 1) % 2].reserve(produced * stage.out_channels) : reserve(i + 1, produced, survivors.skip);
     float* const results = last ? next : new_rows(i + 1, next) - survivors.skip * stage.out_channels;
     if (windows > 0)
-      stage.run(ops, rows + (before.next - before.begin) * window.channels, before.next / window.stride, windows, results, workspace,
+      stage.run(ops, rows + (before.next - before.begin) * window.channels, before.next / window.stride, windows, results, workspace, threads,
                 pending ? &pending : nullptr, !last && leaves_norm(*stages_[i + 1], survivors.count, final) ? &left : nullptr);
     pending = std::exchange(left, {});
 

@@ -14,10 +14,10 @@ constexpr int64_t kPieceOverOverlap = 4;
 // system comes again page by page, and a huge page can cost milliseconds.
 constexpr int64_t kKeptFloats = 16 << 20;
 
-// Calls body with a workspace of this thread's own.
+// Calls body with this thread's workspace.
 template <class Body>
 void with_workspace(const Body& body) {
-  thread_local Workspace workspace;
+  Workspace& workspace = own_workspace();
   body(workspace);
   if (workspace.floats() > kKeptFloats) workspace = {};
 }
@@ -205,7 +205,7 @@ void Schedule::run_piece(size_t part, Flow& flow, Piece& piece) {
     piece.state = std::move(piece.before ? piece.before->state : flow.clip->parts[part].chain);
   with_workspace([&](Workspace& workspace) {
     chain.run(program_.ops, piece.state, leg.x.from(piece.first), piece.steps, piece.final, leg.y.from(piece.output), piece.skip,
-              workspace);
+              workspace, threads_);
   });
   if (!piece.followed) piece.state.clear();
 }

@@ -3,6 +3,8 @@
 #include <cmath>
 #include <numeric>
 
+#include "threads.h"
+
 namespace encodec {
 namespace {
 
@@ -30,7 +32,33 @@ Window conv_window(const encodec_conv& conv) {
           conv.pad_right,   static_cast<PadMode>(conv.pad_mode), true};
 }
 
+// Shares that a loop over blocks is cut into for each thread: one that joins late finds some, and handing one out costs a microsecond.
+constexpr int64_t kSharesPerThread = 4;
+
+// Calls body(block, workspace of the thread that it runs on) for blocks 0 ... blocks - 1, in any order, on this thread and idle ones.
+template <class Body>
+void each_block(int threads, int64_t blocks, const Body& body) {
+  const int64_t shares = threads > 1 ? std::min(blocks, kSharesPerThread * threads) : 1;
+  run_tasks(threads, shares, [&](int64_t share) {
+    for (int64_t block = blocks * share / shares; block < blocks * (share + 1) / shares; ++block) body(block, own_workspace());
+  });
+}
+
+// Calls body(first row, rows) for rows of `channels`, on this thread and idle ones.
+template <class Body>
+void each_rows(int threads, int64_t rows, int64_t channels, const Body& body) {
+  const int64_t most = std::max<int64_t>(1, kBlockFloats / channels);
+  each_block(threads, (rows + most - 1) / most, [&](int64_t block, Workspace&) {
+    body(block * most, std::min(most, rows - block * most));
+  });
+}
+
 }  // namespace
+
+Workspace& own_workspace() {
+  thread_local Workspace workspace;
+  return workspace;
+}
 
 void NormSums::add(const Ops& ops, int64_t block, const float* rows, int64_t count) {
   const int64_t channels = norm_.channels();
@@ -141,16 +169,16 @@ void Layer::run(const Ops& ops, const float* rows, int64_t index, int64_t window
   }
 }
 
-FittedNorm Layer::run_for_norm(const Ops& ops, const float* rows, int64_t windows, float* out, Buffer& scratch,
+FittedNorm Layer::run_for_norm(const Ops& ops, const float* rows, int64_t windows, float* out, int threads,
                                const FittedNorm* before) const {
   NormSums sums(norm, blocks(windows));
-  for (int64_t b = 0; b < blocks(windows); ++b) {
+  each_block(threads, blocks(windows), [&](int64_t b, Workspace& workspace) {
     const int64_t first = b * block(), count = std::min(block(), windows - first);
     float* const results = out + first * cols;
-    run_block(ops, rows + first * stride_ * in, first, count, results, scratch, before);
+    run_block(ops, rows + first * stride_ * in, first, count, results, workspace.scratch, before);
     // a transposed convolution's row of `cols` is several rows of the norm's channels
     sums.add(ops, b, results, count * (cols / norm.channels()));
-  }
+  });
   return sums.fit();
 }
 
@@ -211,14 +239,17 @@ class ConvStage : public Stage {
  public:
   explicit ConvStage(Layer layer) : layer_(std::move(layer)) {}
   bool normed() const override { return static_cast<bool>(layer_.norm); }
-  void run(const Ops& ops, const float* rows, int64_t index, int64_t windows, float* out, Workspace& workspace, const FittedNorm*,
-           FittedNorm* after) const override {
+  void run(const Ops& ops, const float* rows, int64_t index, int64_t windows, float* out, Workspace& workspace, int threads,
+           const FittedNorm*, FittedNorm* after) const override {
     if (!layer_.norm) return layer_.run(ops, rows, index, windows, out, workspace.scratch);
-    FittedNorm fitted = layer_.run_for_norm(ops, rows, windows, out, workspace.scratch);
-    if (after)
+    FittedNorm fitted = layer_.run_for_norm(ops, rows, windows, out, threads);
+    if (after) {
       *after = std::move(fitted);
-    else
-      ops.affine(out, out, windows * rows_per_window, fitted.affine());
+      return;
+    }
+    each_rows(threads, windows * rows_per_window, out_channels, [&](int64_t first, int64_t count) {
+      ops.affine(out + first * out_channels, out + first * out_channels, count, fitted.affine());
+    });
   }
 
  private:
@@ -248,8 +279,8 @@ class ResidualStage : public Stage {
 
   bool normed() const override { return false; }
 
-  void run(const Ops& ops, const float* rows, int64_t index, int64_t windows, float* out, Workspace& workspace, const FittedNorm*,
-           FittedNorm*) const override {
+  void run(const Ops& ops, const float* rows, int64_t index, int64_t windows, float* out, Workspace& workspace, int,
+           const FittedNorm*, FittedNorm*) const override {
     const int64_t in = conv1_.in, width = conv1_.cols;
     for (int64_t first = 0; first < windows; first += conv1_.block()) {
       const int64_t count = std::min(conv1_.block(), windows - first);
@@ -284,8 +315,8 @@ class NormedResidualStage : public Stage {
   bool normed() const override { return true; }
   bool takes_norm() const override { return true; }
 
-  void run(const Ops& ops, const float* rows, int64_t, int64_t windows, float* out, Workspace& workspace, const FittedNorm* before,
-           FittedNorm*) const override {
+  void run(const Ops& ops, const float* rows, int64_t, int64_t windows, float* out, Workspace& workspace, int threads,
+           const FittedNorm* before, FittedNorm*) const override {
     const int64_t in = conv1_.in;
     const float* other = rows + window.pad_left * in;
     float* const hidden = workspace.hidden.reserve(windows * conv1_.cols);
@@ -294,25 +325,28 @@ class NormedResidualStage : public Stage {
     const Norm none;
     NormSums hidden_sums(conv1_.norm, blocks), residual_sums(shortcut_ ? shortcut_->norm : none, blocks);
     // both layers that read the clip's rows go through it together: each row comes out of the last-level cache once
-    for (int64_t b = 0; b < blocks; ++b) {
+    each_block(threads, blocks, [&](int64_t b, Workspace& own) {
       const int64_t first = b * conv1_.block(), count = std::min(conv1_.block(), windows - first), needed = count + conv1_.span() - 1;
       const float* block = rows + first * in;
       if (before) {
-        float* const normed = workspace.normed.reserve(needed * in);
+        float* const normed = own.normed.reserve(needed * in);
         ops.affine(block, normed, needed, before->affine());
         block = normed;
       }
-      conv1_.run_block(ops, block, first, count, hidden + first * conv1_.cols, workspace.scratch);
+      conv1_.run_block(ops, block, first, count, hidden + first * conv1_.cols, own.scratch);
       hidden_sums.add(ops, b, hidden + first * conv1_.cols, count);
-      if (!shortcut_) continue;
-      shortcut_->run_block(ops, block + window.pad_left * in, first, count, residual + first * out_channels, workspace.scratch);
+      if (!shortcut_) return;
+      shortcut_->run_block(ops, block + window.pad_left * in, first, count, residual + first * out_channels, own.scratch);
       residual_sums.add(ops, b, residual + first * out_channels, count);
-    }
+    });
     const FittedNorm hidden_norm = hidden_sums.fit();
-    const FittedNorm out_norm = conv2_.run_for_norm(ops, hidden, windows, out, workspace.scratch, &hidden_norm);
+    const FittedNorm out_norm = conv2_.run_for_norm(ops, hidden, windows, out, threads, &hidden_norm);
     const FittedNorm fitted = shortcut_ ? residual_sums.fit() : FittedNorm();
     const Affine other_map = shortcut_ ? fitted.affine() : before ? before->affine() : Affine();
-    ops.affine_sum(out, out_norm.affine(), shortcut_ ? residual : other, shortcut_ || before ? &other_map : nullptr, windows);
+    each_rows(threads, windows, out_channels, [&](int64_t first, int64_t count) {
+      const float* const addend = (shortcut_ ? residual : other) + first * out_channels;
+      ops.affine_sum(out + first * out_channels, out_norm.affine(), addend, shortcut_ || before ? &other_map : nullptr, count);
+    });
   }
 
  private:

@@ -23,6 +23,9 @@ struct Workspace {
   }
 };
 
+// This thread's.
+Workspace& own_workspace();
+
 // A group norm that has seen its clip: (x - mean) * scale + shift. The mean comes off first: of nearly constant values little is left,
 // which the scale blows up, and x * scale + shift would blow up the rounding of x * scale instead.
 struct FittedNorm {
@@ -70,9 +73,9 @@ class Layer {
   int64_t span() const { return (taps_ - 1) * dilation_ + 1; }
   // out [windows, cols]; rows: the first window's first row; index: which window of the clip it is.
   void run(const Ops& ops, const float* rows, int64_t index, int64_t windows, float* out, Buffer& scratch) const;
-  // As `run`, of a whole clip; returns the norm over the output, which is still to be applied. The rows are put through `before`, if
-  // that is given, ahead of their ELU.
-  FittedNorm run_for_norm(const Ops& ops, const float* rows, int64_t windows, float* out, Buffer& scratch,
+  // As `run`, of a whole clip, on idle threads too; returns the norm over the output, which is still to be applied. The rows are put
+  // through `before`, if that is given, ahead of their ELU.
+  FittedNorm run_for_norm(const Ops& ops, const float* rows, int64_t windows, float* out, int threads,
                           const FittedNorm* before = nullptr) const;
   // As `run`, all at once.
   void run_block(const Ops& ops, const float* rows, int64_t index, int64_t windows, float* out, Buffer& scratch,
@@ -101,10 +104,11 @@ class Stage {
  public:
   virtual ~Stage() = default;
   // out [windows * rows_per_window, out_channels]; rows: the first window's first row; index: which window of the clip it is.
+  // threads: those that may share the work of a whole clip, this one among them.
   // before: a norm that the rows have yet to go through, given only where takes_norm(), or null.
   // after: where to leave the norm of the output, which is then not applied, or null.
   virtual void run(const Ops& ops, const float* rows, int64_t index, int64_t windows, float* out, Workspace& workspace,
-                   const FittedNorm* before, FittedNorm* after) const = 0;
+                   int threads, const FittedNorm* before, FittedNorm* after) const = 0;
   virtual bool normed() const = 0;
   virtual bool takes_norm() const { return false; }
 
@@ -161,13 +165,13 @@ class Chain {
   // the first one. False if no stage boundary falls there.
   bool middle(int64_t start, ChainState& state, int64_t& output) const;
 
-  // Runs `count` steps of x. Outputs from the `skip`-th on go to y.
+  // Runs `count` steps of x. Outputs from the `skip`-th on go to y. threads: as for Stage::run.
   void run(const Ops& ops, ChainState& state, Rows x, int64_t count, bool final, Rows y, int64_t skip,
-           Workspace& workspace) const;
+           Workspace& workspace, int threads) const;
 
  private:
   int64_t run_tile(const Ops& ops, ChainState& state, Rows x, int64_t count, bool final, const float*& out,
-                   Workspace& workspace) const;
+                   Workspace& workspace, int threads) const;
 
   std::vector<std::unique_ptr<Stage>> stages_;
 };

@@ -10,6 +10,7 @@
 #include <set>
 #include <system_error>
 #include <thread>
+#include <utility>
 
 #if defined(__x86_64__)
 #include <xmmintrin.h>
@@ -46,8 +47,9 @@ class DefaultFloats {
 // A call's tasks on their way. Used under the pool's lock.
 class Graph {
  public:
-  Graph(const std::vector<Task>& tasks, int helpers)
-      : helpers_wanted(helpers), tasks_(tasks), urgent_limit_(std::max(1, (helpers + 1) / 2)), left_(tasks.size()) {
+  // outer: the call that one of its tasks makes this one from, or null.
+  Graph(const std::vector<Task>& tasks, int helpers, Graph* outer)
+      : helpers_wanted(helpers), outer(outer), tasks_(tasks), urgent_limit_(std::max(1, (helpers + 1) / 2)), left_(tasks.size()) {
     waits_.resize(tasks.size());
     followers_.resize(tasks.size());
     for (size_t task = 0; task < tasks.size(); ++task) {
@@ -58,6 +60,7 @@ class Graph {
   }
 
   bool ready() const { return !urgent_.empty() || !others_.empty(); }
+  bool wants_help() const { return ready() && helpers < helpers_wanted; }
   size_t ready_count() const { return urgent_.size() + others_.size(); }
   bool ended() const { return running_ == 0 && (left_ == 0 || error != nullptr); }
 
@@ -88,6 +91,7 @@ class Graph {
   const std::function<void()>& body(size_t task) const { return tasks_[task].body; }
 
   const int helpers_wanted;
+  Graph* const outer;
   int helpers = 0;
   bool caller_waits = false;
   std::condition_variable changed;  // for the caller
@@ -107,7 +111,7 @@ class Graph {
 class Pool {
  public:
   void run(int threads, const std::vector<Task>& tasks) {
-    Graph graph(tasks, static_cast<int>(std::min<size_t>(threads, tasks.size())) - 1);
+    Graph graph(tasks, static_cast<int>(std::min<size_t>(threads, tasks.size())) - 1, current_);
     std::unique_lock<std::mutex> lock(mutex_);
     const auto place = graphs_.insert(graphs_.end(), &graph);
     while (workers_ < graph.helpers_wanted && add_worker()) {
@@ -116,6 +120,7 @@ class Pool {
     for (;;) {
       help(graph, lock);
       if (graph.ended() && graph.helpers == 0) break;
+      if (join([&](const Graph& candidate) { return candidate.outer == &graph; }, lock)) continue;
       graph.caller_waits = true;
       graph.changed.wait(lock);
     }
@@ -130,12 +135,14 @@ class Pool {
       const size_t task = graph.take();
       lock.unlock();
       std::exception_ptr error;
+      Graph* const outer = std::exchange(current_, &graph);
       try {
         DefaultFloats floats;
         graph.body(task)();
       } catch (...) {
         error = std::current_exception();
       }
+      current_ = outer;
       lock.lock();
       const size_t before = graph.ready_count();
       graph.finish(task, error);
@@ -145,12 +152,25 @@ class Pool {
     }
   }
 
+  // Helps the oldest call that wants it and that is one of these; whether there is one. The lock is held on entry and on return.
+  template <class Predicate>
+  bool join(const Predicate& is_one, std::unique_lock<std::mutex>& lock) {
+    const auto found = std::find_if(graphs_.begin(), graphs_.end(), [&](Graph* graph) { return graph->wants_help() && is_one(*graph); });
+    if (found == graphs_.end()) return false;
+    Graph& graph = **found;
+    ++graph.helpers;
+    help(graph, lock);
+    if (--graph.helpers == 0 && graph.ended()) graph.changed.notify_one();
+    return true;
+  }
+
   void call_helpers(Graph& graph, size_t tasks) {
-    if (tasks > 0 && graph.caller_waits) {
-      graph.caller_waits = false;
-      graph.changed.notify_one();
-      --tasks;
-    }
+    // the caller of an outer call helps only where it has no task of its own left
+    for (Graph* called = &graph; called && tasks > 0; called = called->outer)
+      if (std::exchange(called->caller_waits, false)) {
+        called->changed.notify_one();
+        --tasks;
+      }
     for (int idle = graph.helpers_wanted - graph.helpers; idle > 0 && tasks > 0; --idle, --tasks) work_.notify_one();
   }
 
@@ -167,24 +187,18 @@ class Pool {
 
   void serve() {
     std::unique_lock<std::mutex> lock(mutex_);
-    for (;;) {
-      Graph* graph = nullptr;
-      work_.wait(lock, [&] {
-        for (Graph* candidate : graphs_)
-          if (candidate->ready() && candidate->helpers < candidate->helpers_wanted) graph = candidate;
-        return graph != nullptr;
-      });
-      ++graph->helpers;
-      help(*graph, lock);
-      if (--graph->helpers == 0 && graph->ended()) graph->changed.notify_one();
-    }
+    for (;;)
+      if (!join([](const Graph&) { return true; }, lock)) work_.wait(lock);
   }
 
   std::mutex mutex_;
   std::condition_variable work_;
   std::list<Graph*> graphs_;
   int workers_ = 0;
+  static thread_local Graph* current_;  // whose task this thread is at
 };
+
+thread_local Graph* Pool::current_ = nullptr;
 
 // Never destroyed: workers may still sleep in it when the process ends.
 Pool* pool = nullptr;

@@ -17,7 +17,8 @@ struct Task {
 
 // Runs the tasks on the caller and up to threads - 1 workers, earlier ones first where several may begin; returns when all have
 // ended. After the first exception no task begins, and it is rethrown. Calls from several threads share the workers; a child process
-// starts its own. Bodies see the default floating-point environment.
+// starts its own. Bodies see the default floating-point environment. A body may call this itself: threads that the outer call has no
+// task for then help.
 void run_tasks(int threads, const std::vector<Task>& tasks);
 
 // As above for body(0) ... body(count - 1), in any order.

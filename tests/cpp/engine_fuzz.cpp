@@ -301,6 +301,37 @@ void trimmed_case() {
   encodec_program_free(program);
 }
 
+// Normed clips long enough for many blocks, which idle threads share: fewer clips than threads, as many, and one more.
+void normed_case() {
+  Random random(2);
+  Recipe recipe;
+  recipe.whole = true;
+  const int64_t channels = recipe.in_channels = 30;
+  Recipe::Stage residual = {}, upsample = {};
+  residual.kind = 1;
+  residual.shortcut = true;
+  residual.convs[0] = random_conv(random, recipe, channels, 17, 3, 1, 1, false);
+  residual.convs[1] = random_conv(random, recipe, 17, channels, 1, 1, 1, false);
+  residual.convs[2] = random_conv(random, recipe, channels, channels, 1, 1, 1, false);
+  residual.convs[0].elu = residual.convs[1].elu = 1;
+  residual.convs[2].elu = 0;
+  upsample.kind = 2;
+  recipe.out_channels = 2;
+  upsample.convs[0] = random_conv(random, recipe, channels, recipe.out_channels, 4, 2, 1, false);
+  recipe.stages.push_back(std::move(residual));
+  recipe.stages.push_back(std::move(upsample));
+  std::vector<Clip> clips(3, Clip(channels));
+  for (size_t b = 0; b < clips.size(); ++b)
+    for (std::vector<float>& channel : clips[b]) channel = random.floats(3000 + 700 * static_cast<int64_t>(b), 1.0f);
+  encodec_program* program = build(recipe, encodec_tier(0));
+  const std::vector<Clip> whole = run(program, recipe, clips, 1, 1, random);
+  for (int threads = 2; threads <= 8; ++threads) {
+    require_same(run(program, recipe, clips, threads, 1, random), whole, -1, "threads, normed");
+    require_same(run(program, recipe, {clips[0]}, threads, 1, random), {whole[0]}, -1, "threads, one normed clip");
+  }
+  encodec_program_free(program);
+}
+
 uint64_t codebook_case(int64_t number) {
   Random random(number);
   const int64_t levels = random.between(1, 4), size = random.between(1, 70), dim = random.between(1, 40);
@@ -385,6 +416,7 @@ int main(int count, char** arguments) {
   for (int64_t n = 0; const char* tier = encodec_tier(n); ++n) std::fprintf(stderr, " %s", tier);
   std::fprintf(stderr, "\n");
   trimmed_case();
+  normed_case();
   for (int64_t number = first; number < first + cases; ++number)
     std::printf("%lld %016llx %016llx %016llx\n", static_cast<long long>(number),
                 static_cast<unsigned long long>(network_case(number)),
