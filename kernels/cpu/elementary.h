@@ -77,7 +77,10 @@ struct Tanh {
 template <class Function>
 void map_with(const float* x, float* out, int64_t count) {
   int64_t i = 0;
-  for (; i + kWidth <= count; i += kWidth) store(out + i, Function::apply(load(x + i)));
+  for (; i + kWidth <= count; i += kWidth) {
+    ask_ahead(x + i);
+    store(out + i, Function::apply(load(x + i)));
+  }
   if (i < count) store_part(out + i, Function::apply(load_part(x + i, count - i)), count - i);
 }
 

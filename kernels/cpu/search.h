@@ -132,6 +132,7 @@ void moments_of_one(const float* x, int64_t rows, int64_t channels, float pivot,
 void moments(const float* x, int64_t rows, int64_t channels, const float* pivot, double* sums) {
   int64_t c = 0;
   for (; c + 4 * kWidth <= channels; c += 4 * kWidth) moments_of<4>(x + c, rows, channels, pivot + c, sums + c);
+  for (; c + 2 * kWidth <= channels; c += 2 * kWidth) moments_of<2>(x + c, rows, channels, pivot + c, sums + c);
   for (; c + kWidth <= channels; c += kWidth) moments_of<1>(x + c, rows, channels, pivot + c, sums + c);
   for (; c < channels; ++c) moments_of_one(x + c, rows, channels, pivot[c], sums + c);
 }
@@ -158,7 +159,10 @@ void affine_with(const float* x, float* out, int64_t rows, const Affine& map) {
   }
   for (int64_t t = 0; t < rows; ++t, x += map.channels, out += map.channels) {
     int64_t c = 0;
-    for (; c + kWidth <= map.channels; c += kWidth) store(out + c, Function::apply(mapped(x, map, c)));
+    for (; c + kWidth <= map.channels; c += kWidth) {
+      ask_ahead(x + c);
+      store(out + c, Function::apply(mapped(x, map, c)));
+    }
     if (int64_t rest = map.channels - c; rest > 0) store_part(out + c, Function::apply(mapped_part(x, map, c, rest)), rest);
   }
 }
