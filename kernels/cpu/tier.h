@@ -16,6 +16,7 @@ namespace {
 
 #include "vec.h"
 #include "elementary.h"
+#include "norm.h"
 #include "product.h"
 #include "search.h"
 
