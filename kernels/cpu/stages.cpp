@@ -32,15 +32,17 @@ Window conv_window(const encodec_conv& conv) {
           conv.pad_right,   static_cast<PadMode>(conv.pad_mode), true};
 }
 
-// Shares that a loop over blocks is cut into for each thread: one that joins late finds some, and handing one out costs a microsecond.
+// Shares that the rest of a loop over blocks is cut into for each thread: even out what they take, at a microsecond each.
 constexpr int64_t kSharesPerThread = 4;
 
 // Calls body(block, workspace of the thread that it runs on) for blocks 0 ... blocks - 1, in any order, on this thread and idle ones.
 template <class Body>
 void each_block(int threads, int64_t blocks, const Body& body) {
-  const int64_t shares = threads > 1 ? std::min(blocks, kSharesPerThread * threads) : 1;
+  int64_t done = 0;
+  while (done < blocks && !has_idle_thread(threads)) body(done++, own_workspace());
+  const int64_t left = blocks - done, shares = std::min(left, kSharesPerThread * threads);
   run_tasks(threads, shares, [&](int64_t share) {
-    for (int64_t block = blocks * share / shares; block < blocks * (share + 1) / shares; ++block) body(block, own_workspace());
+    for (int64_t i = left * share / shares; i < left * (share + 1) / shares; ++i) body(done + i, own_workspace());
   });
 }
 

@@ -3,6 +3,7 @@
 #include <pthread.h>
 
 #include <algorithm>
+#include <atomic>
 #include <condition_variable>
 #include <exception>
 #include <list>
@@ -122,13 +123,21 @@ class Pool {
       if (graph.ended() && graph.helpers == 0) break;
       if (join([&](const Graph& candidate) { return candidate.outer == &graph; }, lock)) continue;
       graph.caller_waits = true;
-      graph.changed.wait(lock);
+      wait(graph.changed, lock);
     }
     graphs_.erase(place);
     if (graph.error) std::rethrow_exception(graph.error);
   }
 
+  bool has_idle_thread(int threads) const { return idle_ > 0 || workers_ < threads - 1; }
+
  private:
+  void wait(std::condition_variable& condition, std::unique_lock<std::mutex>& lock) {
+    ++idle_;
+    condition.wait(lock);
+    --idle_;
+  }
+
   // Takes tasks until none may begin; the lock is held on entry and on return.
   void help(Graph& graph, std::unique_lock<std::mutex>& lock) {
     while (graph.ready()) {
@@ -188,20 +197,20 @@ class Pool {
   void serve() {
     std::unique_lock<std::mutex> lock(mutex_);
     for (;;)
-      if (!join([](const Graph&) { return true; }, lock)) work_.wait(lock);
+      if (!join([](const Graph&) { return true; }, lock)) wait(work_, lock);
   }
 
   std::mutex mutex_;
   std::condition_variable work_;
   std::list<Graph*> graphs_;
-  int workers_ = 0;
+  std::atomic<int> workers_ = 0, idle_ = 0;
   static thread_local Graph* current_;  // whose task this thread is at
 };
 
 thread_local Graph* Pool::current_ = nullptr;
 
 // Never destroyed: workers may still sleep in it when the process ends.
-Pool* pool = nullptr;
+std::atomic<Pool*> pool = nullptr;
 std::once_flag pool_once;
 
 }  // namespace
@@ -217,7 +226,12 @@ void run_tasks(int threads, const std::vector<Task>& tasks) {
     // the child has none of the workers, and perhaps a locked mutex: it leaves them and starts anew
     pthread_atfork(nullptr, nullptr, [] { pool = new Pool; });
   });
-  pool->run(threads, tasks);
+  pool.load()->run(threads, tasks);
+}
+
+bool has_idle_thread(int threads) {
+  const Pool* const made = pool;
+  return threads > 1 && (!made || made->has_idle_thread(threads));
 }
 
 void run_tasks(int threads, int64_t count, const std::function<void(int64_t)>& body) {
