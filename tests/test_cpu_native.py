@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from encodec_fast.kernels.cpu import library as native
 
 from cpu_fixtures import engine
 
-FUZZ = Path(__file__).parent / "cpp" / "engine_fuzz.cpp"
+CPP = Path(__file__).parent / "cpp"
+FUZZ = CPP / "engine_fuzz.cpp"
 SANITIZERS = ("-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
 RACES = ("-g", "-O1", "-fsanitize=thread")
 CASES = "24"
@@ -44,6 +46,29 @@ def test_random_programs_agree_with_themselves_under_sanitizers(tmp_path, flags)
         pytest.skip(f"{compiler} has no {flags[2]}")
     program = fuzz_program(tmp_path, compiler, native_build.build(tmp_path, compiler, extra_flags=flags), flags)
     assert len(digests([str(program)]).splitlines()) == int(CASES)
+
+
+@needs_compiler
+@pytest.mark.parametrize("flags", [(), RACES], ids=["plain", "races"])
+def test_calls_within_calls_keep_to_their_threads(tmp_path, flags):
+    sources = (str(CPP / "nested_tasks.cpp"), str(native_build.SOURCES / "threads.cpp"))
+    program = tmp_path / "nested_tasks"
+    built = subprocess.run([compiler, "-std=c++17", "-pthread", *flags, f"-I{native_build.SOURCES}", *sources, "-o", str(program)])
+    if flags and built.returncode:
+        pytest.skip(f"{compiler} has no {flags[2]}")
+    done = subprocess.run([str(program)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr[-4000:]
+
+
+@needs_compiler
+@pytest.mark.skipif(sys.platform != "linux", reason="puts an allocator in the C library's place")
+def test_a_push_works_after_one_that_ran_out_of_memory(tmp_path):
+    library = native_build.build(tmp_path, compiler)
+    program, link = tmp_path / "out_of_memory", (str(library), f"-Wl,-rpath,{tmp_path}", "-pthread", "-rdynamic")
+    source = str(CPP / "out_of_memory.cpp")
+    subprocess.run([compiler, "-std=c++17", f"-I{native_build.SOURCES}", source, *link, "-o", str(program)], check=True)
+    done = subprocess.run([str(program)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
 
 
 @needs_compiler

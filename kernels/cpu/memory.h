@@ -49,6 +49,7 @@ class Buffer {
   float* reserve(int64_t count) {
     if (count > capacity_) {
       memory_ = Floats();
+      capacity_ = 0;  // the next line may throw
       memory_ = Floats(count);
       capacity_ = count;
     }

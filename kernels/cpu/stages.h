@@ -14,7 +14,8 @@ namespace encodec {
 
 // What one thread works in.
 struct Workspace {
-  Buffer rows[2], scratch, hidden, shortcut, normed;
+  Buffer rows[2], hidden, shortcut;  // of a task, whose blocks may go to other threads
+  Buffer scratch, normed;            // of a block
 
   int64_t floats() const {
     int64_t sum = 0;
@@ -77,7 +78,7 @@ class Layer {
   // through `before`, if that is given, ahead of their ELU.
   FittedNorm run_for_norm(const Ops& ops, const float* rows, int64_t windows, float* out, int threads,
                           const FittedNorm* before = nullptr) const;
-  // As `run`, all at once.
+  // As `run`, all at once; before: only of a layer that takes the ELU of its input.
   void run_block(const Ops& ops, const float* rows, int64_t index, int64_t windows, float* out, Buffer& scratch,
                  const FittedNorm* before = nullptr) const;
   // Windows of a convenient block for `run` in pieces; even.

@@ -49,8 +49,14 @@ class DefaultFloats {
 class Graph {
  public:
   // outer: the call that one of its tasks makes this one from, or null.
-  Graph(const std::vector<Task>& tasks, int helpers, Graph* outer)
-      : helpers_wanted(helpers), outer(outer), tasks_(tasks), urgent_limit_(std::max(1, (helpers + 1) / 2)), left_(tasks.size()) {
+  Graph(const std::vector<Task>& tasks, int threads, Graph* outer)
+      : helpers_wanted(static_cast<int>(std::min<size_t>(threads, tasks.size())) - 1),
+        outer(outer),
+        outermost(outer ? outer->outermost : this),
+        tasks_(tasks),
+        most_workers_(threads - 1),
+        urgent_limit_(std::max(1, (helpers_wanted + 1) / 2)),
+        left_(tasks.size()) {
     waits_.resize(tasks.size());
     followers_.resize(tasks.size());
     for (size_t task = 0; task < tasks.size(); ++task) {
@@ -62,6 +68,9 @@ class Graph {
 
   bool ready() const { return !urgent_.empty() || !others_.empty(); }
   bool wants_help() const { return ready() && helpers < helpers_wanted; }
+  // Whether the outermost call, with all within it, may have a worker more.
+  bool may_grow() const { return outermost->workers < outermost->most_workers_; }
+  bool is_within(const Graph& other) const { return outer && (outer == &other || outer->is_within(other)); }
   size_t ready_count() const { return urgent_.size() + others_.size(); }
   bool ended() const { return running_ == 0 && (left_ == 0 || error != nullptr); }
 
@@ -92,9 +101,10 @@ class Graph {
   const std::function<void()>& body(size_t task) const { return tasks_[task].body; }
 
   const int helpers_wanted;
-  Graph* const outer;
+  Graph *const outer, *const outermost;
   int helpers = 0;
-  bool caller_waits = false;
+  std::atomic<int> workers = 0;  // of an outermost call: at its tasks and at those of calls within it
+  std::atomic<bool> caller_waits = false;
   std::condition_variable changed;  // for the caller
   std::exception_ptr error = nullptr;
 
@@ -102,6 +112,7 @@ class Graph {
   void begin_in(size_t task) { (tasks_[task].urgent ? urgent_ : others_).insert(task); }
 
   const std::vector<Task>& tasks_;
+  const int most_workers_;
   const size_t urgent_limit_;
   size_t left_, running_ = 0, urgent_running_ = 0;
   std::vector<size_t> waits_;
@@ -112,7 +123,7 @@ class Graph {
 class Pool {
  public:
   void run(int threads, const std::vector<Task>& tasks) {
-    Graph graph(tasks, static_cast<int>(std::min<size_t>(threads, tasks.size())) - 1, current_);
+    Graph graph(tasks, threads, current_);
     std::unique_lock<std::mutex> lock(mutex_);
     const auto place = graphs_.insert(graphs_.end(), &graph);
     while (workers_ < graph.helpers_wanted && add_worker()) {
@@ -121,23 +132,24 @@ class Pool {
     for (;;) {
       help(graph, lock);
       if (graph.ended() && graph.helpers == 0) break;
-      if (join([&](const Graph& candidate) { return candidate.outer == &graph; }, lock)) continue;
+      if (Graph* inner = find([&](const Graph& candidate) { return candidate.is_within(graph); })) {
+        join(*inner, lock);
+        continue;
+      }
       graph.caller_waits = true;
-      wait(graph.changed, lock);
+      graph.changed.wait(lock);
+      graph.caller_waits = false;
     }
     graphs_.erase(place);
     if (graph.error) std::rethrow_exception(graph.error);
   }
 
-  bool has_idle_thread(int threads) const { return idle_ > 0 || workers_ < threads - 1; }
-
- private:
-  void wait(std::condition_variable& condition, std::unique_lock<std::mutex>& lock) {
-    ++idle_;
-    condition.wait(lock);
-    --idle_;
+  bool has_idle_thread(int threads) const {
+    if (current_ && current_->outermost->caller_waits) return true;
+    return (!current_ || current_->may_grow()) && (idle_workers_ > 0 || workers_ < threads - 1);
   }
 
+ private:
   // Takes tasks until none may begin; the lock is held on entry and on return.
   void help(Graph& graph, std::unique_lock<std::mutex>& lock) {
     while (graph.ready()) {
@@ -161,22 +173,24 @@ class Pool {
     }
   }
 
-  // Helps the oldest call that wants it and that is one of these; whether there is one. The lock is held on entry and on return.
+  // The oldest call that wants help and that is one of these, or null.
   template <class Predicate>
-  bool join(const Predicate& is_one, std::unique_lock<std::mutex>& lock) {
+  Graph* find(const Predicate& is_one) const {
     const auto found = std::find_if(graphs_.begin(), graphs_.end(), [&](Graph* graph) { return graph->wants_help() && is_one(*graph); });
-    if (found == graphs_.end()) return false;
-    Graph& graph = **found;
+    return found == graphs_.end() ? nullptr : *found;
+  }
+
+  // As `help`, for another thread's call, which is there until the lock is given up.
+  void join(Graph& graph, std::unique_lock<std::mutex>& lock) {
     ++graph.helpers;
     help(graph, lock);
     if (--graph.helpers == 0 && graph.ended()) graph.changed.notify_one();
-    return true;
   }
 
   void call_helpers(Graph& graph, size_t tasks) {
     // the caller of an outer call helps only where it has no task of its own left
     for (Graph* called = &graph; called && tasks > 0; called = called->outer)
-      if (std::exchange(called->caller_waits, false)) {
+      if (called->caller_waits.exchange(false)) {
         called->changed.notify_one();
         --tasks;
       }
@@ -196,14 +210,23 @@ class Pool {
 
   void serve() {
     std::unique_lock<std::mutex> lock(mutex_);
-    for (;;)
-      if (!join([](const Graph&) { return true; }, lock)) wait(work_, lock);
+    for (;;) {
+      if (Graph* graph = find([](const Graph& candidate) { return candidate.may_grow(); })) {
+        ++graph->outermost->workers;
+        join(*graph, lock);
+        --graph->outermost->workers;
+      } else {
+        ++idle_workers_;
+        work_.wait(lock);
+        --idle_workers_;
+      }
+    }
   }
 
   std::mutex mutex_;
   std::condition_variable work_;
   std::list<Graph*> graphs_;
-  std::atomic<int> workers_ = 0, idle_ = 0;
+  std::atomic<int> workers_ = 0, idle_workers_ = 0;
   static thread_local Graph* current_;  // whose task this thread is at
 };
 

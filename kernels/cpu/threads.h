@@ -24,7 +24,7 @@ void run_tasks(int threads, const std::vector<Task>& tasks);
 // As above for body(0) ... body(count - 1), in any order.
 void run_tasks(int threads, int64_t count, const std::function<void(int64_t)>& body);
 
-// Whether run_tasks on so many threads would find one that waits for work, or start one. Takes no lock.
+// Whether a call of run_tasks on so many threads, from here, is likely to find a thread without work, or would start one. Takes no lock.
 bool has_idle_thread(int threads);
 
 }  // namespace encodec
