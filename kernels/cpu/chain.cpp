@@ -166,8 +166,8 @@ int64_t Chain::run_tile(const Ops& ops, ChainState& state, Rows x, int64_t count
         last ? workspace.rows[(i + 1) % 2].reserve(produced * stage.out_channels) : reserve(i + 1, produced, survivors.skip);
     float* const results = last ? next : new_rows(i + 1, next) - survivors.skip * stage.out_channels;
     if (windows > 0)
-      stage.run(ops, rows + (before.next - before.begin) * window.channels, before.next / window.stride, windows, results, workspace, threads,
-                pending ? &pending : nullptr, !last && leaves_norm(*stages_[i + 1], survivors.count, final) ? &left : nullptr);
+      stage.run(ops, rows + (before.next - before.begin) * window.channels, before.next / window.stride, windows, results, workspace,
+                threads, pending ? &pending : nullptr, !last && leaves_norm(*stages_[i + 1], survivors.count, final) ? &left : nullptr);
     pending = std::exchange(left, {});
 
     window.consume(place.progress, windows);

@@ -1,7 +1,8 @@
 // The matrix product: register tiles of kRows x kVecs vectors over packed panels. Included inside a tier's own namespace.
 //
 // A panel is kVecs vectors of columns (the last one as many as it needs), its weights lying [depth][panel width]. An output
-// element is the sum of chains of fused multiply-adds over fixed stretches of the depth, so that no choice of tile or panel touches its bits.
+// element is the sum of chains of fused multiply-adds over fixed stretches of the depth, so that no choice of tile or panel touches
+// its bits.
 
 #if ENCODEC_WIDTH == 16 || defined(__aarch64__)
 // 32 vector registers: 24 accumulators, one vector of weights a step and the broadcasts

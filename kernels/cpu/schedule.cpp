@@ -10,8 +10,8 @@ namespace {
 constexpr int64_t kGroupClips = 32;
 // A piece must be this many times as long as what it computes twice to begin in the middle of a clip.
 constexpr int64_t kPieceOverOverlap = 4;
-// Floats that each thread's workspace may keep between tasks and calls: twice what a second of 48 kHz takes. Memory that went back to the
-// system comes again page by page, and a huge page can cost milliseconds.
+// Floats that each thread's workspace may keep between tasks and calls: chunks of a second at 48 kHz take 40 MB. Memory that went back
+// to the system comes again page by page, and a huge page can cost milliseconds.
 constexpr int64_t kKeptFloats = 16 << 20;
 
 // Calls body with this thread's workspace.

@@ -87,6 +87,19 @@ encodec_conv random_conv(Random& random, Recipe& recipe, int64_t in, int64_t out
   return conv;
 }
 
+Recipe::Stage random_residual(Random& random, Recipe& recipe, int64_t channels, int64_t hidden, int64_t kernel, int64_t dilation,
+                              bool causal, bool shortcut) {
+  Recipe::Stage stage = {};
+  stage.kind = 1;
+  stage.shortcut = shortcut;
+  stage.convs[0] = random_conv(random, recipe, channels, hidden, kernel, 1, dilation, causal);
+  stage.convs[1] = random_conv(random, recipe, hidden, channels, 1, 1, 1, causal);
+  stage.convs[2] = random_conv(random, recipe, channels, channels, 1, 1, 1, causal);
+  stage.convs[0].elu = stage.convs[1].elu = 1;
+  stage.convs[2].elu = 0;
+  return stage;
+}
+
 Recipe random_recipe(Random& random) {
   Recipe recipe;
   recipe.whole = random.below(4) == 0;
@@ -103,12 +116,8 @@ Recipe random_recipe(Random& random) {
       channels = out;
     } else if (stage.kind == 1) {
       const int64_t hidden = random.between(1, 12), kernel = random.between(1, 4), dilation = random.between(1, 3);
-      stage.shortcut = random.below(2) != 0;
-      stage.convs[0] = random_conv(random, recipe, channels, hidden, kernel, 1, dilation, causal);
-      stage.convs[1] = random_conv(random, recipe, hidden, channels, 1, 1, 1, causal);
-      stage.convs[2] = random_conv(random, recipe, channels, channels, 1, 1, 1, causal);
-      stage.convs[0].elu = stage.convs[1].elu = 1;
-      stage.convs[2].elu = 0;
+      const bool shortcut = random.below(2) != 0;
+      stage = random_residual(random, recipe, channels, hidden, kernel, dilation, causal, shortcut);
     } else if (stage.kind == 2) {
       stage.convs[0] = random_conv(random, recipe, channels, out, stride * random.between(1, 3), stride, 1, causal);
       channels = out;
@@ -275,6 +284,17 @@ uint64_t network_case(int64_t number) {
   return digest(first);
 }
 
+// The clips together, and the first one alone, on one to eight threads.
+void require_same_on_threads(const Recipe& recipe, const std::vector<Clip>& clips, Random& random, const std::string& what) {
+  encodec_program* program = build(recipe, encodec_tier(0));
+  const std::vector<Clip> whole = run(program, recipe, clips, 1, 1, random);
+  for (int threads = 2; threads <= 8; ++threads) {
+    require_same(run(program, recipe, clips, threads, 1, random), whole, -1, what);
+    require_same(run(program, recipe, {clips[0]}, threads, 1, random), {whole[0]}, -1, what + ", one clip");
+  }
+  encodec_program_free(program);
+}
+
 // Once rows were lost here: of the second wave's clips, a piece could begin before the first output that the upsampling's trim leaves.
 void trimmed_case() {
   Random random(1);
@@ -294,11 +314,7 @@ void trimmed_case() {
   std::vector<Clip> clips(3, Clip(channels));
   for (size_t b = 0; b < clips.size(); ++b)
     for (std::vector<float>& channel : clips[b]) channel = random.floats(b < 2 ? 26 : 1, 1.0f);
-  encodec_program* program = build(recipe, encodec_tier(0));
-  const std::vector<Clip> whole = run(program, recipe, clips, 1, 1, random);
-  for (int threads = 2; threads <= 8; ++threads)
-    require_same(run(program, recipe, clips, threads, 1, random), whole, -1, "threads, trimmed");
-  encodec_program_free(program);
+  require_same_on_threads(recipe, clips, random, "threads, trimmed");
 }
 
 // Normed clips long enough for many blocks, which idle threads share: fewer clips than threads, as many, and one more.
@@ -307,14 +323,7 @@ void normed_case() {
   Recipe recipe;
   recipe.whole = true;
   const int64_t channels = recipe.in_channels = 30;
-  Recipe::Stage residual = {}, upsample = {};
-  residual.kind = 1;
-  residual.shortcut = true;
-  residual.convs[0] = random_conv(random, recipe, channels, 17, 3, 1, 1, false);
-  residual.convs[1] = random_conv(random, recipe, 17, channels, 1, 1, 1, false);
-  residual.convs[2] = random_conv(random, recipe, channels, channels, 1, 1, 1, false);
-  residual.convs[0].elu = residual.convs[1].elu = 1;
-  residual.convs[2].elu = 0;
+  Recipe::Stage residual = random_residual(random, recipe, channels, 17, 3, 1, false, true), upsample = {};
   upsample.kind = 2;
   recipe.out_channels = 2;
   upsample.convs[0] = random_conv(random, recipe, channels, recipe.out_channels, 4, 2, 1, false);
@@ -323,13 +332,7 @@ void normed_case() {
   std::vector<Clip> clips(3, Clip(channels));
   for (size_t b = 0; b < clips.size(); ++b)
     for (std::vector<float>& channel : clips[b]) channel = random.floats(3000 + 700 * static_cast<int64_t>(b), 1.0f);
-  encodec_program* program = build(recipe, encodec_tier(0));
-  const std::vector<Clip> whole = run(program, recipe, clips, 1, 1, random);
-  for (int threads = 2; threads <= 8; ++threads) {
-    require_same(run(program, recipe, clips, threads, 1, random), whole, -1, "threads, normed");
-    require_same(run(program, recipe, {clips[0]}, threads, 1, random), {whole[0]}, -1, "threads, one normed clip");
-  }
-  encodec_program_free(program);
+  require_same_on_threads(recipe, clips, random, "threads, normed");
 }
 
 uint64_t codebook_case(int64_t number) {
