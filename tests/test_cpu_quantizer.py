@@ -63,6 +63,26 @@ def test_ties_go_to_the_lowest_entry():
     assert program(torch.zeros(1, 1024, 8)).encode(vectors(1, 8, 50), 1).max() == 0
 
 
+@pytest.mark.parametrize("spread", [0.0, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3])
+@pytest.mark.parametrize("copies", [3, 25])
+def test_entries_that_are_nearly_one_are_told_apart_in_float32(spread, copies, monkeypatch):
+    # the search by integers can't; avx512_emulated searches without it
+    generator = torch.Generator().manual_seed(copies)
+    centres = random_codebooks(1, 40, 128)
+    codebooks = centres.repeat_interleave(copies, 1)
+    codebooks = codebooks * (1 + spread * torch.randn(codebooks.shape, generator=generator))
+    x = centres.repeat(1, 5, 1).transpose(1, 2)
+    x = x + 0.1 * torch.randn(x.shape, generator=generator)
+    found = {}
+    for tier in native.tiers(engine()):
+        monkeypatch.setenv(native.ISA_VARIABLE, tier)
+        found[tier] = program(codebooks).encode(x, 1)
+    assert all(torch.equal(codes, found["baseline"]) for codes in found.values()), found
+    assert torch.equal(found["baseline"][0, 0] // copies, torch.arange(200) % 40)
+    if spread == 0:
+        assert (found["baseline"] % copies == 0).all()
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e25])
 def test_wild_values_take_the_entry_that_transformers_takes(value):
     codebooks, x = random_codebooks(3, 32, 8), vectors(2, 8, 60)

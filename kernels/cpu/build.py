@@ -19,7 +19,7 @@ COMMON = ("engine", "program", "schedule", "chain", "stages", "winograd", "lstm"
 # The translation units of each machine's instruction sets, each with the flags that switch its set on.
 TIERS: dict[str, dict[str, tuple[str, ...]]] = {
     "x86_64": {
-        "tier_avx512": ("-mavx512f", "-mfma"),
+        "tier_avx512": ("-mavx512f", "-mavx512bw", "-mfma"),
         "tier_avx2": ("-mavx2", "-mfma"),
         "tier_avx512_emulated": ("-mavx2", "-mfma"),
         "tier_baseline": (),

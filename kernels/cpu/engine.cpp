@@ -26,6 +26,7 @@ struct encodec_codebooks {
   int64_t size, dim;
   std::vector<float> entries, norms;
   std::vector<Floats> packed;
+  std::vector<std::vector<int32_t>> rounded;
   std::vector<Codebook> levels;
 };
 
@@ -89,6 +90,7 @@ void add_codebook(encodec_codebooks& books, int64_t level) {
   const float* entries = books.entries.data() + level * size * dim;
   float* norms = books.norms.data() + level * size;
   bool tame = true;
+  double longest = 0;
   for (int64_t n = 0; n < size; ++n) {
     double squares = 0;  // the square of a float is exact in double
     for (int64_t d = 0; d < dim; ++d) {
@@ -97,13 +99,20 @@ void add_codebook(encodec_codebooks& books, int64_t level) {
       squares += e * e;
     }
     norms[n] = static_cast<float>(squares);
+    longest = std::max(longest, std::sqrt(squares));
   }
   std::vector<int64_t> row_offsets(dim), col_offsets(size);
   for (int64_t d = 0; d < dim; ++d) row_offsets[d] = d;
   for (int64_t n = 0; n < size; ++n) col_offsets[n] = n * dim;
   books.packed.emplace_back(books.ops.packed_size(dim, size));
   books.ops.pack(entries, row_offsets.data(), col_offsets.data(), -2.0f, dim, size, books.packed.back().data());
-  books.levels.push_back({entries, books.packed.back().data(), norms, size, dim, tame});
+  Codebook book = {entries, books.packed.back().data(), norms, size, dim, tame, nullptr, static_cast<float>(longest * (1 + 0x1p-20))};
+  if (const int64_t words = books.ops.rounded_size(book)) {
+    books.rounded.emplace_back(words);
+    books.ops.round_entries(book, books.rounded.back().data());
+    book.rounded = books.rounded.back().data();
+  }
+  books.levels.push_back(book);
 }
 
 }  // namespace
@@ -242,7 +251,8 @@ int encodec_search(const encodec_codebooks* codebooks, const encodec_clips* x, i
     const Ops& ops = codebooks->ops;
     const int64_t dim = codebooks->dim;
     each_frames(x->lengths, batch, threads, [&](int64_t b, int64_t first, int64_t frames) {
-      std::vector<float> residual(frames * dim), scratch(ops.search_scratch(frames));
+      std::vector<float> residual(frames * dim);
+      Floats scratch(ops.search_scratch(codebooks->size, dim));
       copy_rows({x->data[b] + first, 1, x->strides[b]}, {residual.data(), dim, 1}, frames, dim);
       ops.search(codebooks->levels.data(), levels, residual.data(), frames, codes[b] + first, code_strides[b],
                  scratch.data());

@@ -35,7 +35,9 @@ struct Codebook {
   const float* packed;   // -2 * entries^T as Ops::pack laid it out
   const float* norms;    // [N] squared lengths
   int64_t size, dim;
-  bool tame;  // no entry is NaN, infinite or beyond 2^60
+  bool tame;               // no entry is NaN, infinite or beyond 2^60
+  const int32_t* rounded;  // as Ops::round_entries wrote them, or null
+  float longest;           // the greatest length of an entry, or a little more
 };
 
 // x[t, c] becomes (x[t, c] - mean) * scale[c] + shift[c].
@@ -70,10 +72,13 @@ struct Ops {
   void (*affine_elu)(const float* x, float* out, int64_t rows, const Affine& map);
   // out = map(out) + (other_map ? other_map(other) : other)
   void (*affine_sum)(float* out, const Affine& map, const float* other, const Affine* other_map, int64_t rows);
-  // Codes [K, codes_stride] of rows [rows, D], which end as the residual. scratch: search_scratch(rows) floats.
+  // Codes [K, codes_stride] of rows [rows, D], which end as the residual. scratch: search_scratch(N, D) floats.
   void (*search)(const Codebook* levels, int64_t level_count, float* residual, int64_t rows, int64_t* codes,
                  ptrdiff_t codes_stride, float* scratch);
-  int64_t (*search_scratch)(int64_t rows);
+  int64_t (*search_scratch)(int64_t size, int64_t dim);
+  // The entries as integers, which the search tries first: the words that they take, 0 where it does without; and what writes them.
+  int64_t (*rounded_size)(const Codebook& book);
+  void (*round_entries)(const Codebook& book, int32_t* words);
   // out[i] = function(x[i]); functions: 0 exp, 1 elu, 2 sigmoid, 3 tanh.
   void (*map)(int function, const float* x, float* out, int64_t count);
 };

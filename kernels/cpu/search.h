@@ -1,9 +1,13 @@
 // Residual vector quantization. Included inside a tier's own namespace after product.h.
 
-constexpr int64_t kSearchRows = 48;  // their residual and one panel of scores stay in the first two caches
+// What they need, 400 KB with 1,024 entries, stays in the second-level cache while the codebook goes by.
+constexpr int64_t kSearchRows = 96;
 constexpr float kTame = 0x1p60f;
 
-int64_t search_scratch(int64_t) { return kSearchRows * (kPanel + 2 * kWidth); }
+int64_t search_scratch(int64_t size, int64_t dim) {
+  const int64_t listed = listed_scratch(kSearchRows, size, dim), all = kSearchRows * (kPanel + kWidth);
+  return kPairs && listed > all ? listed : all;
+}
 
 // The entry that transformers picks: the first NaN distance, or else the first greatest -(|x|^2 - 2 x.e + |e|^2).
 int64_t search_wild(const Codebook& book, const float* x) {
@@ -42,13 +46,13 @@ ENCODEC_INLINE void keep_lowest(const float* scores, int64_t vecs, int64_t first
   __builtin_memcpy(where, &at, sizeof at);
 }
 
-// score(e) = |e|^2 - 2 x.e, the chain over d starting from |e|^2: the squared distance less |x|^2.
-void search_level(const Codebook& book, float* residual, int64_t rows, int64_t* codes, float* scratch) {
+// The nearest entry of each row, by its score |e|^2 - 2 x.e: the squared distance less |x|^2, as a chain over d that starts from |e|^2.
+void search_all(const Codebook& book, const float* x, int64_t rows, int64_t* codes, float* scratch) {
   float *scores = scratch, *best = scores + kSearchRows * kPanel;
   int32_t where[kSearchRows * kWidth];
   const float infinity = __builtin_inff();
   for (int64_t i = 0; i < rows * kWidth; ++i) best[i] = infinity, where[i] = 0;
-  const Segment left = {residual, book.dim, book.dim};
+  const Segment left = {x, book.dim, book.dim};
   for (int64_t first = 0; first < book.size; first += kPanel) {
     const int64_t vecs = panel_vecs(book.size - first), width = vecs * kWidth;
     const int64_t valid = book.size - first < width ? book.size - first : width;
@@ -60,9 +64,8 @@ void search_level(const Codebook& book, float* residual, int64_t rows, int64_t* 
       keep_lowest(scores + m * kPanel, vecs, first, best + m * kWidth, where + m * kWidth);
   }
   for (int64_t m = 0; m < rows; ++m) {
-    float* x = residual + m * book.dim;
     int64_t code = 0;
-    if (book.tame && is_tame(x, book.dim)) {
+    if (book.tame && is_tame(x + m * book.dim, book.dim)) {
       float low = infinity;
       for (int lane = 0; lane < kWidth; ++lane) {
         const int64_t n = static_cast<int64_t>(where[m * kWidth + lane]) * kWidth + lane;
@@ -70,10 +73,25 @@ void search_level(const Codebook& book, float* residual, int64_t rows, int64_t* 
         if (score < low || (score == low && n < code)) low = score, code = n;
       }
     } else {
-      code = search_wild(book, x);
+      code = search_wild(book, x + m * book.dim);
     }
     codes[m] = code;
-    const float* entry = book.entries + code * book.dim;
+  }
+}
+
+void search_level(const Codebook& book, float* residual, int64_t rows, int64_t* codes, float* scratch) {
+  if (book.rounded)
+    search_listed(book, residual, rows, codes, scratch);
+  else
+    for (int64_t m = 0; m < rows; ++m) codes[m] = -1;
+  for (int64_t first = 0, end; first < rows; first = end) {
+    for (end = first; end < rows && codes[end] < 0;) ++end;
+    if (first < end) search_all(book, residual + first * book.dim, end - first, codes + first, scratch);
+    while (end < rows && codes[end] >= 0) ++end;
+  }
+  for (int64_t m = 0; m < rows; ++m) {
+    float* const x = residual + m * book.dim;
+    const float* const entry = book.entries + codes[m] * book.dim;
     for (int64_t d = 0; d < book.dim; ++d) x[d] -= entry[d];
   }
 }

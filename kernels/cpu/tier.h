@@ -18,6 +18,7 @@ namespace {
 #include "elementary.h"
 #include "norm.h"
 #include "product.h"
+#include "shortlist.h"
 #include "search.h"
 
 }  // namespace
@@ -25,6 +26,6 @@ namespace {
 extern const Ops ENCODEC_TABLE;
 const Ops ENCODEC_TABLE = {ENCODEC_NAME, packed_size, pack,      product, elu_all,    add_all,    add_rows, subtract_rows,
                            butterfly,    lstm_cell,   moments,   affine,  affine_elu, affine_sum, search,   search_scratch,
-                           map};
+                           rounded_size, round_entries, map};
 
 }  // namespace encodec

@@ -26,7 +26,7 @@ bool always() { return true; }
 #if defined(__x86_64__)
 // The compiler's builtin also asks the operating system (XGETBV) whether it saves the wide registers.
 bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
-bool has_avx512() { return has_avx2() && __builtin_cpu_supports("avx512f"); }
+bool has_avx512() { return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw"); }
 
 // Best first; baseline before the stand-in, which is for tests and only chosen by name.
 const Candidate kCandidates[] = {

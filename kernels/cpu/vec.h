@@ -17,6 +17,7 @@ typedef double Wide __attribute__((vector_size(kWidth * 8)));
 
 ENCODEC_INLINE Vec load(const float* p) { return *reinterpret_cast<const UnalignedVec*>(p); }
 ENCODEC_INLINE void store(float* p, Vec x) { *reinterpret_cast<UnalignedVec*>(p) = x; }
+ENCODEC_INLINE Mask load_words(const int32_t* p) { return reinterpret_cast<Mask>(load(reinterpret_cast<const float*>(p))); }
 ENCODEC_INLINE Vec splat(float x) { return x - Vec{}; }
 ENCODEC_INLINE Bits bits(Vec x) { return reinterpret_cast<Bits>(x); }
 ENCODEC_INLINE Vec from_bits(Bits x) { return reinterpret_cast<Vec>(x); }
@@ -77,3 +78,25 @@ ENCODEC_INLINE Vec fma(Vec a, Vec b, Vec c) {
 #endif
 
 ENCODEC_INLINE float fma_scalar(float a, float b, float c) { return fma(splat(a), splat(b), splat(c))[0]; }
+
+// sum[n] + the product of the low halves of a[n] and b[n] + that of their high halves, as int16. Only where kPairs says that it takes an
+// instruction or two; the stand-in for AVX-512 is without, so that a test sees both ways of a search.
+#if defined(__AVX512BW__) && ENCODEC_WIDTH == 16
+constexpr bool kPairs = true;
+ENCODEC_INLINE Mask add_pairs(Mask a, Mask b, Mask sum) {
+  return sum + reinterpret_cast<Mask>(_mm512_madd_epi16(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b)));
+}
+#elif defined(__AVX2__) && ENCODEC_WIDTH == 8
+constexpr bool kPairs = true;
+ENCODEC_INLINE Mask add_pairs(Mask a, Mask b, Mask sum) {
+  return sum + reinterpret_cast<Mask>(_mm256_madd_epi16(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b)));
+}
+#elif defined(__SSE2__) && ENCODEC_WIDTH == 4
+constexpr bool kPairs = true;
+ENCODEC_INLINE Mask add_pairs(Mask a, Mask b, Mask sum) {
+  return sum + reinterpret_cast<Mask>(_mm_madd_epi16(reinterpret_cast<__m128i>(a), reinterpret_cast<__m128i>(b)));
+}
+#else
+constexpr bool kPairs = false;
+ENCODEC_INLINE Mask add_pairs(Mask, Mask, Mask sum) { return sum; }
+#endif

@@ -3,6 +3,7 @@
 // ran on, which are the machine's own, go to stderr.
 //
 //     engine_fuzz FIRST_CASE CASES
+#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -337,14 +338,23 @@ void normed_case() {
 
 uint64_t codebook_case(int64_t number) {
   Random random(number);
-  const int64_t levels = random.between(1, 4), size = random.between(1, 70), dim = random.between(1, 40);
-  std::vector<float> entries = random.floats(levels * size * dim, 1.0f);
+  const int64_t levels = random.between(1, 4), size = random.between(1, 170), dim = random.below(8) ? random.between(1, 40) : 300;
+  const float unit = random.below(4) ? 1.0f : std::ldexp(1.0f, static_cast<int>(random.between(-70, 50)));
+  std::vector<float> entries = random.floats(levels * size * dim, unit);
   for (int64_t n = 0; n + 1 < size; n += 3)  // ties
     std::memcpy(&entries[(n + 1) * dim], &entries[n * dim], 4 * dim);
+  const int64_t alike = random.below(2) ? size : size / 2;  // and nearly so: the last entries of each level differ in one element
+  for (int64_t n = 0; n < levels * size; ++n)
+    if (n % size > alike) {
+      std::memcpy(&entries[n * dim], &entries[(n - n % size) * dim], 4 * dim);
+      entries[n * dim + n % dim] *= 1.0f + 0x1p-20f * static_cast<float>(random.below(16));
+    }
   std::vector<Clip> clips(random.between(1, 3), Clip(dim));
   for (Clip& clip : clips) {
     const int64_t length = random.between(1, 300);
-    for (std::vector<float>& channel : clip) channel = random.floats(length, 2.0f);
+    for (std::vector<float>& channel : clip) channel = random.floats(length, 2.0f * unit);
+    if (alike < size)
+      for (int64_t d = 0; d < dim; ++d) clip[d].back() = entries[d];
     if (random.below(3) == 0) clip[0][0] = random.below(2) ? __builtin_nanf("") : 1e30f;
   }
   std::vector<int64_t> zeros(clips.size(), 0), lengths;
