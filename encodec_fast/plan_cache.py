@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, TypeVar, cast
 
 from torch import Tensor, nn
@@ -47,44 +47,48 @@ class WeightsSnapshot:
     """Tells whether a parameter, buffer or submodule was replaced, moved, cast or edited in place since it was taken."""
 
     def __init__(self, module: nn.Module) -> None:
-        self._modules = _module_ids(module)
-        self._owners: list[tuple[dict[str, Any], int]] = []
-        self._tensors: list[_TensorSnapshot] = []
-        for child in inner_modules(module):
-            for owner in cast(tuple[dict[str, Any], ...], (child._parameters, child._buffers)):
-                if owner:
-                    self._owners.append((owner, len(owner)))
-                    self._tensors += [_TensorSnapshot(owner, key, tensor) for key, tensor in owner.items() if tensor is not None]
+        modules = inner_modules(module)
+        self._modules = _ids(modules)
+        both = [cast("dict[str, Tensor | None]", owner) for child in modules for owner in (child._parameters, child._buffers)]
+        self._owners = [owner for owner in both if owner]
+        tensors = self._tensors()
+        self._ids, self._pointers = _ids(tensors), _pointers(tensors)
+        # inference tensors have no version
+        self._versioned = [n for n, tensor in enumerate(tensors) if tensor is not None and not tensor.is_inference()]
+        self._versions = self._versions_of(tensors)
+        self._words = [word for tensor in tensors if tensor is not None for word in _sampled_words(tensor)]
+        self._values = self._read_words()
 
     def still_hold(self, module: nn.Module) -> bool:
         """Whether `module`, the one the snapshot was taken of, still has those weights."""
+        # in every call, list by list: a method for each tensor would take three times as long
+        if _ids(inner_modules(module)) != self._modules:
+            return False
+        tensors = self._tensors()
         return (
-            _module_ids(module) == self._modules
-            and all(len(owner) == size for owner, size in self._owners)
-            and all(tensor.still_holds() for tensor in self._tensors)
+            _ids(tensors) == self._ids
+            and _pointers(tensors) == self._pointers
+            and self._versions_of(tensors) == self._versions
+            # at addresses that the tensors are now known to have still
+            and self._read_words() == self._values
         )
 
+    def _tensors(self) -> list[Tensor | None]:
+        return [tensor for owner in self._owners for tensor in owner.values()]
 
-class _TensorSnapshot:
-    __slots__ = ("_id", "_key", "_owner", "_pointer", "_values", "_version", "_words")
+    def _versions_of(self, tensors: list[Tensor | None]) -> list[int]:
+        return [tensors[n]._version for n in self._versioned]  # type: ignore[union-attr]
 
-    def __init__(self, owner: dict[str, Any], key: str, tensor: Tensor) -> None:
-        self._owner, self._key, self._id = owner, key, id(tensor)
-        self._pointer = tensor.data_ptr()
-        # inference tensors have no version
-        self._version = None if tensor.is_inference() else tensor._version
-        self._words = _sampled_words(tensor)
-        self._values = [word.value for word in self._words]
+    def _read_words(self) -> list[int]:
+        return [word.value for word in self._words]
 
-    def still_holds(self) -> bool:
-        tensor = self._owner.get(self._key)
-        return (
-            tensor is not None
-            and id(tensor) == self._id
-            and tensor.data_ptr() == self._pointer
-            and (self._version is None or tensor._version == self._version)
-            and [word.value for word in self._words] == self._values
-        )
+
+def _ids(objects: Sequence[object]) -> list[int]:
+    return list(map(id, objects))
+
+
+def _pointers(tensors: list[Tensor | None]) -> list[int]:
+    return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
 
 
 def _sampled_words(tensor: Tensor) -> list[ctypes.c_int32]:
@@ -93,7 +97,3 @@ def _sampled_words(tensor: Tensor) -> list[ctypes.c_int32]:
     if count == 0 or tensor.device.type != "cpu" or not tensor.is_contiguous():
         return []
     return [ctypes.c_int32.from_address(tensor.data_ptr() + 4 * word) for word in (0, count // 2, count - 1)]
-
-
-def _module_ids(module: nn.Module) -> list[int]:
-    return list(map(id, inner_modules(module)))

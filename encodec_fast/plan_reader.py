@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -204,10 +203,14 @@ def _folded_weight(conv: Any, name: str) -> Tensor:
         return conv.weight.detach()
 
 
-def inner_modules(module: nn.Module) -> Iterator[nn.Module]:
+def inner_modules(module: nn.Module) -> list[nn.Module]:
     """All modules below `module`, without itself, in a fixed order."""
-    stack = [child for child in module._modules.values() if child is not None]
-    while stack:
-        child = stack.pop()
-        yield child
-        stack.extend(grandchild for grandchild in child._modules.values() if grandchild is not None)
+    # walked in every call, hence so plain
+    found, parents = [], [module]
+    while parents:
+        for child in parents.pop()._modules.values():
+            if child is not None:
+                found.append(child)
+                if child._modules:
+                    parents.append(child)
+    return found
