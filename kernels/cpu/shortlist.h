@@ -169,9 +169,10 @@ void search_listed(const Codebook& book, const float* x, int64_t rows, int64_t* 
   const auto* const norms = reinterpret_cast<const float*>(book.rounded + padded * pairs);
   constexpr int64_t kRows = kTileRows[kMaxVecs];
   for (int64_t first = 0; first < padded; first += kPanel)
-    for (int64_t m = 0; m < rows; m += kRows)
-      score_rows(rows - m < kRows ? rows - m : kRows, {words + m * pairs, pairs, factors + m, scores + m * padded, padded, lowest + m * kWidth},
-                 book.rounded + first * pairs, norms + first, first);
+    for (int64_t m = 0; m < rows; m += kRows) {
+      const Scoring scoring = {words + m * pairs, pairs, factors + m, scores + m * padded, padded, lowest + m * kWidth};
+      score_rows(rows - m < kRows ? rows - m : kRows, scoring, book.rounded + first * pairs, norms + first, first);
+    }
 
   const double longest = book.longest, half_root = 0.5 * __builtin_sqrt(static_cast<double>(dim));
   for (int64_t m = 0; m < rows; ++m) {

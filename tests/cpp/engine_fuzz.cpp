@@ -370,7 +370,8 @@ uint64_t codebook_case(int64_t number) {
     for (int64_t length : lengths) codes.emplace_back(levels * length);
     for (std::vector<int64_t>& row : codes) rows.push_back(row.data());
     const auto batch = static_cast<int64_t>(clips.size());
-    if (encodec_search(books, &in, batch, levels, static_cast<int>(random.between(1, 8)), rows.data(), lengths.data())) fail("encodec_search");
+    const auto threads = static_cast<int>(random.between(1, 8));
+    if (encodec_search(books, &in, batch, levels, threads, rows.data(), lengths.data())) fail("encodec_search");
     if (n == 0) first = codes;
     if (codes != first) fail("case " + std::to_string(number) + ": codes differ by tier on " + tier);
     const Clips sums(dim, lengths);
