@@ -153,7 +153,7 @@ void Layer::pack(const Ops& ops, const float* weight, const std::vector<int64_t>
                  const std::vector<int64_t>& col_offsets) {
   const auto depth = static_cast<int64_t>(row_offsets.size()), width = static_cast<int64_t>(col_offsets.size());
   if (!narrow_ && dilation_ == 1 && (taps_ == 2 * stride_ || taps_ == 3 * stride_)) {
-    winograd_ = Winograd(ops, weight, row_offsets, col_offsets, taps_ / stride_);
+    winograd_ = Winograd(ops, weight, row_offsets, col_offsets, taps_ / stride_, static_cast<bool>(norm));
     return;
   }
   weight_ = Floats(ops.packed_size(depth, width));
@@ -161,7 +161,8 @@ void Layer::pack(const Ops& ops, const float* weight, const std::vector<int64_t>
 }
 
 int64_t Layer::block() const {
-  return std::max<int64_t>(1, kBlockFloats / (stride_ * in * kBlockWindows)) * kBlockWindows;
+  const int64_t least = winograd_ && winograd_.group() == 3 ? kBlockWindows / 2 * 3 : kBlockWindows;
+  return std::max<int64_t>(1, kBlockFloats / (stride_ * in * least)) * least;
 }
 
 void Layer::run(const Ops& ops, const float* rows, int64_t index, int64_t windows, float* out, Buffer& scratch) const {

@@ -1,12 +1,15 @@
 #include "winograd.h"
 
+#include <algorithm>
+
 namespace encodec {
 
 Winograd::Winograd(const Ops& ops, const float* weight, const std::vector<int64_t>& row_offsets,
-                   const std::vector<int64_t>& col_offsets, int64_t frames)
+                   const std::vector<int64_t>& col_offsets, int64_t frames, bool whole)
     : frames_(frames),
       depth_(static_cast<int64_t>(row_offsets.size()) / frames),
       cols_(static_cast<int64_t>(col_offsets.size())),
+      whole_(whole),
       zeros_(cols_, 0.0f) {
   std::vector<int64_t> dense_rows(depth_), dense_cols(cols_);
   for (int64_t k = 0; k < depth_; ++k) dense_rows[k] = k * cols_;
@@ -26,7 +29,10 @@ Winograd::Winograd(const Ops& ops, const float* weight, const std::vector<int64_
   };
   first_ = packed([](const float* g) { return g[0]; });
   last_ = packed([&](const float* g) { return -g[frames_ - 1]; });
-  if (frames_ == 2) {
+  if (group() == 3) {
+    sum_ = packed([](const float* g) { return (g[0] + g[1]) * 0.5f; });
+    alternating_ = packed([](const float* g) { return (g[0] - g[1]) * 0.5f; });
+  } else if (frames_ == 2) {
     sum_ = packed([](const float* g) { return g[0] + g[1]; });
   } else {
     sum_ = packed([](const float* g) { return ((g[0] + g[2]) + g[1]) * 0.5f; });
@@ -35,6 +41,8 @@ Winograd::Winograd(const Ops& ops, const float* weight, const std::vector<int64_
 }
 
 int64_t Winograd::scratch(int64_t frame_stride, int64_t windows) const {
+  // one kind of sums or differences of frames at a time, what the windows of a three share, and a last three that is not whole
+  if (group() == 3) return (windows / 3 + 1) * (frame_stride + 2 * cols_) + 4 * frame_stride + 3 * cols_;
   // every window's difference of frames; of every pair what its windows share, and of three frames two sums besides
   const int64_t pairs = windows / 2 + 1;
   return windows * frame_stride + (frames_ == 2 ? pairs * cols_ : 2 * pairs * (frame_stride + cols_));
@@ -42,6 +50,46 @@ int64_t Winograd::scratch(int64_t frame_stride, int64_t windows) const {
 
 void Winograd::run(const Ops& ops, const float* x, int64_t frame_stride, int64_t index, int64_t windows, const float* bias,
                    float* out, float* scratch) const {
+  if (group() == 2) return run_pairs(ops, x, frame_stride, index, windows, bias, out, scratch);
+  const int64_t threes = windows / 3, rest = windows % 3;
+  run_threes(ops, x, frame_stride, threes, bias, out, scratch);
+  if (rest == 0) return;
+  // frames that are not there are zeros, and only windows that are not there read them to an end
+  float* const frames = scratch + frame_stride + 2 * cols_;
+  float* const results = frames + 4 * frame_stride;
+  std::fill_n(frames, 4 * frame_stride, 0.0f);
+  for (int64_t frame = 0; frame <= rest; ++frame)
+    std::copy_n(x + (3 * threes + frame) * frame_stride, depth_, frames + frame * frame_stride);
+  run_threes(ops, frames, frame_stride, 1, bias, results, scratch);
+  std::copy_n(results, rest * cols_, out + 3 * threes * cols_);
+}
+
+void Winograd::run_threes(const Ops& ops, const float* x, int64_t frame_stride, int64_t threes, const float* bias, float* out,
+                          float* scratch) const {
+  if (threes == 0) return;
+  const int64_t step = 3 * frame_stride;
+  float* const terms = scratch;
+  float* const left = terms + threes * frame_stride;
+  float* const right = left + threes * cols_;
+  const Segment rows = {terms, frame_stride, depth_};
+  const auto multiply = [&](const Floats& weight, const float* start, const float* part, float* to, int64_t stride) {
+    ops.product({&rows, 1, weight.data(), start, part, cols_, to, stride, threes, cols_, depth_});
+  };
+  const float *const second = x + frame_stride, *const third = second + frame_stride, *const fourth = third + frame_stride;
+  ops.add_rows(second, third, step, terms, frame_stride, threes, depth_);
+  multiply(sum_, bias, nullptr, left, cols_);
+  ops.subtract_rows(third, second, step, terms, frame_stride, threes, depth_);
+  multiply(alternating_, zeros_.data(), nullptr, right, cols_);
+  ops.subtract_rows(left, right, cols_, out + cols_, 3 * cols_, threes, cols_);
+  ops.add_rows(left, right, cols_, left, cols_, threes, cols_);
+  ops.subtract_rows(x, third, step, terms, frame_stride, threes, depth_);
+  multiply(first_, zeros_.data(), left, out, 3 * cols_);
+  ops.subtract_rows(second, fourth, step, terms, frame_stride, threes, depth_);
+  multiply(last_, zeros_.data(), left, out + 2 * cols_, 3 * cols_);
+}
+
+void Winograd::run_pairs(const Ops& ops, const float* x, int64_t frame_stride, int64_t index, int64_t windows, const float* bias,
+                         float* out, float* scratch) const {
   const int64_t even = index % 2, odd = 1 - even;  // the first window of either kind
   const int64_t pairs = (even + windows + 1) / 2, step = 2 * frame_stride;
   const float* middle = x + odd * frame_stride;  // x[2p + 1] of the first pair

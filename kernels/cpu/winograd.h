@@ -8,6 +8,11 @@
 //     y[2p] = s + t + (x[2p] - x[2p+2]) G0,   y[2p+1] = s - t - (x[2p+1] - x[2p+3]) G2
 // (S. Winograd, Arithmetic Complexity of Computations, SIAM 1980.) Pairs count from the clip's beginning and each window reads its
 // own frames only, so that its bits do not depend on the piece it comes in.
+//
+// Of a clip that is whole, as one with a group norm must be, windows of two frames go in threes, F(3, 2), four products for six:
+//     s = (x[3p+1] + x[3p+2]) (G0 + G1)/2,   t = (x[3p+2] - x[3p+1]) (G0 - G1)/2
+//     y[3p] = s + t + (x[3p] - x[3p+2]) G0,   y[3p+1] = s - t,   y[3p+2] = s + t - (x[3p+1] - x[3p+3]) G1
+// There a window reads a frame that is not its own, which the group norm makes every value do.
 #pragma once
 
 #include <cstdint>
@@ -21,19 +26,27 @@ namespace encodec {
 class Winograd {
  public:
   Winograd() = default;
-  // Element (k, n) of G0, G1 (and G2) one below the other is weight[row_offsets[k] + col_offsets[n]]. frames: 2 or 3.
+  // Element (k, n) of G0, G1 (and G2) one below the other is weight[row_offsets[k] + col_offsets[n]]. frames: 2 or 3. whole: clips are.
   Winograd(const Ops& ops, const float* weight, const std::vector<int64_t>& row_offsets, const std::vector<int64_t>& col_offsets,
-           int64_t frames);
+           int64_t frames, bool whole);
 
   explicit operator bool() const { return frames_ > 0; }
+  // Windows that share work.
+  int64_t group() const { return frames_ == 2 && whole_ ? 3 : 2; }
   // Floats that `run` works in.
   int64_t scratch(int64_t frame_stride, int64_t windows) const;
-  // out [windows, cols]; x: the first window's first frame; index: which window of the clip it is; bias: [cols].
+  // out [windows, cols]; x: the first window's first frame; index: which window of the clip it is, of a whole clip the first of a group;
+  // bias: [cols].
   void run(const Ops& ops, const float* x, int64_t frame_stride, int64_t index, int64_t windows, const float* bias, float* out,
            float* scratch) const;
 
  private:
+  void run_pairs(const Ops& ops, const float* x, int64_t frame_stride, int64_t index, int64_t windows, const float* bias, float* out,
+                 float* scratch) const;
+  void run_threes(const Ops& ops, const float* x, int64_t frame_stride, int64_t threes, const float* bias, float* out, float* scratch) const;
+
   int64_t frames_ = 0, depth_ = 0, cols_ = 0;
+  bool whole_ = false;
   Floats first_, last_, sum_, alternating_;  // G0, the last G negated, and what s and t take
   std::vector<float> zeros_;
 };
