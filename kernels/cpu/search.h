@@ -1,6 +1,6 @@
 // Residual vector quantization. Included inside a tier's own namespace after product.h.
 
-// What they need, 400 KB with 1,024 entries, stays in the second-level cache while the codebook goes by.
+// Rows that are searched together: their scores, 400 KB with 1,024 entries, stay in the second-level cache while the codebook goes by.
 constexpr int64_t kSearchRows = 96;
 constexpr float kTame = 0x1p60f;
 

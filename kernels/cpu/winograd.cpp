@@ -54,7 +54,7 @@ void Winograd::run(const Ops& ops, const float* x, int64_t frame_stride, int64_t
   const int64_t threes = windows / 3, rest = windows % 3;
   run_threes(ops, x, frame_stride, threes, bias, out, scratch);
   if (rest == 0) return;
-  // frames that are not there are zeros, and only windows that are not there read them to an end
+  // frames beyond the last are zeros, of which nothing comes to the windows that are there
   float* const frames = scratch + frame_stride + 2 * cols_;
   float* const results = frames + 4 * frame_stride;
   std::fill_n(frames, 4 * frame_stride, 0.0f);

@@ -12,7 +12,7 @@
 // Of a clip that is whole, as one with a group norm must be, windows of two frames go in threes, F(3, 2), four products for six:
 //     s = (x[3p+1] + x[3p+2]) (G0 + G1)/2,   t = (x[3p+2] - x[3p+1]) (G0 - G1)/2
 //     y[3p] = s + t + (x[3p] - x[3p+2]) G0,   y[3p+1] = s - t,   y[3p+2] = s + t - (x[3p+1] - x[3p+3]) G1
-// There a window reads a frame that is not its own, which the group norm makes every value do.
+// There a window also reads a frame that is not its own. With the norm every value depends on the whole clip anyway.
 #pragma once
 
 #include <cstdint>
@@ -26,7 +26,8 @@ namespace encodec {
 class Winograd {
  public:
   Winograd() = default;
-  // Element (k, n) of G0, G1 (and G2) one below the other is weight[row_offsets[k] + col_offsets[n]]. frames: 2 or 3. whole: clips are.
+  // Element (k, n) of G0, G1 (and G2) one below the other is weight[row_offsets[k] + col_offsets[n]]. frames: 2 or 3.
+  // whole: clips come whole.
   Winograd(const Ops& ops, const float* weight, const std::vector<int64_t>& row_offsets, const std::vector<int64_t>& col_offsets,
            int64_t frames, bool whole);
 
@@ -43,7 +44,8 @@ class Winograd {
  private:
   void run_pairs(const Ops& ops, const float* x, int64_t frame_stride, int64_t index, int64_t windows, const float* bias, float* out,
                  float* scratch) const;
-  void run_threes(const Ops& ops, const float* x, int64_t frame_stride, int64_t threes, const float* bias, float* out, float* scratch) const;
+  void run_threes(const Ops& ops, const float* x, int64_t frame_stride, int64_t threes, const float* bias, float* out,
+                  float* scratch) const;
 
   int64_t frames_ = 0, depth_ = 0, cols_ = 0;
   bool whole_ = false;
