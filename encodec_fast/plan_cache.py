@@ -51,6 +51,7 @@ class WeightsSnapshot:
         self._modules = _ids(modules)
         both = [cast("dict[str, Tensor | None]", owner) for child in modules for owner in (child._parameters, child._buffers)]
         self._owners = [owner for owner in both if owner]
+        self._names = self._read_names()
         tensors = self._tensors()
         self._ids, self._pointers = _ids(tensors), _pointers(tensors)
         # inference tensors have no version
@@ -62,7 +63,7 @@ class WeightsSnapshot:
     def still_hold(self, module: nn.Module) -> bool:
         """Whether `module`, the one the snapshot was taken of, still has those weights."""
         # in every call, list by list: a method for each tensor would take three times as long
-        if _ids(inner_modules(module)) != self._modules:
+        if _ids(inner_modules(module)) != self._modules or self._read_names() != self._names:
             return False
         tensors = self._tensors()
         return (
@@ -72,6 +73,9 @@ class WeightsSnapshot:
             # at addresses that the tensors are now known to have still
             and self._read_words() == self._values
         )
+
+    def _read_names(self) -> list[list[str]]:
+        return [list(owner) for owner in self._owners]
 
     def _tensors(self) -> list[Tensor | None]:
         return [tensor for owner in self._owners for tensor in owner.values()]

@@ -83,6 +83,21 @@ def test_entries_that_are_nearly_one_are_told_apart_in_float32(spread, copies, m
         assert (found["baseline"] % copies == 0).all()
 
 
+@pytest.mark.parametrize("step", [-2, -1, 1, 2])
+def test_roundings_to_integers_that_all_err_one_way_lose_no_entry(step, monkeypatch):
+    # scaled by one, nearly all by half a unit: 1.2 times one side's bound between two entries that are nearly as near
+    monkeypatch.delenv(native.ISA_VARIABLE, raising=False)
+    half = torch.arange(128) < 64
+    codebooks = torch.stack([torch.where(half, 2800.499, 0.0), torch.where(half, 0.0, 2799.501)])[None]
+    x = torch.where(half, 2800.499, 2800.501).double()
+    shift = ((x - codebooks[0, 0]).square().sum() - (x - codebooks[0, 1]).square().sum()) / (2 * (codebooks[0, 0] - codebooks[0, 1])[0])
+    x[0] += shift + step
+    x = x.float()
+    nearest = (codebooks[0].double() - x.double()).square().sum(-1).argmin()
+    assert nearest == (step < 0)
+    assert program(codebooks).encode(x[None, :, None], 1).item() == nearest
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e25])
 def test_wild_values_take_the_entry_that_transformers_takes(value):
     codebooks, x = random_codebooks(3, 32, 8), vectors(2, 8, 60)

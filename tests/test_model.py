@@ -140,12 +140,22 @@ def test_other_dtypes_keep_their_dtype_and_stay_close_to_hf(dtype):
         assert model.decode(encoded.audio_codes, [None]).audio_values.dtype == dtype
 
 
+def exchange_names(model: torch.nn.Module, _: object) -> None:
+    """The two weights of an LSTM layer, in the places where they were."""
+    lstm = next(module for module in model.encoder.modules() if isinstance(module, torch.nn.LSTM))
+    (first, x), (second, y), *others = lstm._parameters.items()
+    lstm._parameters.clear()
+    lstm._parameters.update({second: x, first: y, **dict(others)})
+    lstm._flat_weights = [getattr(lstm, name) for name in lstm._flat_weights_names]
+
+
 EDITS = {
     "load_state_dict": lambda model, other: model.load_state_dict(other.state_dict()),
     "copy_ under no_grad": lambda model, other: [p.copy_(q) for p, q in zip(model.parameters(), other.parameters())],
     "copy_ through .data": lambda model, other: [p.data.copy_(q) for p, q in zip(model.parameters(), other.parameters())],
     "a new .data": lambda model, other: [setattr(p, "data", q.data.clone()) for p, q in zip(model.parameters(), other.parameters())],
     "a new layer": lambda model, other: model.encoder.layers.__setitem__(0, other.encoder.layers[0]),
+    "names exchanged": exchange_names,
     "a codebook entry": lambda model, other: model.quantizer.layers[0].codebook.embed[3].fill_(0.5),
 }
 

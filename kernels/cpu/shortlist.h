@@ -1,10 +1,11 @@
 // The few entries of a codebook that can be nearest to a row, by integer products: twice the terms of float32's an instruction.
 // Included inside a tier's own namespace after product.h.
 //
-// A row x and the entries e are scaled by powers of two to lengths of at most kLength and rounded to int16, X and E. Then
-// |x.e - X.E| <= |x - X| |e| + |X| |e - E| <= sqrt(D)/2 (|x| + |e| + sqrt(D)/2), scaled, and |X.E| <= |X| |E| stays within int32. The score
-// |e|^2 - 2 x.e of search.h, a chain of float32, errs by at most D 2^-24 (|e|^2 + 2 |x| |e|). So an entry can have search.h's lowest
-// score only where its score by X.E is within twice the sum of both bounds of the lowest one: those entries are listed.
+// A row and all entries of a codebook are scaled, each by one power of two, to x and e of lengths of at most kLength, and rounded to int16,
+// X and E: |x - X| and |e - E| are at most sqrt(D)/2. So |x.e - X.E| <= |x - X| |e| + |X| |e - E| <= sqrt(D)/2 (|x| + |e| + sqrt(D)/2), and
+// |X.E| <= |X| |E| stays within int32. Without the scales, the score |e|^2 - 2 x.e of search.h, a chain of float32, errs by at most
+// D 2^-24 (|e|^2 + 2 |x| |e|). So an entry can have search.h's lowest score only where its score by X.E is within twice the sum of both
+// bounds of the lowest one: those entries are listed. For |e| stands the longest entry's.
 
 constexpr float kLength = 32000.0f;
 // Lengths whose squares, and whose scales, are far inside float32's range.
@@ -29,7 +30,7 @@ float scale_of(float length) {
   return scale;
 }
 
-// x * scale, which is at most kLength, to the nearest integer.
+// x * scale, which is at most kLength, to the nearest integer, in two's complement: kRound leaves it in the low mantissa bits.
 ENCODEC_INLINE uint32_t rounded(float x, float scale) { return word_of(x * scale + kRound) - word_of(kRound); }
 
 // Word k holds elements k and k + pairs of x, rounded; beyond the last they are zeros.
@@ -148,7 +149,8 @@ int64_t nearest_listed(const Codebook& book, const float* x, const float* scores
 // Floats that search_listed works in.
 int64_t listed_scratch(int64_t rows, int64_t size, int64_t dim) { return rows * (padded_size(size) + kWidth + 2 + pairs_of(dim)); }
 
-// The code of each row, or -1 where that takes a search of all entries.
+// The code of each row, or -1 where that takes a search of all entries: where the list is long, and where the row's length is out of
+// range, in whose place zeros are scored.
 void search_listed(const Codebook& book, const float* x, int64_t rows, int64_t* codes, float* scratch) {
   const int64_t dim = book.dim, pairs = pairs_of(dim), padded = padded_size(book.size);
   float *const scores = scratch, *const lowest = scores + rows * padded, *const factors = lowest + rows * kWidth;
@@ -181,7 +183,7 @@ void search_listed(const Codebook& book, const float* x, int64_t rows, int64_t* 
     float low = lowest[m * kWidth];
     for (int lane = 1; lane < kWidth; ++lane) low = lowest[m * kWidth + lane] < low ? lowest[m * kWidth + lane] : low;
     const double length = lengths[m], scale = scale_of(lengths[m]);
-    // the bounds above; of X.E's score three roundings more, and one for what the bounds leave out
+    // the bounds above; D and four more roundings for X.E's as a float and its sum with |e|^2, and what they grow by along the chain
     const double rounding = 2 / (scale * entry_scale) * half_root * (length * scale + longest * entry_scale + half_root);
     const double chain = static_cast<double>(dim + 4) * 0x1.01p-24 * longest * (longest + 2 * length);
     const double limit = low + 2 * (rounding + chain);
