@@ -184,7 +184,7 @@ void search_listed(const Codebook& book, const float* x, int64_t rows, int64_t* 
     for (int lane = 1; lane < kWidth; ++lane) low = lowest[m * kWidth + lane] < low ? lowest[m * kWidth + lane] : low;
     const double length = lengths[m], scale = scale_of(lengths[m]);
     // the bounds above; D and four more roundings for X.E's as a float and its sum with |e|^2, and what they grow by along the chain
-    const double rounding = 2 / (scale * entry_scale) * half_root * (length * scale + longest * entry_scale + half_root);
+    const double rounding = -factors[m] * half_root * (length * scale + longest * entry_scale + half_root);
     const double chain = static_cast<double>(dim + 4) * 0x1.01p-24 * longest * (longest + 2 * length);
     const double limit = low + 2 * (rounding + chain);
     codes[m] = nearest_listed(book, x + m * dim, scores + m * padded, static_cast<float>(limit + __builtin_fabs(limit) * 0x1p-22));

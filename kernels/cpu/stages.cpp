@@ -161,13 +161,13 @@ void Layer::pack(const Ops& ops, const float* weight, const std::vector<int64_t>
 }
 
 int64_t Layer::block() const {
-  const int64_t least = winograd_ && winograd_.group() == 3 ? kBlockWindows / 2 * 3 : kBlockWindows;
+  const int64_t least = kBlockWindows / 2 * winograd_.group();
   return std::max<int64_t>(1, kBlockFloats / (stride_ * in * least)) * least;
 }
 
 void Layer::run(const Ops& ops, const float* rows, int64_t index, int64_t windows, float* out, Buffer& scratch) const {
   for (int64_t first = 0, count; first < windows; first += count) {
-    count = std::min(block() - (index + first) % 2, windows - first);
+    count = std::min(block() - (index + first) % winograd_.group(), windows - first);
     run_block(ops, rows + first * stride_ * in, index + first, count, out + first * cols, scratch);
   }
 }

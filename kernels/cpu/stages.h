@@ -81,7 +81,7 @@ class Layer {
   // As `run`, all at once; before: only of a layer that takes the ELU of its input.
   void run_block(const Ops& ops, const float* rows, int64_t index, int64_t windows, float* out, Buffer& scratch,
                  const FittedNorm* before = nullptr) const;
-  // Windows of a convenient block for `run` in pieces; even.
+  // Windows of a convenient block for `run` in pieces; whole groups of Winograd's.
   int64_t block() const;
   // Such blocks, the last one perhaps shorter.
   int64_t blocks(int64_t windows) const { return (windows + block() - 1) / block(); }

@@ -32,7 +32,7 @@ class Winograd {
            int64_t frames, bool whole);
 
   explicit operator bool() const { return frames_ > 0; }
-  // Windows that share work.
+  // Windows that share work; 2 also of none.
   int64_t group() const { return frames_ == 2 && whole_ ? 3 : 2; }
   // Floats that `run` works in.
   int64_t scratch(int64_t frame_stride, int64_t windows) const;
