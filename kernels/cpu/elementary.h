@@ -61,6 +61,9 @@ ENCODEC_INLINE Vec tanh(Vec x) {
   return from_bits(bits(y) | (bits(x) & 0x80000000u));
 }
 
+struct Identity {
+  static ENCODEC_INLINE Vec apply(Vec x) { return x; }
+};
 struct Exp {
   static ENCODEC_INLINE Vec apply(Vec x) { return exp_negative(x); }
 };
@@ -97,25 +100,6 @@ void elu_all(const float* x, float* out, int64_t count) { map_with<Elu>(x, out, 
 
 void add_all(const float* a, const float* b, float* out, int64_t count) {
   for (int64_t i = 0; i < count; ++i) out[i] = a[i] + b[i];
-}
-
-void add_rows(const float* a, const float* b, ptrdiff_t stride, float* out, ptrdiff_t out_stride, int64_t rows, int64_t width) {
-  for (int64_t m = 0; m < rows; ++m, a += stride, b += stride, out += out_stride)
-    for (int64_t c = 0; c < width; ++c) out[c] = a[c] + b[c];
-}
-
-void subtract_rows(const float* a, const float* b, ptrdiff_t stride, float* out, ptrdiff_t out_stride, int64_t rows,
-                   int64_t width) {
-  for (int64_t m = 0; m < rows; ++m, a += stride, b += stride, out += out_stride)
-    for (int64_t c = 0; c < width; ++c) out[c] = a[c] - b[c];
-}
-
-void butterfly(float* a, float* b, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) {
-    const float x = a[i], y = b[i];
-    a[i] = x + y;
-    b[i] = x - y;
-  }
 }
 
 ENCODEC_INLINE void lstm_lanes(Vec in, Vec forget, Vec cell, Vec out, Vec& c, Vec& h) {

@@ -80,10 +80,6 @@ void affine_with(const float* x, float* out, int64_t rows, const Affine& map) {
   }
 }
 
-struct Identity {
-  static ENCODEC_INLINE Vec apply(Vec x) { return x; }
-};
-
 void affine(const float* x, float* out, int64_t rows, const Affine& map) { affine_with<Identity>(x, out, rows, map); }
 
 void affine_elu(const float* x, float* out, int64_t rows, const Affine& map) { affine_with<Elu>(x, out, rows, map); }

@@ -47,6 +47,19 @@ struct Affine {
   const float *scale, *shift;
 };
 
+// The input transform of Winograd's minimal filtering (winograd.h). Group g has `step + overlap` frames from first + g * step on, of which
+// the last `overlap` are also the next group's first.
+struct InputTransform {
+  const float* frames;  // [count, width]
+  int64_t count, width;
+  const float* zeros;  // [width], which stand for frames before the first and beyond the last
+  bool elu;            // of every frame first
+  int64_t first, groups, step, overlap;
+  float* terms;  // term i of group g at i * term_stride + g * stride
+  ptrdiff_t stride, term_stride;
+  float* carried;  // [overlap, width], to work in
+};
+
 struct Ops {
   const char* name;
   // Floats that the packed form of [depth, cols] takes.
@@ -58,12 +71,12 @@ struct Ops {
   void (*elu)(const float* x, float* out, int64_t count);
   // out[i] = a[i] + b[i]
   void (*add)(const float* a, const float* b, float* out, int64_t count);
-  // out[m, c] = a[m, c] + b[m, c], and a[m, c] - b[m, c]: rows of `width`, `stride` apart in a and b.
-  void (*add_rows)(const float* a, const float* b, ptrdiff_t stride, float* out, ptrdiff_t out_stride, int64_t rows, int64_t width);
-  void (*subtract_rows)(const float* a, const float* b, ptrdiff_t stride, float* out, ptrdiff_t out_stride, int64_t rows,
-                        int64_t width);
-  // (a[i], b[i]) becomes (a[i] + b[i], a[i] - b[i]).
-  void (*butterfly)(float* a, float* b, int64_t count);
+  // Step and overlap 2 and 1, terms x1, x0 - x1, x1 - x2 of a group's frames x0, x1, x2; or 2 and 2, or 3 and 1, terms x1 + x2, x2 - x1,
+  // x0 - x2, x1 - x3.
+  void (*input_transform)(const InputTransform& transform);
+  // (a[m, c], b[m, c]) become (a[m, c] + b[m, c], a[m, c] - b[m, c]), the differences in rows that lie `stride` apart at `differences`,
+  // which may be b.
+  void (*sums_and_differences)(float* a, const float* b, float* differences, ptrdiff_t stride, int64_t rows, int64_t width);
   // One step: gates [4 * hidden] in torch's order i, f, g, o; c and h [hidden] move on.
   void (*lstm_cell)(const float* gates, float* c, float* h, int64_t hidden);
   // Adds sum(x - pivot) and sum((x - pivot)^2) of each channel over time to sums [2, C]. pivot: [C].

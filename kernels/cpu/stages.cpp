@@ -189,13 +189,15 @@ void Layer::run_block(const Ops& ops, const float* rows, int64_t index, int64_t 
                       const FittedNorm* before) const {
   if (narrow_) return run_narrow(ops, rows, windows, out, scratch);
   const int64_t frame = stride_ * in, count = ((windows - 1) * stride_ + span()) * in;
-  // rows that lie a large power of two apart would share a few sets of the first-level cache
-  const int64_t frame_stride = elu_ && frame >= 256 ? frame + kCacheLine : frame;
-  const int64_t frames = (count + frame - 1) / frame;
-  const int64_t copied = elu_ ? frames * frame_stride : 0;
-  float* const left = scratch.reserve(copied + (winograd_ ? winograd_.scratch(frame_stride, windows) : 0));
+  if (winograd_) {
+    const int64_t mapped = before ? count : 0;
+    float* const left = scratch.reserve(mapped + winograd_.scratch(windows));
+    if (before) ops.affine_elu(rows, left, count / in, before->affine());
+    return winograd_.run(ops, before ? left : rows, elu_ && !before, index, windows, bias_.data(), out, left + mapped);
+  }
+  const int64_t frame_stride = elu_ ? spread(frame) : frame, step = frame_stride == frame ? count : frame;
   if (elu_) {
-    const int64_t step = frame_stride == frame ? count : frame;
+    float* const left = scratch.reserve((count + frame - 1) / frame * frame_stride);
     for (int64_t first = 0; first < count; first += step) {
       const int64_t now = std::min(step, count - first);
       float* const target = left + first / frame * frame_stride;
@@ -206,7 +208,6 @@ void Layer::run_block(const Ops& ops, const float* rows, int64_t index, int64_t 
     }
     rows = left;
   }
-  if (winograd_) return winograd_.run(ops, rows, frame_stride, index, windows, bias_.data(), out, left + copied);
   std::vector<Segment> segments;
   for (int64_t tap = 0; tap < taps_; ++tap) {
     const int64_t row = tap * dilation_;

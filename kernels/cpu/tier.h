@@ -17,6 +17,7 @@ namespace {
 #include "vec.h"
 #include "elementary.h"
 #include "norm.h"
+#include "transform.h"
 #include "product.h"
 #include "shortlist.h"
 #include "search.h"
@@ -24,8 +25,8 @@ namespace {
 }  // namespace
 
 extern const Ops ENCODEC_TABLE;
-const Ops ENCODEC_TABLE = {ENCODEC_NAME, packed_size, pack,      product, elu_all,    add_all,    add_rows, subtract_rows,
-                           butterfly,    lstm_cell,   moments,   affine,  affine_elu, affine_sum, search,   search_scratch,
-                           rounded_size, round_entries, map};
+const Ops ENCODEC_TABLE = {
+    ENCODEC_NAME, packed_size, pack, product, elu_all, add_all, input_transform, sums_and_differences,
+    lstm_cell, moments, affine, affine_elu, affine_sum, search, search_scratch, rounded_size, round_entries, map};
 
 }  // namespace encodec

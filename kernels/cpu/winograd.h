@@ -35,22 +35,19 @@ class Winograd {
   // Windows that share work; 2 also of none.
   int64_t group() const { return frames_ == 2 && whole_ ? 3 : 2; }
   // Floats that `run` works in.
-  int64_t scratch(int64_t frame_stride, int64_t windows) const;
-  // out [windows, cols]; x: the first window's first frame; index: which window of the clip it is, of a whole clip the first of a group;
-  // bias: [cols].
-  void run(const Ops& ops, const float* x, int64_t frame_stride, int64_t index, int64_t windows, const float* bias, float* out,
-           float* scratch) const;
+  int64_t scratch(int64_t windows) const;
+  // out [windows, cols]; x: the frames of those windows, one after the other; elu: take their ELU first; index: which window of the clip
+  // the first one is, of a whole clip the first of a group; bias: [cols].
+  void run(const Ops& ops, const float* x, bool elu, int64_t index, int64_t windows, const float* bias, float* out, float* scratch) const;
 
  private:
-  void run_pairs(const Ops& ops, const float* x, int64_t frame_stride, int64_t index, int64_t windows, const float* bias, float* out,
-                 float* scratch) const;
-  void run_threes(const Ops& ops, const float* x, int64_t frame_stride, int64_t threes, const float* bias, float* out,
-                  float* scratch) const;
+  // Products of a group.
+  int64_t terms() const { return group() == 2 && frames_ == 2 ? 3 : 4; }
 
   int64_t frames_ = 0, depth_ = 0, cols_ = 0;
   bool whole_ = false;
   Floats first_, last_, sum_, alternating_;  // G0, the last G negated, and what s and t take
-  std::vector<float> zeros_;
+  std::vector<float> zeros_;                // a row of either side
 };
 
 }  // namespace encodec
