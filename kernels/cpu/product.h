@@ -20,6 +20,7 @@ constexpr int kPanel = kMaxVecs * kWidth;
 // the second-level cache while the rows go by.
 constexpr int64_t kChain = 256;
 constexpr int kMaxSegments = 16;
+constexpr int kLineBytes = 64;
 
 ENCODEC_INLINE int panel_vecs(int64_t cols) {
   return cols >= kPanel ? kMaxVecs : static_cast<int>((cols + kWidth - 1) / kWidth);
@@ -53,15 +54,16 @@ struct Tiles {
   ptrdiff_t addend_stride;
   float* out;
   ptrdiff_t out_stride;
-  // Weights that a later tile reads: one line of them is asked for at each step of the depth.
+  // Weights that a later tile reads: a tile asks for kLines lines of them at each step of the depth.
   const char* ahead;
   ptrdiff_t ahead_step;
 };
 
 // Every loop over rows or columns of a tile is unrolled whole (up to 24 turns): a sum that an index picks would lie in memory.
 //
-// Tiles of kRows rows. kPanels > 1 lets a tile of few rows keep enough chains in flight to hide the latency of a multiply-add.
-template <int kRows, int kVecs, int kPanels>
+// Tiles of kRows rows that ask for kLines lines ahead at each step. kPanels > 1 lets a tile of few rows keep enough chains in flight to
+// hide the latency of a multiply-add.
+template <int kRows, int kVecs, int kPanels, int kLines = 1>
 void run_tiles(const Tiles& tiles) {
   constexpr int kCols = kVecs * kPanels;
   float* out = tiles.out;
@@ -86,7 +88,8 @@ void run_tiles(const Tiles& tiles) {
       for (int64_t k = 0; k < segment.length; ++k, ++left, weight += kVecs * kWidth) {
         Vec column[kRows <= 4 && kPanels > 1 ? 1 : kCols];
         if constexpr (kPanels == 1) {
-          __builtin_prefetch(ahead);
+#pragma GCC unroll 4
+          for (int line = 0; line < kLines; ++line) __builtin_prefetch(ahead + line * kLineBytes);
           ahead += tiles.ahead_step;
 #pragma GCC unroll 32
           for (int v = 0; v < kCols; ++v) column[v] = load(weight + v * kWidth);
@@ -126,10 +129,21 @@ void run_tiles(const Tiles& tiles) {
 using TilesKernel = void (*)(const Tiles&);
 
 // Tiles of `rows` rows, rows <= kTileRows[kVecs], over one panel.
-template <int kVecs, int kRows = kTileRows[kVecs]>
+template <int kVecs, int kLines = 1, int kRows = kTileRows[kVecs]>
 void run_rows(int64_t rows, const Tiles& tiles) {
-  if (rows == kRows) return run_tiles<kRows, kVecs, 1>(tiles);
-  if constexpr (kRows > 1) run_rows<kVecs, kRows - 1>(rows, tiles);
+  if (rows == kRows) return run_tiles<kRows, kVecs, 1, kLines>(tiles);
+  if constexpr (kRows > 1) run_rows<kVecs, kLines, kRows - 1>(rows, tiles);
+}
+
+// As run_rows over a panel of which a step is several lines: a tile that has few others beside it asks for more of them each.
+template <int kVecs>
+void run_wide_rows(int64_t rows, const Tiles& tiles) {
+  constexpr int kStepLines = kVecs * kWidth * static_cast<int>(sizeof(float)) / kLineBytes;
+  if constexpr (kStepLines >= 4)
+    if (tiles.ahead_step > 2 * kLineBytes) return run_rows<kVecs, 4>(rows, tiles);
+  if constexpr (kStepLines >= 2)
+    if (tiles.ahead_step > kLineBytes) return run_rows<kVecs, 2>(rows, tiles);
+  run_rows<kVecs>(rows, tiles);
 }
 
 void run_panel_rows(int vecs, int64_t rows, const Tiles& tiles) {
@@ -138,7 +152,7 @@ void run_panel_rows(int vecs, int64_t rows, const Tiles& tiles) {
     case 2: return run_rows<2>(rows, tiles);
 #if ENCODEC_WIDTH == 16 || defined(__aarch64__)
     case 3: return run_rows<3>(rows, tiles);
-    case 4: return run_rows<4>(rows, tiles);
+    case 4: return run_wide_rows<4>(rows, tiles);
 #endif
   }
 }
