@@ -53,7 +53,7 @@ struct InputTransform {
   const float* frames;  // [count, width]
   int64_t count, width;
   const float* zeros;  // [width], which stand for frames before the first and beyond the last
-  bool elu;            // of every frame first
+  bool elu;            // whether to take that of every frame first
   int64_t first, groups, step, overlap;
   float* terms;  // term i of group g at i * term_stride + g * stride
   ptrdiff_t stride, term_stride;

@@ -42,7 +42,7 @@ ENCODEC_INLINE void transform_columns(const InputTransform& t, const float* cons
 }
 
 // Every frame comes out of memory once, and its ELU keeps the multipliers busy while the terms are added up and stored.
-// t: by value, which no store can touch.
+// t: by value, or the compiler would have to read its fields anew after every store.
 template <class Function, int kStep, int kOverlap>
 void transform_groups(const InputTransform t) {
   const auto frame = [&t](int64_t n) { return n >= 0 && n < t.count ? t.frames + n * t.width : t.zeros; };
