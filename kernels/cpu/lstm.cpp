@@ -10,8 +10,6 @@ namespace {
 constexpr int64_t kInputRows = 96;
 // Steps of a block: the layer above starts that much later.
 constexpr int64_t kMostSteps = 24;
-// Kept between rows of h and of the gates: rows a power of two apart would share a few sets of the first-level cache.
-constexpr int64_t kRowGap = 16;
 
 }  // namespace
 
@@ -42,7 +40,7 @@ LstmBlock::LstmBlock(const Lstm& lstm, std::vector<LstmClip> clips) : lstm_(lstm
 }
 
 void LstmBlock::run_layer(const Ops& ops, int64_t layer, Workspace& workspace) {
-  const int64_t hidden = lstm_.hidden_, stride = hidden + kRowGap, cols = 4 * hidden, gates_stride = cols + kRowGap;
+  const int64_t hidden = lstm_.hidden_, stride = spread(hidden), cols = 4 * hidden, gates_stride = spread(cols);
   const Lstm::Layer& weights = lstm_.layers_[layer];
   if (layer == 0) read_inputs();
   float* const sequence = sequence_.reserve(starts_.back() * hidden);
