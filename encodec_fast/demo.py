@@ -64,13 +64,21 @@ def demo_model(name: str = "demo") -> EncodecModel:
     Takes a few seconds; leaves torch's global random state as it was.
     """
     config = demo_config(name)
+    return drawn_model(config, fitting_audio(config))
+
+
+def drawn_model(config: EncodecConfig, audio: Tensor) -> EncodecModel:
+    """A model in float32 and eval mode on the device of `audio`: weights drawn from SEED, scales and codebooks fitted to the audio.
+
+    audio: [B, C, T] float32, B >= 2, as many frames as the codebooks are to be fitted on, scaled as the encoder sees it.
+    """
+    generator = torch.Generator().manual_seed(SEED)
     with torch.random.fork_rng(devices=[]):
         model = EncodecModel(config).eval()
-    generator = torch.Generator().manual_seed(SEED)
     with torch.no_grad(), use_backend("reference"):
         seed_weights(model, generator)
-        model.double()
-        audio = fitting_audio(config).double()
+        model.to(audio.device, torch.float64)
+        audio = audio.double()
         # two pieces, of different clips, are enough for the layers' means and deviations
         embeddings = _calibrate(model.encoder, audio[:: len(audio) // 2][:2])
         fit_codebooks(model, audio, generator)
