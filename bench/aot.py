@@ -7,9 +7,7 @@ of a perfectly fused stage; nothing here has run on a GPU.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
-from concurrent.futures import ProcessPoolExecutor
 
 import torch
 from encodec_fast.kernels import aot
@@ -46,14 +44,15 @@ def report(arch: str, precision: str, workers: int) -> Table:
     config = EncodecConfig()
     search = "ieee" if arch.startswith("gfx") else "rerank"
     found = model_launches(config, arch, precision, search)
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), _inherit, ([launch for _, launch in found], arch)) as pool:
-        compiled = list(pool.map(_compile, range(len(found))))
+    compiled = aot.compile_all([launch for _, launch in found], arch, workers)
     times = projected_milliseconds(config, arch, precision)
     table = Table(title=f"{arch} {precision}, projected for {CLIPS} clips of {SECONDS} s on {PEAKS[arch].device}")
     for heading in ("stage", "kernel", "registers", "stack B", "shared KiB", "instructions", "compile s", "PROJECTED ms"):
         table.add_column(heading, justify="left" if heading in ("stage", "kernel", "instructions") else "right")
     shown: set[str] = set()
     for (stage, launch), needs in zip(found, compiled, strict=True):
+        if isinstance(needs, Exception):
+            raise needs
         name = stage.split(" ")[0]
         time = f"{times[name]:.2f}" if name in times and name not in shown else ""
         shown.add(name)
@@ -69,19 +68,6 @@ def report(arch: str, precision: str, workers: int) -> Table:
 
 def _sum(times: dict[str, float], part: str) -> float:
     return sum(time for name, time in times.items() if name.startswith(part))
-
-
-_launches: list[aot.Launch] = []
-_arch = ""
-
-
-def _inherit(launches: list[aot.Launch], arch: str) -> None:
-    global _launches, _arch
-    _launches, _arch = launches, arch
-
-
-def _compile(index: int) -> aot.Resources:
-    return aot.compile_launch(_launches[index], _arch)
 
 
 def main() -> None:

@@ -7,12 +7,14 @@ The launcher itself runs, on tensors of device 'meta'; its launches are recorded
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,6 +120,33 @@ def compile_launch(launch: Launch, arch: str) -> Resources:
     read = _read_amd if target.backend == "hip" else _read_nvidia
     registers, stack, instructions = read(compiled)
     return Resources(registers, stack, compiled.metadata.shared, options["num_warps"] * target.warp_size, instructions, seconds)
+
+
+def compile_all(launches: Sequence[Launch], arch: str, workers: int | None = None) -> list[Resources | Exception]:
+    """For each launch what its kernel takes, or the error of compiling it, by processes that share the work; equal kernels once.
+
+    workers: processes, by default one per core. Call it before CUDA is initialised: they are forked, for kernels don't pickle.
+    """
+    specialised = [specialise(launch, arch) for launch in launches]
+    keys = [(source.hash(), str(options)) for source, options in specialised]
+    distinct = dict(zip(keys, launches, strict=True))
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), _inherit, (list(distinct.values()), arch)) as pool:
+        jobs = {key: pool.submit(_compile_inherited, index) for index, key in enumerate(distinct)}
+    made = {key: error if isinstance(error := job.exception(), Exception) else job.result() for key, job in jobs.items()}
+    return [made[key] for key in keys]
+
+
+_inherited: list[Launch] = []
+_inherited_arch = ""
+
+
+def _inherit(launches: list[Launch], arch: str) -> None:
+    global _inherited, _inherited_arch
+    _inherited, _inherited_arch = launches, arch
+
+
+def _compile_inherited(index: int) -> Resources:
+    return compile_launch(_inherited[index], _inherited_arch)
 
 
 def _cpu_seconds() -> float:
