@@ -1,359 +1,366 @@
-"""Checks and times the triton backend on one GPU: python bench/gpu.py [--out gpu.json]
+"""Everything that one GPU can tell in minutes: python bench/gpu_report.py [--out FOLDER]
 
-First the gate: codes and sound against Hugging Face in float64, with tf32 convolutions of torch off and on, and the laws
-that hold bit for bit. Nothing is timed unless it is green. Then each stage beside its roofline, then encode and decode end
-to end for Hugging Face eager and compiled and for ours, launch by launch and as a CUDA graph. Rows that do not fit into
---minutes are named as left out.
+It runs from a bare checkout: nothing has to be installed but torch, triton, transformers and rich, and nothing is downloaded.
+Each phase is a process of its own with a limit of time. What it finds is a line of JSON in FOLDER/gpu_report.jsonl at once, so that
+a crash, a hang or a full clock costs one row: a phase that died, or that was silent for too long, goes on behind the piece it died in.
+A check that fails marks its row and stops nothing. The last thing printed is the tables, which also stand in FOLDER/gpu_report.txt;
+what the phases printed is in FOLDER/gpu_report.log.
 
-Without a GPU, `TRITON_INTERPRET=1 python bench/gpu.py --toy` runs the same code on a tiny model; its times mean nothing.
+    --phases stages,end_to_end     only these
+    --minutes 7                    for all of it; what does not fit is named as left out
+    --show FILE                    the tables of an earlier report
+    --toy                          tiny models; without a GPU in Triton's interpreter, where times mean nothing
+
+Without a GPU it compiles the kernels for --arch and says of the other phases that they need one.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
+import importlib.util
 import json
-import statistics
+import math
+import os
+import signal
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from encodec_fast.kernels.rvq_encode import rvq_encode_triton
-from encodec_fast.kernels.tiles import Tile, arch_of
-from rich.console import Console
-from rich.table import Table
-from roofline import PEAKS
-from torch import Tensor
-from transformers import EncodecConfig
-from transformers import EncodecModel as Reference
+BENCH = Path(__file__).resolve().parent
+ROOT = BENCH.parent
+NAME = "gpu_report"
 
-from encodec_fast import EncodecModel
-from encodec_fast.executors.cuda_graphs import CudaGraphs
-from encodec_fast.executors.triton_executor import PRECISIONS, TritonExecutor
-from encodec_fast.executors.triton_layers import Signal
-from encodec_fast.plan import Plan, fused_bytes, multiply_adds
-from encodec_fast.plan_reader import read_plan
-from encodec_fast.verify import ERROR_FACTOR, ERROR_SLACK
-
-# Below this share of |r|^2 between the two nearest entries, float32 embeddings may choose either.
-CODE_MARGIN = 1e-4
-TOY = dict(num_filters=4, hidden_size=16, codebook_dim=16, codebook_size=32, upsampling_ratios=[3, 2], target_bandwidths=[160.0])
+# A phase may take so many times longer in Triton's interpreter.
+INTERPRETED = 5
+# For imports, before a process says anything.
+START_SECONDS = 60.0
 
 Row = dict[str, Any]
 
 
-class Codec:
-    """encode and decode of one precision, straight on the prepared programs."""
+@dataclass(frozen=True)
+class Phase:
+    """name: of the function in `module` that gives its items.  seconds: for all of it; silence: for one item.
 
-    def __init__(self, plan: Plan, precision: str) -> None:
-        executor = TritonExecutor()
-        self.encoder = executor.prepare(plan.encoder.stages, precision)
-        self.decoder = executor.prepare(plan.decoder.stages, precision)
-        self.quantizer = executor.prepare_quantizer(plan.quantizer)
+    anywhere: it has something to say without a GPU.
+    """
 
-    def encode(self, x: Tensor, num_quantizers: int) -> Tensor:
-        return self.quantizer.encode(self.encoder.run(x), num_quantizers)
-
-    def decode(self, codes: Tensor) -> Tensor:
-        # the public check of the codes waits for the device
-        return self.decoder.run(self.quantizer.launch_decode(codes))
+    name: str
+    module: str
+    seconds: float
+    silence: float
+    anywhere: bool = False
 
 
-def fitted_model(config: EncodecConfig, device: torch.device) -> Reference:
-    """Random weights, entries drawn like the residuals of noise: a fresh model's codebooks are all zero and prove nothing."""
-    torch.manual_seed(20220)
-    model = Reference(config).eval()
-    residual = model.encoder(torch.randn(1, config.audio_channels, 40_000 // (1 if config.num_filters > 4 else 40)))
-    residual = residual.transpose(1, 2).reshape(-1, config.hidden_size)
-    for layer in model.quantizer.layers:
-        layer.codebook.embed.copy_(residual.mean(0) + residual.std(0) * torch.randn(layer.codebook.embed.shape))
-        residual = residual - layer.codebook.embed[layer.codebook.quantize(residual)]
-    return model.to(device)
+# In the order of what is worth most if the clock runs out.
+PHASES = (
+    Phase("card", "gpu.card", 25, 20, anywhere=True),
+    Phase("compile_ahead", "gpu.card", 90, 60, anywhere=True),
+    Phase("kernels", "gpu.exactness", 60, 30),
+    Phase("laws", "gpu.exactness", 60, 30),
+    Phase("stages", "gpu.speed", 75, 30),
+    Phase("end_to_end", "gpu.speed", 110, 40),
+    Phase("codes", "gpu.exactness", 45, 30),
+    Phase("profile", "gpu.instruments", 80, 45),
+    Phase("sanitizer", "gpu.instruments", 95, 50),
+    Phase("tokenize", "gpu.host", 60, 45),
+    Phase("cpu", "gpu.host", 90, 60, anywhere=True),
+)
 
 
-def unexplained_codes(codes: Tensor, embeddings: Tensor, codebooks: Tensor) -> tuple[int, int]:
-    """Codes that float64 refutes, and those it finds too close to call; a frame's levels after its first flip are not compared."""
-    residual = embeddings.double().transpose(1, 2)
-    alive = torch.ones(residual.shape[:2], dtype=torch.bool, device=codes.device)
-    wrong = close = 0
-    for chosen, entries in zip(codes, codebooks.double(), strict=False):
-        distance = torch.cdist(residual, entries).square()
-        nearest = distance.argmin(2)
-        flipped = alive & (chosen != nearest)
-        excess = (distance.gather(2, chosen[..., None])[..., 0] - distance.amin(2)) / residual.square().sum(2)
-        wrong += int((flipped & (excess > CODE_MARGIN)).sum())
-        close += int((flipped & (excess <= CODE_MARGIN)).sum())
-        alive &= ~flipped
-        residual = residual - entries[nearest]
-    return wrong, close
+class Report:
+    """The file of rows, which phases append to as well, and the log beside it.  scratch: for weights and other large things, elsewhere."""
+
+    def __init__(self, folder: Path, scratch: Path) -> None:
+        self.folder, self.scratch = folder, scratch
+        self.path, self.log = folder / f"{NAME}.jsonl", folder / f"{NAME}.log"
+
+    def start(self) -> None:
+        """Begins anew."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.path.write_text("")
+        self.log.write_text("")
+
+    def append(self, row: Row) -> None:
+        # one write of one line: two processes never mix theirs
+        line = json.dumps({key: _storable(value) for key, value in row.items()}) + "\n"
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(line)
+
+    def rows(self, phase: str | None = None) -> list[Row]:
+        rows = [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
+        return [row for row in rows if phase in (None, row["phase"])]
 
 
-def gate(model: Reference, plan: Plan, x: Tensor, num_quantizers: int) -> list[Row]:
-    """One row per check; `passed` decides, except for the rows that only report."""
-    rows: list[Row] = []
-    truth = model.double().encoder(x.double())
-    model.float()
-    errors = {}
-    for allow_tf32 in (False, True):
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allow_tf32
-        theirs = model.encoder(x)
-        wrong, close = unexplained_codes(model.quantizer.encode(theirs)[:num_quantizers], truth, plan.quantizer.codebooks)
-        errors[allow_tf32] = _error(theirs, truth)
-        setting = "on" if allow_tf32 else "off"
-        rows.append({"check": f"transformers, tf32 {setting}", "error": errors[allow_tf32], "wrong": wrong, "close": close})
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    for precision in ("parity", "tf32x3", "fast"):
-        codec = Codec(plan, precision)
-        embeddings = codec.encoder.run(x)
-        codes = codec.quantizer.encode(embeddings, num_quantizers)
-        wrong, close = unexplained_codes(codes, truth, plan.quantizer.codebooks)
-        row = {"check": f"encode, {precision}", "error": _error(embeddings, truth), "wrong": wrong, "close": close}
-        if precision == "parity":
-            row["passed"] = row["error"] <= ERROR_FACTOR * errors[False] + ERROR_SLACK and wrong == 0
-        rows.append(row)
-    codec = Codec(plan, "parity")
-    codes = codec.encode(x, num_quantizers)
-    alone = torch.cat([codec.encode(clip[None], num_quantizers) for clip in x], 1)
-    rows.append({"check": "a clip has the same codes alone and in the batch", "passed": torch.equal(codes, alone)})
-    rows.append(_rerank_row(codec, codec.encoder.run(x), num_quantizers))
-    quantized = model.quantizer.decode(codes)
-    theirs = model.decoder(quantized)
-    truth = model.double().decoder(quantized.double())
-    model.float()
-    error, allowed = _error(codec.decode(codes), truth), ERROR_FACTOR * _error(theirs, truth) + ERROR_SLACK
-    rows.append({"check": "decode, parity", "error": error, "passed": error <= allowed})
-    if x.is_cuda:
-        rows.append({"check": "CUDA graphs give the same codes and sound", "passed": graphs_agree(model, x)})
-    return rows
+def _storable(value: Any) -> Any:
+    # JSON has no NaN; a number that is none is what a reader must see
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def graphs_agree(model: Reference, x: Tensor) -> bool:
-    """Whether a model's `encode` and `decode` give the same bits with `cuda_graphs` and without, also for a shape that has none."""
-    ours = EncodecModel(model.config).eval().to(x.device)
-    ours.load_state_dict(model.state_dict())
-
-    def both(audio: Tensor) -> tuple[Tensor, Tensor]:
-        encoded = ours.encode(audio)
-        return encoded.audio_codes, ours.decode(encoded.audio_codes, encoded.audio_scales).audio_values
-
-    shapes = (x, x[:1], x[..., :-1])
-    plain = [both(audio) for audio in shapes]
-    ours.cuda_graphs((x.shape[0], x.shape[2]))
-    return all(torch.equal(a, b) for audio, before in zip(shapes, plain, strict=True) for a, b in zip(before, both(audio), strict=True))
-
-
-def _rerank_row(codec: Codec, embeddings: Tensor, num_quantizers: int) -> Row:
-    """Is the proof's assumption about tensor cores true here, and how often does a block search again?"""
-    tile = Tile(16, 64, 0, 8, 2)
-    blocks = -(-embeddings.shape[0] * embeddings.shape[2] // tile.block_m)
-    again = torch.zeros(blocks, num_quantizers, dtype=torch.int32, device=embeddings.device)
-    tables = codec.quantizer.tables
-    reranked = rvq_encode_triton(embeddings, tables, num_quantizers, precision="rerank", searched_again=again, tile=tile)
-    ieee = rvq_encode_triton(embeddings, tables, num_quantizers, precision="ieee")
-    return {"check": f"rerank gives the codes of ieee, searching {again.float().mean():.2%} again", "passed": torch.equal(reranked, ieee)}
+def import_path() -> Path:
+    """A folder that holds the package as an installation would: encodec_fast, and kernels/ as encodec_fast.kernels."""
+    site = ROOT / "build" / "site"
+    package = site / "encodec_fast"
+    package.mkdir(parents=True, exist_ok=True)
+    wanted = {path.name: path for path in (ROOT / "encodec_fast").iterdir() if path.name != "__pycache__"}
+    wanted["kernels"] = ROOT / "kernels"
+    for link in package.iterdir():
+        if link.is_symlink() and link.name not in wanted:
+            link.unlink()
+    for name, target in wanted.items():
+        if not (package / name).exists():
+            (package / name).unlink(missing_ok=True)
+            (package / name).symlink_to(target)
+    return site
 
 
-def _error(y: Tensor, truth: Tensor) -> float:
-    """Root mean square, relative to the signal, as `encodec-fast verify` has it."""
-    return ((y.double() - truth).square().sum() / truth.square().sum()).sqrt().item()
+def environment(interpret: bool) -> dict[str, str]:
+    """Of a phase: this checkout before whatever is installed.  interpret: the kernels, for want of a GPU."""
+    paths = [str(import_path()), *filter(None, [os.environ.get("PYTHONPATH")])]
+    own = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1", "TRITON_INTERPRET": str(int(interpret))}
+    return {**os.environ, **own}
 
 
-def median_seconds(call: Callable[[], Any], device: torch.device, repeats: int) -> float:
-    """Median time of a call; on a GPU between events, after a warm-up that also compiles."""
-    for _ in range(min(3, repeats)):
-        call()
-    times = []
-    for _ in range(repeats):
-        if device.type == "cuda":
-            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            begin.record()
-            call()
-            end.record()
-            end.synchronize()
-            times.append(begin.elapsed_time(end) / 1e3)
-        else:
-            began = time.perf_counter()
-            call()
-            times.append(time.perf_counter() - began)
-    return statistics.median(times)
+# The parent: it imports neither torch nor anything that could bring it down
 
 
-def stage_rows(plan: Plan, x: Tensor, precision: str, repeats: int) -> list[Row]:
-    """Time of each stage, with achieved memory traffic and arithmetic of the perfectly fused stage."""
-    codec, peak, rows = Codec(plan, precision), PEAKS.get(arch_of(x.device)), []
-    for name, program, signal in (
-        ("encoder", codec.encoder, Signal(x)),
-        ("decoder", codec.decoder, Signal(codec.encoder.run(x))),
-    ):
-        for stage, layer in zip(program.stages, program.layers, strict=True):
-            batch, _, length = signal.values.shape
-            seconds = median_seconds(lambda: layer.run(signal, None), x.device, repeats)  # noqa: B023 (called at once)
-            moved, flops = batch * fused_bytes(stage, length), 2 * batch * multiply_adds(stage, length)
-            rows.append(
-                {
-                    "stage": f"{name}.{stage.name} {type(stage).__name__} {stage.in_channels} -> {stage.out_channels}",
-                    "precision": precision,
-                    "ms": 1e3 * seconds,
-                    "GB/s": moved / seconds / 1e9,
-                    "TFLOP/s": flops / seconds / 1e12,
-                    "roofline ms": peak.milliseconds(moved, flops, PRECISIONS[precision]) if peak else None,
-                }
-            )
-            signal = layer.run(signal, None)
-    return rows
+def run_phase(phase: Phase, report: Report, options: argparse.Namespace, deadline: float) -> None:
+    """Runs the phase to its end, to its limit or to the deadline (of time.monotonic), again and again behind what broke it."""
+    seconds = phase.seconds * (INTERPRETED if options.toy else 1)
+    end = min(deadline, time.monotonic() + seconds)
+    while time.monotonic() < end:
+        how = _run_once(phase, report, options, end)
+        if how is None:
+            return
+        begun = [row["begun"] for row in report.rows(phase.name) if "begun" in row]
+        broken = bool(begun) and not _ended(report, phase.name, begun[-1])
+        report.append({"phase": phase.name, "item": begun[-1] if broken else "start", "failed": how})
+        if not broken:
+            return  # it does not even begin
+    if not any("complete" in row for row in report.rows(phase.name)):
+        report.append({"phase": phase.name, "item": "the rest", "left_out": f"its {seconds:g} s were over"})
 
 
-def quantizer_rows(plan: Plan, x: Tensor, num_quantizers: int, repeats: int) -> list[Row]:
-    """Time of the search and of the sum of entries, as `stage_rows`."""
-    codec, peak = Codec(plan, "parity"), PEAKS.get(arch_of(x.device))
-    embeddings = codec.encoder.run(x)
-    codes = codec.quantizer.encode(embeddings, num_quantizers)
-    entries, width = plan.quantizer.codebooks.shape[1:]
-    read_once = 4 * embeddings.numel() + 8 * codes.numel()
-    books = 4 * num_quantizers * entries * width
-    # the sum reads the entries it is asked for; the search has |e|^2 and e rounded to tf32 beside each entry
-    work = {
-        "encode": (lambda: codec.quantizer.encode(embeddings, num_quantizers), read_once + 2 * books, 2 * codes.numel() * entries * width),
-        "decode": (lambda: codec.quantizer.launch_decode(codes), read_once + 4 * codes.numel() * width, codes.numel() * width),
-    }
-    precision = {"rerank": "tf32"}.get(codec.quantizer.precision, codec.quantizer.precision)
-    rows = []
-    for name, (call, moved, flops) in work.items():
-        seconds = median_seconds(call, x.device, repeats)
-        rows.append(
-            {
-                "stage": f"quantizer.{name} {num_quantizers} x {entries} x {width}",
-                "precision": codec.quantizer.precision if name == "encode" else "float32",
-                "ms": 1e3 * seconds,
-                "GB/s": moved / seconds / 1e9,
-                "TFLOP/s": flops / seconds / 1e12,
-                "roofline ms": peak.milliseconds(moved, flops, precision) if peak else None,
-            }
-        )
-    return rows
+def _ended(report: Report, phase: str, item: str) -> bool:
+    return any(row.get("ended") == item for row in report.rows(phase))
 
 
-def end_to_end_rows(
-    model: Reference, plan: Plan, cases: list[tuple[int, float, int]], repeats: int, deadline: float, console: Console
-) -> list[Row]:
-    """x real time of encode and decode for each (clips, seconds, quantizers)."""
-    config, device, rows = model.config, plan.encoder.device, []
-    compiled: dict[str, Any] = {}
-    if device.type == "cuda":
-        compiled = {"encoder": torch.compile(model.encoder), "decoder": torch.compile(model.decoder)}
-    for clips, seconds, quantizers in cases:
-        x = torch.randn(clips, config.audio_channels, int(seconds * config.sampling_rate), device=device)
-        codecs = {precision: Codec(plan, precision) for precision in ("parity", "tf32x3", "fast")}
-        codes = codecs["parity"].encode(x, quantizers)
-        ways: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
-            "transformers": _reference_ways(model, model.encoder, model.decoder, x, codes),
-            "transformers, tf32": _with_tf32(_reference_ways(model, model.encoder, model.decoder, x, codes)),
-        }
-        for precision, codec in codecs.items():
-            ways[f"ours, {precision}"] = _ways(codec.encode, codec.decode, x, codes, quantizers)
-            if device.type == "cuda":
-                # the LSTM of `fast` is cuDNN's, which captures too
-                encode, decode = CudaGraphs(lambda a, c=codec, q=quantizers: c.encode(a, q)), CudaGraphs(codec.decode)
-                encode.capture(x)
-                decode.capture(codes)
-                ways[f"ours, {precision}, CUDA graph"] = (lambda e=encode, a=x: e(a), lambda d=decode, c=codes: d(c))
-        if compiled:
-            ways["transformers, compiled"] = _reference_ways(model, compiled["encoder"], compiled["decoder"], x, codes)
-            ways["transformers, compiled, tf32"] = _with_tf32(ways["transformers, compiled"])
-        for way, (encode_call, decode_call) in ways.items():
-            if time.monotonic() > deadline:
-                console.print(f"left out for want of time: {way} at {clips} x {seconds:g} s, {quantizers} quantizers")
-                continue
-            audio = clips * seconds
-            rows.append(
-                {
-                    "clips": clips,
-                    "seconds": seconds,
-                    "quantizers": quantizers,
-                    "way": way,
-                    "encode x": audio / median_seconds(encode_call, device, repeats),
-                    "decode x": audio / median_seconds(decode_call, device, repeats),
-                }
-            )
-    return rows
+def _run_once(phase: Phase, report: Report, options: argparse.Namespace, end: float) -> str | None:
+    """How the process of the phase broke, or None if it came to its end."""
+    command = [sys.executable, str(BENCH / f"{NAME}.py"), "--run", phase.name, "--module", phase.module, "--out", str(report.folder)]
+    command += ["--scratch", str(report.scratch), "--arch", options.arch, *(["--toy"] if options.toy else [])]
+    # the compiler is rehearsed too
+    interpret = options.toy and not options.has_gpu and phase.name != "compile_ahead"
+    with report.log.open("ab") as log:
+        log.write(f"--- {phase.name}\n".encode())
+        log.flush()
+        said = log.tell()
+        # a session of its own: what it started goes with it
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, env=environment(interpret))
+    size, heard, patience = report.path.stat().st_size, time.monotonic(), START_SECONDS
+    try:
+        while process.poll() is None:
+            now = time.monotonic()
+            if report.path.stat().st_size != size:
+                size, heard, patience = report.path.stat().st_size, now, phase.silence * (INTERPRETED if options.toy else 1)
+            if now - heard > patience:
+                return f"silent for {now - heard:.0f} s"
+            if now > end:
+                return "its time was over"
+            time.sleep(0.05)
+    finally:
+        _end(process)
+    if process.returncode == 0:
+        return None
+    words = report.log.read_bytes()[said:].decode(errors="replace").strip().splitlines()
+    ended = f"signal {-process.returncode}" if process.returncode < 0 else f"exit code {process.returncode}"
+    return f"{ended}: {words[-1][:300]}" if words else ended
 
 
-def _ways(
-    encode: Callable[[Tensor, int], Tensor], decode: Callable[[Tensor], Tensor], x: Tensor, codes: Tensor, quantizers: int
-) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
-    return lambda: encode(x, quantizers), lambda: decode(codes)
-
-
-def _reference_ways(
-    model: Reference, encoder: Any, decoder: Any, x: Tensor, codes: Tensor
-) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
-    # transformers searches as many levels as a bandwidth has
-    bandwidth = codes.shape[0] * model.quantizer.frame_rate * (model.config.codebook_size - 1).bit_length() / 1000
-    return lambda: model.quantizer.encode(encoder(x), bandwidth), lambda: decoder(model.quantizer.decode(codes))
-
-
-def _with_tf32(ways: tuple[Callable[[], Tensor], Callable[[], Tensor]]) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
-    """The same calls with torch's flags for tf32 set, as its default sets that of convolutions."""
-
-    def call(way: Callable[[], Tensor]) -> Tensor:
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Ends the process and all that it started."""
+    for sent in (signal.SIGTERM, signal.SIGKILL):
         try:
-            return way()
-        finally:
-            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-
-    return lambda: call(ways[0]), lambda: call(ways[1])
-
-
-def show(console: Console, title: str, rows: list[Row]) -> None:
-    headings = list(dict.fromkeys(key for row in rows for key in row))
-    table = Table(*headings, title=title)
-    for row in rows:
-        table.add_row(*(_cell(row.get(heading, "")) for heading in headings))
-    console.print(table)
+            os.killpg(process.pid, sent)
+        except ProcessLookupError:
+            break
+        try:
+            process.wait(3)
+        except subprocess.TimeoutExpired:
+            continue
+    process.wait()
 
 
-def _cell(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "[red]NO"
-    return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
+# The child
+
+
+def run_items(phase: str, items: Iterable[Any], report: Report, fatal: Callable[[Exception], bool]) -> None:
+    """Works through the items of a phase that no earlier process of it has begun; a row for each thing found.
+
+    fatal: whether this process can't go on after the error; the next one does.
+    """
+    begun = {row["begun"] for row in report.rows(phase) if "begun" in row}
+    for item in items:
+        if item.name in begun:
+            continue
+        start = time.perf_counter()
+        report.append({"phase": phase, "begun": item.name})
+        try:
+            for row in item.rows():
+                report.append({"phase": phase, "item": item.name, **row})
+        except Exception as error:  # one item's error is its row
+            words = str(error).strip().splitlines() or [""]
+            report.append({"phase": phase, "item": item.name, "failed": f"{type(error).__name__}: {words[0][:300]}"})
+            traceback.print_exception(error)
+            if fatal(error):
+                raise
+        report.append({"phase": phase, "ended": item.name, "took_s": round(time.perf_counter() - start, 2)})
+    report.append({"phase": phase, "complete": True})
+
+
+def device_is_lost(error: Exception) -> bool:
+    """After an illegal address every call of the process fails."""
+    import torch
+
+    if not torch.cuda.is_initialized():
+        return False
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
+
+
+def demanded_backend() -> AbstractContextManager[None]:
+    """Ours runs on triton or fails: another backend's figures would stand under the GPU's name."""
+    from encodec_fast import use_backend
+    from encodec_fast.backends import executor
+
+    return nullcontext() if executor("triton").unavailable() else use_backend("triton")
+
+
+def child(options: argparse.Namespace, report: Report) -> None:
+    """Runs one phase in this process."""
+    import torch
+    from gpu.setting import Setting
+
+    torch.set_grad_enabled(False)
+    setting = Setting(options.arch, options.toy, report.scratch, report.path)
+    module = importlib.import_module(options.module)
+    if options.only_stage or options.only_toy:
+        from gpu import instruments
+
+        instruments.run_stage(setting, options.only_stage) if options.only_stage else instruments.run_toy(setting)
+        return
+    with demanded_backend():
+        run_items(options.run, getattr(module, options.run)(setting), report, device_is_lost)
+
+
+# What is read at the end
+
+
+def verdict(rows: list[Row]) -> tuple[str, bool]:
+    """The last line, and whether nothing was red."""
+    checks = [row for row in rows if "passed" in row]
+    red = [row for row in checks if not row["passed"]]
+    failed = [row for row in rows if "failed" in row]
+    left_out = [row for row in rows if "left_out" in row]
+    line = f"{len(checks)} checks, {len(red)} red; {len(failed)} pieces failed; {len(left_out)} left out"
+    return line, not red and not failed
+
+
+def show(rows: list[Row], folder: Path | None) -> bool:
+    """Prints the tables; writes them to the folder too. Whether nothing was red."""
+    from gpu.tables import grids, sentences
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    line, green = verdict(rows)
+    for console in [Console()] + ([Console(file=(folder / f"{NAME}.txt").open("w", encoding="utf-8"), width=120)] if folder else []):
+        for grid in grids(rows):
+            table = Table(title=grid.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+            for index, heading in enumerate(grid.headings):
+                table.add_column(heading, overflow="fold", justify="right" if index and heading not in ("found", "said") else "left")
+            for row in grid.rows:
+                table.add_row(*row)
+            console.print(table, markup=False, highlight=False)
+        for sentence in sentences(rows):
+            console.print(sentence, markup=False, highlight=False)
+        console.print(line, markup=False, highlight=False)
+        console.file.flush()
+    return green
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", ROOT / "build" / NAME)), help="folder of the report")
+    parser.add_argument("--minutes", type=float, default=7.0, help="for all phases together (7)")
+    parser.add_argument("--phases", help=f"only these, separated by commas: {', '.join(phase.name for phase in PHASES)}")
+    parser.add_argument("--arch", default="sm_90", help="what to compile for where there is no GPU (sm_90)")
+    parser.add_argument("--toy", action="store_true", help="tiny models and short audio")
+    parser.add_argument("--show", type=Path, metavar="FILE", help="print the tables of an earlier report and end")
+    # how it starts itself
+    for hidden in ("--run", "--module", "--only-stage"):
+        parser.add_argument(hidden, help=argparse.SUPPRESS)
+    parser.add_argument("--scratch", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--only-toy", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    missing = [name for name in ("torch", "triton", "transformers", "rich") if importlib.util.find_spec(name) is None]
+    if missing:
+        parser.exit(2, f"{NAME}: {', '.join(missing)} not installed for {sys.executable}; nothing else is needed\n")
+    if options.phases:
+        unknown = set(options.phases.split(",")) - {phase.name for phase in PHASES}
+        if unknown:
+            parser.error(f"--phases: {', '.join(sorted(unknown))} is none of {', '.join(phase.name for phase in PHASES)}")
+    return options
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="write all rows as JSON")
-    parser.add_argument("--minutes", type=float, default=10, help="stop starting new rows after this")
-    parser.add_argument("--toy", action="store_true", help="a tiny model and short clips, for the interpreter")
-    arguments = parser.parse_args()
-    reason = TritonExecutor().unavailable()
-    if reason is not None:
-        parser.exit(1, f"the triton backend can't run here: {reason}\n")
-    console = Console(width=160)
-    deadline = time.monotonic() + 60 * arguments.minutes
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    config = EncodecConfig(**TOY) if arguments.toy else EncodecConfig()
-    cases = [(2, 0.002, 2)] if arguments.toy else [(1, 10.0, 8), (8, 10.0, 8), (32, 10.0, 8), (32, 10.0, 32), (1, 1.0, 8), (128, 2.0, 8)]
-    repeats = 1 if arguments.toy else 20
-    quantizers = cases[0][2]
-    with torch.no_grad():
-        model = fitted_model(config, device)
-        plan = read_plan(model)
-        x = 0.1 * torch.randn(3, config.audio_channels, 60 if arguments.toy else 48_000, device=device)
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else "interpreter"
-        results: dict[str, Any] = {"device": name, "arch": arch_of(device), "torch": torch.__version__}
-        results["gate"] = gate(model, plan, x, quantizers)
-        show(console, f"gate on {name}", results["gate"])
-        if not all(row.get("passed", True) for row in results["gate"]):
-            parser.exit(1, "the gate is red: nothing is timed\n")
-        clips = torch.randn(2 if arguments.toy else 32, config.audio_channels, 60 if arguments.toy else 240_000, device=device)
-        results["stages"] = [row for precision in ("parity", "fast") for row in stage_rows(plan, clips, precision, repeats)]
-        results["stages"] += quantizer_rows(plan, clips, quantizers, repeats)
-        show(console, f"stages, {clips.shape[0]} clips of {clips.shape[2]} samples", results["stages"])
-        results["end to end"] = end_to_end_rows(model, plan, cases, repeats, deadline, console)
-        show(console, "x real time", results["end to end"])
-    if arguments.out:
-        arguments.out.write_text(json.dumps(results, indent=1))
+    options = arguments()
+    if options.show:
+        sys.exit(0 if show([json.loads(line) for line in options.show.read_text().splitlines()], None) else 1)
+    if options.run or options.only_stage or options.only_toy:
+        options.module = options.module or "gpu.instruments"
+        child(options, Report(options.out, options.scratch))
+        return
+    # a SIGTERM, of a machine that is taken back, must not leave phases behind
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    with tempfile.TemporaryDirectory() as scratch:
+        green = run_all(options, Report(options.out, Path(scratch)))
+    sys.exit(0 if green else 1)
+
+
+def run_all(options: argparse.Namespace, report: Report) -> bool:
+    """Runs the phases and prints what they found; whether nothing was red."""
+    report.start()
+    began = time.monotonic()
+    deadline = began + 60 * options.minutes
+    # until the card has said otherwise
+    options.has_gpu = True
+    for phase in PHASES:
+        if options.phases and phase.name not in options.phases.split(","):
+            continue
+        if not options.has_gpu and not options.toy and not phase.anywhere:
+            report.append({"phase": phase.name, "left_out": "no GPU"})
+            continue
+        if time.monotonic() >= deadline:
+            report.append({"phase": phase.name, "left_out": f"the {options.minutes:g} minutes were over"})
+            continue
+        print(f"{time.monotonic() - began:5.0f} s  {phase.name}", flush=True)
+        run_phase(phase, report, options, deadline)
+        for row in report.rows("card"):
+            if "arch" in row:
+                options.arch, options.has_gpu = row["arch"], row["device"] != "none"
+    return show(report.rows(), report.folder)
 
 
 if __name__ == "__main__":

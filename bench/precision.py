@@ -275,12 +275,14 @@ def finite(value: float) -> float | None:
 
 def interpreted_rows() -> Iterator[Row]:
     """The triton backend in Triton's interpreter on a small model; run with TRITON_INTERPRET=1."""
-    from gpu import TOY, Codec, fitted_model
+    from gpu.setting import TOY, Codec, signals
     from transformers import EncodecConfig
 
     from encodec_fast.plan_reader import read_plan
 
-    model = fitted_model(EncodecConfig(**TOY), torch.device("cpu"))
+    config = EncodecConfig(**TOY)
+    model = EncodecModel(config).eval()
+    model.load_state_dict(demo.drawn_model(config, signals(config, 8, 480, torch.device("cpu"))).state_dict())
     plan, clips = read_plan(model), 0.1 * torch.randn(2, 1, 240)
     levels = 2
     codec = Codec(plan, "parity")

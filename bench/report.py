@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import results
+from gpu.tables import grids, sentences
 from instructions import STORED
 
 Row = dict[str, Any]
@@ -271,13 +272,20 @@ def page(read: dict[str, list[Row]]) -> str:
             if suite == "gpu":
                 tables = [speed_table(by_case(read[suite])), energy_table(read[suite])]
             parts += [f"## {title}", *tables, origin(read[suite])]
-    if not read["gpu"]:
-        parts += [
-            "## GPUs",
-            "Nothing here has run on a GPU. `python bench/run.py --suite gpu` measures one, with joules per hour of audio.",
-        ]
+    reports = sorted(results.RESULTS.glob("gpu_report*.jsonl"))
+    parts += [gpu_part(path) for path in reports]
+    if not read["gpu"] and not reports:
+        parts += ["## GPUs", NO_GPU]
     parts += ["## Instructions of the native kernels", INSTRUCTIONS, instruction_table()]
     return "\n\n".join(parts) + "\n"
+
+
+def gpu_part(path: Path) -> str:
+    """The tables of one report of `bench/gpu_report.py`, under the card's name."""
+    rows = results.read(path)
+    cards = [row["device"] for row in rows if "device" in row]
+    measured = "Measured by `python bench/gpu_report.py`; what failed or was left out is said below the tables."
+    return "\n\n".join([f"## {' '.join(cards)}", measured, *(grid.markdown() for grid in grids(rows)), *sentences(rows)])
 
 
 def dataset_table(rows: list[Row]) -> str:
@@ -376,6 +384,10 @@ LEVELS = (
 )
 DATASET = (
     "From files to codes on disk, process start and loading of the model included; the loop reads, resamples and encodes file by file."
+)
+NO_GPU = (
+    "Nothing here has run on a GPU. `python bench/gpu_report.py` tells all of one in under ten minutes; the report's JSON lines, kept as "
+    "`bench/results/gpu_report-CARD.jsonl`, become a section of this page. `python bench/run.py --suite gpu` adds joules per hour of audio."
 )
 INSTRUCTIONS = (
     """Counted by callgrind at small sizes, the same in every run; `tests/test_instructions.py` fails on a rise of more than 3 %."""

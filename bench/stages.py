@@ -55,7 +55,7 @@ def stages(case: Case, backends: list[str]) -> Iterator[Stage]:
             calls[f"ours-{name}"] = lambda q=quantizer: q.decode(codes)
         yield Stage(works["quantizer"], calls)
     for stage in network.stages:
-        stock = _modules(modules, stage.name)
+        stock = stock_modules(modules, stage.name)
         calls = {"hf": lambda x=x, stock=stock: stock(x)}
         for name in backends:
             program = executor(name).prepare((stage,))
@@ -70,7 +70,7 @@ def stages(case: Case, backends: list[str]) -> Iterator[Stage]:
         yield Stage(works["quantizer"], calls)
 
 
-def _modules(network: Any, name: str) -> nn.Sequential:
+def stock_modules(network: Any, name: str) -> nn.Sequential:
     """transformers' modules of a stage: its layer, after the ELU that the plan counts to it."""
     index = int(name.removeprefix("layers."))
     before = network.layers[index - 1] if index else None

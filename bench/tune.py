@@ -3,7 +3,7 @@
 Only rows of this GPU's own architecture are added; the rows for "any" stay for the others. A tile is legal if it compiles
 without spilling within the shared memory of a block. block_k is left alone, for it sets the order of summation, and with it
 the codes.
-Run `pytest tests/aot` and `python bench/gpu.py` afterwards. Not yet run on a GPU: without one it stops with a sentence that says so.
+Run `pytest tests/aot` and `python bench/gpu_report.py` afterwards. Not yet run on a GPU: without one it stops with a sentence that says so.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ The two best entries by s_tf32 are scored again in float32 by a tree (s_tree). L
 - The other one's s_tree exceeds w's by more than 4 B: then its s_ieee exceeds w's.
 - The third best s_tf32 exceeds w's s_tree by more than A + 3 B: then so does the s_ieee of every entry but those two.
 If both hold, w is the entry that 'ieee' chooses; otherwise the block of frames searches that level again in ieee.
-2^-21 per term is an assumption about tensor cores, whose float32 sums truncate: `bench/gpu.py` checks the codes on the device.
+2^-21 per term is an assumption about tensor cores, whose float32 sums truncate: `bench/gpu_report.py` checks the codes on the device.
 """
 
 from __future__ import annotations

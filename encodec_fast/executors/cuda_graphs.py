@@ -1,6 +1,6 @@
 """CUDA graphs of prepared programs: one replay in the place of about fifteen launches and one per step of the LSTM.
 
-Never run on a device yet: the capture follows torch's documented steps, and `bench/gpu.py` compares its results bit by bit.
+Never run on a device yet: the capture follows torch's documented steps, and `bench/gpu_report.py` compares its results bit by bit.
 """
 
 from __future__ import annotations

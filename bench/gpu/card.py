@@ -1,0 +1,135 @@
+"""What card this is and what it can do; and every kernel compiled for it, so that no later phase waits for a compiler."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Iterator
+from importlib import metadata
+
+import torch
+
+from encodec_fast.executors.triton_executor import PRECISIONS as PRODUCTS
+from gpu.setting import MODELS, PRECISIONS, Item, Row, Setting
+from gpu.timing import in_turn, median
+
+PACKAGES = ("torch", "triton", "transformers", "numpy", "soundfile", "pyarrow")
+# (clips, seconds) that the timed phases run, so that what is compiled ahead is what they launch
+SHAPES = ((32, 10.0), (1, 10.0), (1, 1.0))
+
+
+def card(setting: Setting) -> Iterator[Item]:
+    yield Item("card", lambda: [about(setting)])
+    yield Item("rates", lambda: rates(setting))
+
+
+def about(setting: Setting) -> Row:
+    """Card, driver, versions. `arch` is what the phases after this one are told."""
+    versions = {name: _version(name) for name in PACKAGES}
+    row: Row = {"device": "none", "arch": setting.arch, "python": platform.python_version(), "cores": os.cpu_count(), **versions}
+    if torch.cuda.is_available():
+        from encodec_fast.kernels.tiles import arch_of
+
+        properties = torch.cuda.get_device_properties(0)
+        row |= {
+            "device": properties.name,
+            "arch": arch_of(torch.device("cuda")),
+            "multiprocessors": properties.multi_processor_count,
+            "memory_gib": round(properties.total_memory / 2**30, 1),
+            "l2_mib": round(properties.L2_cache_size / 2**20, 1),
+            "cuda": torch.version.cuda or torch.version.hip,
+            "cudnn": torch.backends.cudnn.version(),
+            "smi": _smi(),
+        }
+    return row
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "missing"
+
+
+def _smi() -> str:
+    """Driver, clocks in MHz and power in W, as nvidia-smi reads them."""
+    query = "driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.draw,power.limit,temperature.gpu"
+    try:
+        done = subprocess.run(["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"nvidia-smi: {error}"
+    return done.stdout.strip()
+
+
+def rates(setting: Setting) -> Iterator[Row]:
+    """Copy in GB/s read and written, products in TFLOP/s, and the time of an empty launch: the ceilings of everything that follows."""
+    device = setting.device
+    if device.type != "cuda" and not setting.toy:
+        yield {"left_out": "no GPU"}
+        return
+    floats, side = (1 << 28, 8192) if not setting.toy else (1 << 10, 16)
+    source, target = torch.randn(floats, device=device), torch.empty(floats, device=device)
+    times = in_turn({"copy": lambda: target.copy_(source)}, device, 1.0)["copy"]
+    yield {"what": "copy", "GB/s": 2 * source.nbytes / median(times) / 1e6}
+    a, b = torch.randn(side, side, device=device), torch.randn(side, side, device=device)
+    half = {dtype: (a.to(dtype), b.to(dtype)) for dtype in (torch.float16, torch.bfloat16)}
+
+    def product(allow_tf32: bool) -> None:
+        torch.backends.cuda.matmul.allow_tf32 = allow_tf32
+        torch.mm(a, b)
+        torch.backends.cuda.matmul.allow_tf32 = False
+
+    calls = {"float32 product": lambda: product(False), "tf32 product": lambda: product(True)}
+    calls |= {f"{str(dtype).removeprefix('torch.')} product": lambda pair=pair: torch.mm(*pair) for dtype, pair in half.items()}
+    for name, runs in in_turn(calls, device, 3.0, rounds=7).items():
+        yield {"what": name, "TFLOP/s": 2 * side**3 / median(runs) / 1e9}
+    one = torch.zeros(1, device=device)
+
+    def launches() -> None:
+        for _ in range(100):
+            one.add_(1)
+
+    yield {"what": "a small launch of torch's", "us": 10 * median(in_turn({"launch": launches}, device, 1.0)["launch"])}
+
+
+def compile_ahead(setting: Setting) -> Iterator[Item]:
+    """Compiled by all cores before anything touches the GPU; Triton's cache hands the kernels to the phases that launch them."""
+    for model in MODELS if not setting.toy else ("24 kHz",):
+        for precision in PRECISIONS if not setting.toy else ("fast",):
+            yield Item(f"{model} {precision}", lambda m=model, p=precision: [compiled(setting, m, p)])
+
+
+def compiled(setting: Setting, model: str, precision: str) -> Row:
+    """Counts of kernels, of those that failed, spilled or ask for too much shared memory; the longest compilation."""
+    from encodec_fast.kernels import aot
+
+    from encodec_fast.executors.triton_launches import model_launches
+
+    products, search = PRODUCTS[precision], "ieee" if setting.arch.startswith("gfx") else "rerank"
+    config = setting.config(model)
+    length = [(clips, setting.samples(seconds)) for clips, seconds in SHAPES]
+    if config.chunk_length is not None:
+        length = [(88, config.chunk_length), (1, config.chunk_length)]
+    launches = [
+        launch
+        for clips, samples in length
+        for _, launch in model_launches(config, setting.arch, products, search, batch=clips, samples=samples)
+    ]
+    # the same kernels with each clip's own length
+    clips, samples = length[0]
+    launches += [
+        launch for _, launch in model_launches(config, setting.arch, products, search, batch=clips, samples=samples - 1, ragged=True)
+    ]
+    results = aot.compile_all(launches, setting.arch)
+    failed = sorted({f"{launch.name}: {made}" for launch, made in zip(launches, results, strict=True) if isinstance(made, Exception)})
+    made = list({id(result): result for result in results if isinstance(result, aot.Resources)}.values())
+    limit = aot.SHARED_LIMITS.get(setting.arch)
+    return {
+        "kernels": len({id(result) for result in results}),
+        "failed_kernels": failed,
+        "spilled": sum(resources.stack > 0 for resources in made),
+        "over_shared_memory": sum(limit is not None and resources.shared > limit for resources in made),
+        "longest_s": max((resources.seconds for resources in made), default=0.0),
+        "passed": not failed,
+    }
