@@ -36,15 +36,20 @@ def fake_cuda(monkeypatch):
     made = []
 
     @contextlib.contextmanager
-    def graph(recorded, pool=None):
+    def graph(recorded, pool=None, stream=None):
+        recorded.stream = stream
         made.append((recorded, pool))
         yield
 
     stream = types.SimpleNamespace(wait_stream=lambda other: None, wait_event=lambda event: None, record_event=lambda: "event")
+
+    def new_stream(device):
+        return types.SimpleNamespace(device=device, wait_stream=lambda other: None)
+
     cuda = types.SimpleNamespace(
         CUDAGraph=FakeGraph,
         Event=object,
-        Stream=lambda device: stream,
+        Stream=new_stream,
         current_stream=lambda device: stream,
         device=lambda device: contextlib.nullcontext(),
         stream=lambda stream: contextlib.nullcontext(),
@@ -67,6 +72,13 @@ def recorded(made, work):
         return y
 
     return run, calls
+
+
+def test_a_graph_is_captured_on_a_stream_of_its_own_device(fake_cuda):
+    run, _ = recorded(fake_cuda, lambda x: x)
+    x = torch.zeros(2, 3)
+    CudaGraphs(run).capture(x)
+    assert fake_cuda[0][0].stream.device == x.device
 
 
 def test_a_captured_shape_is_replayed_and_any_other_runs_with_one_line(fake_cuda, caplog):

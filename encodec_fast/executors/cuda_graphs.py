@@ -57,7 +57,8 @@ class CudaGraphs:
         torch.cuda.current_stream(x.device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         # one pool: no two graphs of one CudaGraphs run at the same time, and each result is copied before the next replay
-        with torch.cuda.graph(graph, pool=self._pool):  # type: ignore[arg-type]
+        # on a stream of this device: torch's own belongs to the device that was current when it was first asked for
+        with torch.cuda.graph(graph, pool=self._pool, stream=stream):  # type: ignore[arg-type]
             y = self._run(static)
         self._pool = graph.pool()
         return _Captured(graph, static, y)
