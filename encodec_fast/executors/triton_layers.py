@@ -269,7 +269,8 @@ class LibraryLSTMLayer(Layer):
     def __init__(self, stage: LSTM) -> None:
         width, layers = stage.in_channels, stage.layers
         weight = layers[0].w_ih
-        self.lstm = torch.nn.LSTM(width, width, len(layers), device=weight.device, dtype=weight.dtype)
+        # in training mode cuDNN would keep a reserve for a backward pass
+        self.lstm = torch.nn.LSTM(width, width, len(layers), device=weight.device, dtype=weight.dtype).eval()
         for name, own in zip(("w_ih", "w_hh", "b_ih", "b_hh"), ("weight_ih", "weight_hh", "bias_ih", "bias_hh"), strict=True):
             for index, layer in enumerate(layers):
                 getattr(self.lstm, f"{own}_l{index}").data.copy_(getattr(layer, name))

@@ -13,6 +13,7 @@ from transformers import EncodecModel as Reference
 from encodec_fast import EncodecModel, explain, use_backend, use_precision
 from encodec_fast.audio import read_audio
 from encodec_fast.executors.triton_executor import TritonExecutor
+from encodec_fast.executors.triton_layers import LibraryLSTMLayer
 from encodec_fast.plan import Conv
 from encodec_fast.plan_reader import PAD_MODES, read_plan
 from fixtures import audio_like, config_24khz, config_48khz, pair
@@ -207,6 +208,11 @@ def test_fast_mode_leaves_the_recurrence_to_the_library():
     assert not program.exact
     with torch.no_grad():
         assert relative_error(program.run(x), model.double().encoder(x.double())) < 2e-2
+
+
+def test_the_library_runs_the_recurrence_without_a_reserve_for_training():
+    program = TritonExecutor().prepare(small_plan()[1].encoder.stages, "fast")
+    assert [layer.lstm.training for layer in program.layers if isinstance(layer, LibraryLSTMLayer)] == [False]
 
 
 def test_a_model_computes_in_its_own_precision_or_that_of_the_block():
