@@ -12,17 +12,19 @@ import os
 import re
 import subprocess
 import tempfile
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, make_backend
-from triton.runtime.jit import JITFunction, create_function_from_signature
+from triton.compiler import ASTSource
+from triton.runtime import jit
+from triton.runtime.jit import JITFunction
 
 from . import tiles
 
@@ -99,15 +101,43 @@ def record_launches(call: Callable[[], Any], arch: str) -> list[Launch]:
     return launches
 
 
+class _Specialised(Exception):
+    """Leaves Triton's launch where it would begin to compile."""
+
+
 def specialise(launch: Launch, arch: str) -> tuple[ASTSource, dict[str, Any]]:
-    """The source and the options that the launch would be compiled with; `source.hash()` is equal for equal kernels."""
-    backend = make_backend(target_of(arch))
-    kernel = launch.kernel
-    kwargs = {**launch.kwargs, "debug": False}
-    binder = create_function_from_signature(kernel.signature, kernel.params, backend)
-    bound, specialization, options = binder(*launch.args, **kwargs)
-    options, signature, constexprs, attrs = kernel._pack_args(backend, kwargs, bound, specialization, options)
-    return ASTSource(kernel, signature, constexprs, attrs), options.__dict__
+    """The source and the options that the launch would be compiled with; `source.hash()` is equal for equal kernels.
+
+    Triton's own launch makes them, whose inner functions change with each release, on a driver that says it has such a device.
+    """
+    seen: list[tuple[ASTSource, dict[str, Any]]] = []
+
+    def stop(source: ASTSource, target: GPUTarget, options: dict[str, Any], **more: Any) -> None:
+        seen.append((source, options))
+        raise _Specialised
+
+    target = target_of(arch)
+    device = SimpleNamespace(get_current_device=lambda: arch, get_current_stream=lambda device: 0, get_current_target=lambda: target)
+    kernel, driver, compiler = launch.kernel, jit.driver, triton.compiler.compile
+    # what a launch on a real device left there, or will
+    kept = dict(vars(kernel))
+    jit.driver, triton.compiler.compile = SimpleNamespace(active=device), stop
+    # made anew, with the compiler of this moment
+    vars(kernel).update({name: fresh for name, fresh in _fresh_caches(kernel).items() if name in kept})
+    try:
+        kernel.run(*launch.args, grid=launch.grid, warmup=True, **launch.kwargs)
+    except _Specialised:
+        pass
+    finally:
+        jit.driver, triton.compiler.compile = driver, compiler
+        vars(kernel).clear()
+        vars(kernel).update(kept)
+    return seen[0]
+
+
+def _fresh_caches(kernel: JITFunction) -> dict[str, Any]:
+    """What a kernel keeps between launches: `device_caches` from triton 3.3 on, before that `cache` and `binder`."""
+    return {"device_caches": defaultdict(kernel.create_binder), "cache": defaultdict(dict), "binder": None}
 
 
 def compile_launch(launch: Launch, arch: str) -> Resources:

@@ -10,6 +10,7 @@ import torch
 from encodec_fast.kernels import aot, tiles
 from encodec_fast.kernels.rvq_encode import rvq_encode_triton, search_tables
 from encodec_fast.kernels.tile_table import TABLE
+from triton.runtime import jit
 
 from encodec_fast.executors.triton_launches import model_launches
 from fixtures import config_24khz, config_48khz
@@ -85,6 +86,13 @@ def collect():
             source, options = aot.specialise(launch, arch)
             cases.setdefault((arch, source.hash(), str(options)), (f"{arch}-{precision}-{launch.name}-{stage}", arch, launch))
     return list(cases.values())
+
+
+def test_a_kernel_that_was_specialised_is_as_before():
+    _, arch, launch = CASES[0]
+    before, driver = dict(vars(launch.kernel)), jit.driver
+    aot.specialise(launch, arch)
+    assert vars(launch.kernel) == before and jit.driver is driver
 
 
 def watched_lookup(*key):
