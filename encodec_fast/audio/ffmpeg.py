@@ -18,6 +18,17 @@ import numpy as np
 # format of a fixed header that ffmpeg can write to a pipe.
 _AU_HEADER = struct.Struct(">4sIIIII")
 _DURATION = re.compile(rb"Duration: (\d+):(\d+):([\d.]+)")
+_DEMUXER = re.compile(rb"Input #0, ([\w,]+), from ")
+_STREAM = re.compile(rb"Stream #0:\d+\S*: .*")
+_CUT_SHORT = b"File ended prematurely"
+# Seconds that looking at a header may take
+_PROBE_SECONDS = 60
+# Containers that hold what they play. No playlist, no script, no pattern of names, no protocol: nothing that makes ffmpeg open another
+# file or address. MP4 and Matroska can name others too, which ffmpeg follows only where it is asked to.
+_DEMUXERS = (
+    "aac,ac3,aiff,amr,amrnb,amrwb,ape,asf,au,avi,caf,dsf,dts,eac3,flac,flv,gsm,loas,m4a,mp4,mov,3gp,3g2,mj2,matroska,webm,mp3,mpc,mpc8,"
+    "mpeg,mpegts,ogg,oma,qcp,rm,tak,truehd,tta,voc,w64,wav,wv"
+)
 
 
 class FfmpegError(ValueError):
@@ -35,19 +46,31 @@ def ffmpeg_program() -> str | None:
 
 
 class FfmpegFile:
-    """A file's first audio stream. rate in Hz, seconds as the container says (0.0 where it doesn't)."""
+    """A file's first audio stream. rate in Hz, seconds as the container says (0.0 where it doesn't, or only guesses).
+
+    exact: whether the seconds are those of the sound, and not of a film that it belongs to. demuxer: ffmpeg's name of the container.
+    """
 
     def __init__(self, program: str, path: str | os.PathLike[str]):
         self._program, self._path = program, os.fspath(path)
         # info: the duration stands there
         with self._start("info", ["-t", "0"], subprocess.PIPE) as process:
-            output, errors = process.communicate()
+            try:
+                output, errors = process.communicate(timeout=_PROBE_SECONDS)
+            except subprocess.TimeoutExpired as error:
+                process.kill()
+                raise FfmpegError(f"no answer in {_PROBE_SECONDS} s") from error
         if len(output) < _AU_HEADER.size:
             raise FfmpegError(_last_line(errors))
         *_, self.rate, self.channels = _AU_HEADER.unpack_from(output)
         duration = _DURATION.search(errors)
         hours, minutes, seconds = (float(part) for part in duration.groups()) if duration else (0.0, 0.0, 0.0)
-        self.seconds = 3600 * hours + 60 * minutes + seconds
+        demuxer = _DEMUXER.search(errors)
+        self.demuxer = demuxer[1].decode() if demuxer else ""
+        guessed = b"Estimating duration from bitrate" in errors
+        self.seconds = 0.0 if guessed else 3600 * hours + 60 * minutes + seconds
+        streams = _STREAM.findall(errors.partition(b"Output #0")[0])
+        self.exact = self.seconds > 0 and all(b": Audio:" in stream or b"(attached pic)" in stream for stream in streams)
 
     def blocks(self, block_frames: int) -> Iterator[np.ndarray]:
         """The samples, float32 [T, C], block_frames at a time. Raises FfmpegError for a damaged file."""
@@ -59,9 +82,13 @@ class FfmpegFile:
                 if len(header) == _AU_HEADER.size:
                     process.stdout.read(_AU_HEADER.unpack(header)[1] - _AU_HEADER.size)
                     yield from self._read(process.stdout, block_frames)
-                if process.wait():
-                    errors.seek(0)
-                    raise FfmpegError(_last_line(errors.read()))
+                failed = process.wait() != 0
+                errors.seek(0)
+                said = errors.read()
+                if failed:
+                    raise FfmpegError(_last_line(said))
+                if _CUT_SHORT in said:  # which it does not count as a failure
+                    raise FfmpegError("the file is cut short: it ends in the middle of an element")
             finally:
                 process.kill()
 
@@ -70,11 +97,14 @@ class FfmpegFile:
             yield np.frombuffer(data, ">f4").astype(np.float32).reshape(-1, self.channels)
 
     def _start(self, level: str, options: list[str], errors: int | IO[bytes]) -> subprocess.Popen[bytes]:
-        command = [self._program, "-nostdin", "-nostats", "-hide_banner", "-v", level, "-i", f"file:{self._path}", "-map", "a:0"]
+        command = [self._program, "-nostdin", "-nostats", "-hide_banner", "-v", level]
+        command += ["-protocol_whitelist", "file", "-format_whitelist", _DEMUXERS, "-i", f"file:{self._path}", "-map", "0:a:0"]
         command += [*options, "-c:a", "pcm_f32be", "-f", "au", "-"]
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors)
 
 
 def _last_line(errors: bytes) -> str:
+    if b"whitelist" in errors:
+        return "a playlist, or a format that is not among those of audio; name the files themselves that it names"
     lines = [line.strip() for line in errors.decode(errors="replace").splitlines() if line.strip()]
     return lines[-1].rstrip(".") if lines else "no reason given"
