@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -9,6 +10,8 @@ from dataclasses import dataclass
 from glob import glob, has_magic
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from encodec_fast.audio.opened import AudioError, open_regular
 
 # What libsndfile >= 1.1 reads, and what ffmpeg reads besides. Folders are searched for these; a file named by the caller is tried
 # whatever its name.
@@ -66,14 +69,18 @@ def file_system(url: str) -> tuple[Any, str]:
 
 @contextmanager
 def open_binary(source: str) -> Iterator[BinaryIO]:
-    """The file, here or behind a URL, open for reading.  Raises OSError."""
+    """The file, here or behind a URL, open for reading.  Raises OSError, also for a pipe or a device."""
     if is_url(source):
         files, path = file_system(source)
         with files.open(path, "rb") as remote:
             yield remote
     else:
-        with open(source, "rb") as local:
-            yield local
+        try:
+            local = open_regular(source, source, empty=True)
+        except AudioError as error:
+            raise OSError(0, error.reason.rstrip(".")) from error
+        with io.BufferedReader(local) as buffered:
+            yield buffered
 
 
 def _expand(source: str, wanted: Callable[[str], bool]) -> Iterator[tuple[str, str]]:

@@ -4,55 +4,26 @@ from __future__ import annotations
 
 import io
 import os
-import stat
-import struct
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import BinaryIO
 
 import numpy as np
 
 from encodec_fast.audio.ffmpeg import FfmpegError, FfmpegFile, ffmpeg_program
 from encodec_fast.audio.files import file_system, is_url
+from encodec_fast.audio.opened import AudioError, AudioInfo, LargeError, OpenAudio, copied, open_regular, size_of
 from encodec_fast.audio.samples import mix_channels, resample, resample_blocks
+from encodec_fast.audio.sndfile import UnreadableError, check_declared, check_ogg, open_sndfile
 
 # Manifests round durations; a part that ends this many seconds after its file is taken as ending with it
 PART_SLACK = 0.1
-
-
-class AudioError(ValueError):
-    """A clip that can't be used; `reason` is one sentence for the person who owns the file."""
-
-    def __init__(self, path: Path | str, reason: str):
-        super().__init__(f"{path}: {reason}")
-        self.path = str(path)
-        self.reason = reason
-
-
-@dataclass(frozen=True)
-class AudioInfo:
-    """What a file's header says. duration in seconds, sampling_rate in Hz, num_samples per channel.
-
-    duration and num_samples are 0 where the header doesn't say.
-    """
-
-    duration: float
-    sampling_rate: int
-    channels: int
-    num_samples: int
-
-
-class OpenAudio(Protocol):
-    """An open file. name: for messages."""
-
-    name: str
-    info: AudioInfo
-
-    def blocks(self, first: int, frames: int | None, block_frames: int | None) -> Iterator[np.ndarray]:
-        """`frames` samples from `first` on (None: all), float32 [T, C'], in blocks (None: one). Raises AudioError."""
+# What a container that ffmpeg reads may announce in seconds beyond its sound: the codecs' delay and a last frame
+CONTAINER_SLACK = 0.25
+# Float files in the scale of 32-bit integers exist; sums of larger samples would overflow to infinity further on
+MOST_AMPLITUDE = 2.0**32
+# A clip of more bytes is refused: ten days of 16-bit stereo at 24 kHz, and no end for a stream that has none
+MAX_CLIP_BYTES = 64 << 30
 
 
 def audio_info(source: str | os.PathLike[str] | bytes, name: str | None = None) -> AudioInfo:
@@ -70,18 +41,20 @@ def read_audio(
     start: float = 0.0,
     duration: float | None = None,
     channel: int | None = None,
+    max_bytes: int = MAX_CLIP_BYTES,
 ) -> tuple[np.ndarray, AudioInfo]:
     """The clip at the given rate and channels, and what its file says.
 
     source: a file's path or URL, or its bytes; name: what messages call it. start, duration: of the part wanted, in
-    seconds. channel: take this one only.
+    seconds. channel: take this one only. max_bytes: of the file.
     Returns float32 [C, T], contiguous, full scale +-1.0, and the AudioInfo of the file itself.
     Channels are mixed first (see mix_channels), then the rate is changed by soxr at RESAMPLE_QUALITY.
-    Raises AudioError if the file is missing, empty, not audio, damaged, cut short (seen in WAV, FLAC and MP3; other
-    formats don't all say how long they should be), without samples, holds NaN or infinity, has more channels than
-    can be mixed, or ends before `start`.
+    All of the file is read, whatever length its header announces: every frame of an MP3, every stream chained in an Ogg.
+    Raises AudioError if the file is missing, empty, no regular file, too large, not audio, damaged, cut short (where the format lets
+    that be seen), made of several in different formats, without samples, holds NaN or infinity, has more channels than can be mixed
+    or not the one that is asked for, or ends before `start`.
     """
-    with open_audio(source, name) as file:
+    with open_audio(source, name, max_bytes) as file:
         blocks = list(_native_blocks(file, channels, start, duration, channel, None))
         samples = resample(np.concatenate(blocks, axis=1), file.info.sampling_rate, sampling_rate)
         if samples.shape[1] == 0:
@@ -122,10 +95,9 @@ def _native_blocks(
     first, frames = round(start * rate), None if duration is None else round(duration * rate)
     total = 0
     for block in file.blocks(first, frames, block_frames):
-        if not np.isfinite(block).all():
-            raise AudioError(file.name, f"{np.count_nonzero(~np.isfinite(block))} samples are NaN or infinite.")
+        _check_samples(file.name, block)
         if channel is not None:
-            if channel >= block.shape[1]:
+            if not 0 <= channel < block.shape[1]:
                 raise AudioError(file.name, f"channel {channel} is asked for, the file has {block.shape[1]}.")
             block = block[:, channel : channel + 1]
         total += len(block)
@@ -139,170 +111,112 @@ def _native_blocks(
         raise AudioError(file.name, f"the file ends {(frames - total) / rate:.2f} s before the part that is asked for.")
 
 
+def _check_samples(name: str, block: np.ndarray) -> None:
+    # one comparison finds them all: NaN compares as false
+    if not (np.abs(block) <= MOST_AMPLITUDE).all():
+        bad = np.count_nonzero(~np.isfinite(block))
+        if bad:
+            raise AudioError(name, f"{bad} samples are NaN or infinite.")
+        raise AudioError(name, f"samples reach {np.abs(block).max():.3g}; full scale is 1, and more than {MOST_AMPLITUDE:.3g} is no audio.")
+
+
 def _too_short(file: OpenAudio, blocks: list[np.ndarray], sampling_rate: int) -> AudioError:
     samples = sum(block.shape[1] for block in blocks) or file.info.num_samples
     return AudioError(file.name, f"{samples} samples at {file.info.sampling_rate} Hz are none at {sampling_rate} Hz.")
 
 
 @contextmanager
-def open_audio(source: str | os.PathLike[str] | bytes, name: str | None = None) -> Iterator[OpenAudio]:
+def open_audio(source: str | os.PathLike[str] | bytes, name: str | None = None, max_bytes: int = MAX_CLIP_BYTES) -> Iterator[OpenAudio]:
     """The opened file: by libsndfile, or else by ffmpeg where that is installed.
 
-    Raises AudioError if it is missing, empty or nothing that either can read, and says what would read it.
+    Raises AudioError if it is missing, empty, no regular file, of more than max_bytes, or nothing that either can read, and says what
+    would read it.
     """
-    import soundfile
-
     name = name or ("bytes" if isinstance(source, bytes) else os.fspath(source))
     with ExitStack() as stack:
-        opened = _open_binary(source, name, stack)
+        file = _open_binary(source, name, max_bytes, stack)
         try:
-            sound = stack.enter_context(soundfile.SoundFile(_native(opened) if isinstance(opened, Path) else opened))
-        except soundfile.LibsndfileError as error:
-            reason = f"not audio that libsndfile can read ({_sndfile_reason(error)})"
+            sound = open_sndfile(name, file, stack)
+        except UnreadableError as error:
+            reason = f"not audio that libsndfile can read ({error})"
+            # where it can't because of that, and ffmpeg would make do with what is there
+            check_declared(name, file)
         else:
-            if sound.frames < UNKNOWN_FRAMES:
-                yield _SoundFile(name, sound, opened)
-                return
-            # such as a FLAC that was written to a pipe: libsndfile can't seek in it, not even to where it is
-            reason = "not audio that libsndfile can read (its header doesn't say how long it is)"
+            yield sound
+            return
         program = ffmpeg_program()
         if program is None:
             raise AudioError(name, f"{reason}; ffmpeg, which may read it, is not installed.")
+        if isinstance(source, bytes) or is_url(source):
+            # ffmpeg has to seek in MP4
+            file = copied(file, stack)
+            path = str(file.name)
+        else:
+            path = os.fspath(source)
         try:
-            yield _FfmpegFile(name, FfmpegFile(program, opened if isinstance(opened, Path) else _copied(opened, stack)))
+            yield _FfmpegFile(name, FfmpegFile(program, path), file)
         except FfmpegError as error:
             raise AudioError(name, f"{reason}, nor ffmpeg ({error}).") from error
 
 
-def _open_binary(source: str | os.PathLike[str] | bytes, name: str, stack: ExitStack) -> Path | BinaryIO:
-    """The path of a local file, or an open file that can seek."""
+def _open_binary(source: str | os.PathLike[str] | bytes, name: str, max_bytes: int, stack: ExitStack) -> BinaryIO:
+    """The file, open, that can seek: a local one without a buffer."""
+    file: BinaryIO
     if isinstance(source, bytes):
         if not source:
             raise AudioError(name, "the file is empty (0 bytes).")
-        return io.BytesIO(source)
-    if not is_url(source):
-        _check_file(Path(source), name)
-        return Path(source)
-    files, path = file_system(os.fspath(source))
+        file = io.BytesIO(source)
+    elif not is_url(source):
+        file = stack.enter_context(open_regular(source, name))
+    else:
+        file = _open_remote(os.fspath(source), name, max_bytes, stack)
+    if size_of(file) > max_bytes:
+        raise _too_large(name, max_bytes)
+    return file
+
+
+def _open_remote(url: str, name: str, max_bytes: int, stack: ExitStack) -> BinaryIO:
+    files, path = file_system(url)
     try:
         remote = stack.enter_context(files.open(path, "rb"))
+        if not remote.seekable():
+            # one whose length the server doesn't say; it may never end
+            remote = copied(remote, stack, max_bytes)
         if not remote.read(1):
             raise AudioError(name, "the file is empty (0 bytes).")
         remote.seek(0)
+    except LargeError as error:
+        raise _too_large(name, max_bytes) from error
     except OSError as error:
         raise AudioError(name, f"the file can't be opened ({error or type(error).__name__}).") from error
     return remote
 
 
-def _check_file(path: Path, name: str) -> None:
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise AudioError(name, f"the file can't be opened ({error.strerror}).") from error
-    if stat.S_ISDIR(status.st_mode):
-        raise AudioError(name, "this is a folder that can't be listed, not a regular file.")
-    if not stat.S_ISREG(status.st_mode):
-        raise AudioError(name, "this is not a regular file.")
-    if status.st_size == 0:
-        raise AudioError(name, "the file is empty (0 bytes).")
-    if not os.access(path, os.R_OK):
-        raise AudioError(name, "the file can't be opened (no permission to read it).")
-
-
-def _copied(file: BinaryIO, stack: ExitStack) -> str:
-    """A copy on the disk, for ffmpeg, which has to seek in MP4."""
-    copy = stack.enter_context(tempfile.NamedTemporaryFile(prefix="encodec_fast-"))
-    file.seek(0)
-    while data := file.read(1 << 20):
-        copy.write(data)
-    copy.flush()
-    return copy.name
-
-
-# What libsndfile says of a length it does not know is near 2^63.
-UNKNOWN_FRAMES = 1 << 62
-# An MP3 without a Xing header has its length guessed from its bytes, and some encoder's delay in the guess: two of its frames.
-MP3_SLACK_FRAMES = 2 * 1152
-
-
-class _SoundFile:
-    """An OpenAudio of libsndfile."""
-
-    def __init__(self, name: str, file: Any, opened: Path | BinaryIO):
-        self.name, self._file, self._opened = name, file, opened
-        self.info = AudioInfo(file.frames / file.samplerate, file.samplerate, file.channels, file.frames)
-
-    def blocks(self, first: int, frames: int | None, block_frames: int | None) -> Iterator[np.ndarray]:
-        import soundfile
-
-        declared = self._file.frames
-        left = max(0, declared - first) if frames is None else min(frames, max(0, declared - first))
-        try:
-            if first and left:
-                self._file.seek(first)
-            while left:
-                block = self._file.read(left if block_frames is None else min(left, block_frames), dtype="float32", always_2d=True)
-                if not len(block):
-                    if self._file.format == "MP3" and left <= MP3_SLACK_FRAMES:
-                        break
-                    raise AudioError(self.name, f"the file is cut short: {declared} samples announced, {self._file.tell()} there.")
-                left -= len(block)
-                yield block
-        except soundfile.LibsndfileError as error:
-            raise AudioError(self.name, f"the file is damaged or cut short ({_sndfile_reason(error)}).") from error
-        if self._file.format in ("WAV", "WAVEX"):
-            self._check_riff_is_whole()
-
-    def _check_riff_is_whole(self) -> None:
-        """Raises AudioError if a WAV's data chunk is longer than the file, which libsndfile passes over in silence."""
-        with ExitStack() as stack:
-            file = stack.enter_context(self._opened.open("rb")) if isinstance(self._opened, Path) else self._opened
-            missing = _missing_bytes(file)
-        if missing is not None:
-            raise AudioError(self.name, f"the file is cut short: {missing[0]} bytes of audio announced, {missing[1]} there.")
+def _too_large(name: str, max_bytes: int) -> AudioError:
+    return AudioError(name, f"the file has more than {max_bytes} bytes, which is set as the most that one clip may have (max_bytes).")
 
 
 class _FfmpegFile:
-    """An OpenAudio of ffmpeg."""
+    """An OpenAudio of ffmpeg. file: for checks of what ffmpeg passes over."""
 
-    def __init__(self, name: str, file: FfmpegFile):
-        self.name, self._file = name, file
-        self.info = AudioInfo(file.seconds, file.rate, file.channels, round(file.seconds * file.rate))
+    def __init__(self, name: str, opened: FfmpegFile, file: BinaryIO):
+        self.name, self._opened, self._file = name, opened, file
+        self.info = AudioInfo(opened.seconds, opened.rate, opened.channels, round(opened.seconds * opened.rate))
 
     def blocks(self, first: int, frames: int | None, block_frames: int | None) -> Iterator[np.ndarray]:
+        check_ogg(self.name, self._file)
         at, end = 0, None if frames is None else first + frames
-        for block in self._file.blocks(block_frames or 10 * self._file.rate):
+        for block in self._opened.blocks(block_frames or 10 * self._opened.rate):
             part = block[max(0, first - at) : None if end is None else max(0, end - at)]
             if len(part):
                 yield part
             at += len(block)
             if end is not None and at >= end:
-                return
+                break
+        else:
+            self._check_whole(at)
 
-
-def _missing_bytes(file: BinaryIO) -> tuple[int, int] | None:
-    """(announced, there) of a WAV whose data chunk is cut short, else None."""
-    size = file.seek(0, io.SEEK_END)
-    file.seek(0)
-    riff = file.read(12)
-    if riff[:4] not in (b"RIFF", b"RIFX") or riff[8:] != b"WAVE":
-        return None
-    header = struct.Struct(">4sI" if riff[:4] == b"RIFX" else "<4sI")
-    while len(chunk := file.read(8)) == 8:
-        name, length = header.unpack(chunk)
-        start = file.tell()
-        if name == b"data":
-            # programs that write to a pipe can't go back to fill in the length, and leave one near 2^31 or 2^32
-            return (length, size - start) if length < 0x7FFFF000 and start + length > size else None
-        file.seek(start + length + length % 2)
-    return None
-
-
-def _native(path: Path) -> str | bytes:
-    """The name as libsndfile takes it: bytes where names are bytes, since not all of them are UTF-8."""
-    return os.fsencode(path) if os.name == "posix" else str(path)
-
-
-def _sndfile_reason(error: Any) -> str:
-    """libsndfile's own words, without its `Error :` and full stop. error: soundfile.LibsndfileError."""
-    return str(error.error_string).removeprefix("Error : ").rstrip(".")
+    def _check_whole(self, samples: int) -> None:
+        seconds = samples / self._opened.rate
+        if self._opened.exact and seconds < self._opened.seconds - CONTAINER_SLACK:
+            raise AudioError(self.name, f"the file is cut short: {self._opened.seconds:.2f} s announced, {seconds:.2f} s there.")

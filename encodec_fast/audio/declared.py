@@ -1,0 +1,160 @@
+"""How many bytes of sound the header of a WAV, AIFF, AU, W64, CAF or AVI file announces, and how many there are."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import BinaryIO
+
+# What a second file behind the first one starts with
+_BEGINNINGS = (b"RIFF", b"RIFX", b"RF64", b"BW64", b"FORM", b".snd", b"riff", b"caff", b"fLaC", b"OggS")
+_MOST_CHUNKS = 100_000
+
+
+@dataclass(frozen=True)
+class Declared:
+    """Where the samples start, their length as announced, and that of what is there up to the file's end, all in bytes.
+
+    announced: None where the header says that it isn't known, as programs write that write to a pipe and can't go back to fill it in.
+    repair: (offset, bytes) of what to put into the header then, so that libsndfile reads all of it. whole: where the outermost chunk
+    says that the file ends, or 0.
+    """
+
+    start: int
+    announced: int | None
+    there: int
+    repair: tuple[int, bytes] | None = None
+    whole: int = 0
+
+    def problem(self, file: BinaryIO) -> str | None:
+        """A sentence without its full stop: what is missing, or what stands behind; None if it is as it should be."""
+        if self.announced is None:
+            return None
+        if self.announced > self.there:
+            return f"the file is cut short: {self.announced} bytes of audio announced, {self.there} there"
+        last = self.start + self.announced
+        # a pad byte, or chunks that describe the sound, may stand between
+        for end in (last, last + last % 2, self.whole, self.whole + self.whole % 2):
+            file.seek(end)
+            if end and file.read(4) in _BEGINNINGS:
+                return f"another file begins behind its end, at byte {end}: the file is made of several; split them, or convert them to one"
+        return None
+
+
+def declared(file: BinaryIO, size: int) -> Declared | None:
+    """What the file's header announces; None for other formats, and where no samples are found. size: of the file, bytes."""
+    file.seek(0)
+    magic = file.read(12)
+    find = _FORMATS.get(magic[:4])
+    try:
+        return find(file, size, magic) if find is not None else None
+    except struct.error:  # it ends in the middle of a number
+        return None
+
+
+def _riff(file: BinaryIO, size: int, magic: bytes) -> Declared | None:
+    if magic[8:] == b"AVI ":
+        length = struct.unpack("<I", magic[4:8])[0]
+        return Declared(8, length or None, size - 8)
+    if magic[8:] != b"WAVE":
+        return None
+    order, wide, at = ">" if magic[:4] == b"RIFX" else "<", None, 12
+    whole = 8 + struct.unpack(f"{order}I", magic[4:8])[0]
+    for _ in range(_MOST_CHUNKS):
+        file.seek(at)
+        header = file.read(8)
+        if len(header) < 8:
+            return None
+        name, length = struct.unpack(f"{order}4sI", header)
+        start = at + 8
+        if name == b"ds64":
+            whole, wide = struct.unpack("<QQ", file.read(16))
+            whole, wide_at = whole + 8, start + 8
+        if name == b"data":
+            there = size - start
+            if wide is not None and length == 0xFFFFFFFF:
+                unknown = (wide == 0 and there > 0 and not _chunks_to_the_end(file, start, size, order)) or wide >= 1 << 62
+                repair = (wide_at, struct.pack("<Q", there)) if unknown else None
+                return Declared(start, None if unknown else wide, there, repair, whole)
+            if length == 0 and there and not _chunks_to_the_end(file, start, size, order):
+                return Declared(start, None, there, (at + 4, b"\xff" * 4))
+            # a length that was never filled in is near 2^31 or 2^32
+            return Declared(start, None if length >= 0x7FFFF000 and length > there else length, there, None, whole)
+        at = start + length + length % 2
+    return None
+
+
+def _chunks_to_the_end(file: BinaryIO, at: int, size: int, order: str) -> bool:
+    """Whether chunks follow each other from here to the file's end, as they don't in samples."""
+    while at < size:
+        file.seek(at)
+        header = file.read(8)
+        if len(header) < 8 or not all(32 <= char < 127 for char in header[:4]):
+            return False
+        length = struct.unpack(f"{order}I", header[4:])[0]
+        at += 8 + length + length % 2
+    return at in (size, size + 1)
+
+
+def _aiff(file: BinaryIO, size: int, magic: bytes) -> Declared | None:
+    if magic[8:] not in (b"AIFF", b"AIFC"):
+        return None
+    at, whole = 12, 8 + struct.unpack(">I", magic[4:8])[0]
+    for _ in range(_MOST_CHUNKS):
+        file.seek(at)
+        name, length = struct.unpack(">4sI", file.read(8))
+        if name == b"SSND":
+            return Declared(at + 8, None if length in (0, 0xFFFFFFFF) else length, size - at - 8, None, whole)
+        at += 8 + length + length % 2
+    return None
+
+
+def _au(file: BinaryIO, size: int, magic: bytes) -> Declared | None:
+    start, length = struct.unpack(">II", magic[4:])
+    if start > size:
+        return None
+    if length == 0 and size > start:
+        return Declared(start, None, size - start, (8, b"\xff" * 4))
+    return Declared(start, None if length == 0xFFFFFFFF else length, size - start)
+
+
+def _wave64(file: BinaryIO, size: int, magic: bytes) -> Declared | None:
+    file.seek(16)
+    whole, at = struct.unpack("<Q", file.read(8))[0], 40
+    for _ in range(_MOST_CHUNKS):
+        file.seek(at)
+        name, length = struct.unpack("<16sQ", file.read(24))
+        if name[:4] == b"data":
+            unknown = length < 24 or length >= 1 << 62
+            return Declared(at + 24, None if unknown else length - 24, size - at - 24, None, whole)
+        if length < 24:
+            return None
+        at += (length + 7) // 8 * 8
+    return None
+
+
+def _caf(file: BinaryIO, size: int, magic: bytes) -> Declared | None:
+    at = 8
+    for _ in range(_MOST_CHUNKS):
+        file.seek(at)
+        name, length = struct.unpack(">4sq", file.read(12))
+        if name == b"data":
+            start, there = at + 12, size - at - 12
+            return Declared(start, None, there, (at + 4, struct.pack(">q", there))) if length == -1 else Declared(start, length, there)
+        if length < 0:
+            return None
+        at += 12 + length
+    return None
+
+
+_FORMATS: dict[bytes, Callable[[BinaryIO, int, bytes], Declared | None]] = {
+    b"RIFF": _riff,
+    b"RIFX": _riff,
+    b"RF64": _riff,
+    b"BW64": _riff,
+    b"FORM": _aiff,
+    b".snd": _au,
+    b"riff": _wave64,
+    b"caff": _caf,
+}

@@ -1,0 +1,127 @@
+"""What an open file gives, the error when it doesn't, and opening a file that is one: no pipe, device or socket."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Protocol, cast
+
+import numpy as np
+
+
+class AudioError(ValueError):
+    """A clip that can't be used; `reason` is one sentence for the person who owns the file."""
+
+    def __init__(self, path: Path | str, reason: str):
+        super().__init__(f"{path}: {reason}")
+        self.path = str(path)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class AudioInfo:
+    """What a file's header says. duration in seconds, sampling_rate in Hz, num_samples per channel.
+
+    duration and num_samples are 0 where the header doesn't say, and an estimate where only a file's frames could say (an MP3 without
+    a Xing header), until the file has been read.
+    """
+
+    duration: float
+    sampling_rate: int
+    channels: int
+    num_samples: int
+
+
+class OpenAudio(Protocol):
+    """An open file. name: for messages."""
+
+    name: str
+    info: AudioInfo
+
+    def blocks(self, first: int, frames: int | None, block_frames: int | None) -> Iterator[np.ndarray]:
+        """`frames` samples from `first` on (None: all), float32 [T, C'], in blocks (None: few). Once. Raises AudioError."""
+
+
+def open_regular(path: str | os.PathLike[str], name: str, empty: bool = False) -> io.FileIO:
+    """The file, open without a buffer; never waits for it.
+
+    Raises AudioError for what is missing, closed or no regular file; and for an empty one, unless that is allowed.
+    """
+    try:
+        # a pipe is not even opened: its writer would take it for a reader
+        _check_regular(os.stat(path), name, empty)
+        if not os.access(path, os.R_OK):
+            raise PermissionError
+        # and should one have come into the file's place meanwhile, opening it does not wait
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
+    except AudioError:
+        raise
+    except PermissionError as error:
+        raise AudioError(name, "the file can't be opened (no permission to read it).") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise AudioError(name, f"the file can't be opened ({reason}).") from error
+    try:
+        _check_regular(os.fstat(descriptor), name, empty)
+        return io.FileIO(descriptor)
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def _check_regular(status: os.stat_result, name: str, empty: bool) -> None:
+    if stat.S_ISDIR(status.st_mode):
+        raise AudioError(name, "this is a folder that can't be listed, not a regular file.")
+    if not stat.S_ISREG(status.st_mode):
+        raise AudioError(name, f"this is {_kind(status.st_mode)}, not a regular file.")
+    if status.st_size == 0 and not empty:
+        raise AudioError(name, "the file is empty (0 bytes).")
+
+
+def _kind(mode: int) -> str:
+    kinds = {stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFSOCK: "a socket"}
+    return kinds.get(stat.S_IFMT(mode), "something special")
+
+
+def size_of(file: BinaryIO) -> int:
+    """The file's length in bytes."""
+    with undisturbed(file):
+        return file.seek(0, os.SEEK_END)
+
+
+def copied(file: BinaryIO, stack: ExitStack, most: int | None = None) -> BinaryIO:
+    """A copy on the disk, without a buffer and gone with the stack. Raises LargeError after `most` bytes."""
+    copy = cast("BinaryIO", stack.enter_context(tempfile.NamedTemporaryFile(prefix="encodec_fast-", buffering=0)).file)
+    if file.seekable():
+        file.seek(0)
+    size = 0
+    while data := file.read(1 << 20):
+        size += len(data)
+        if most is not None and size > most:
+            raise LargeError
+        # one that is not buffered may write less
+        view = memoryview(data)
+        while view:
+            view = view[copy.write(view) :]
+    copy.seek(0)
+    return copy
+
+
+class LargeError(Exception):
+    """A file has more bytes than are read."""
+
+
+@contextmanager
+def undisturbed(file: BinaryIO) -> Iterator[BinaryIO]:
+    """The file, put back to where it stood: a library that reads it in turn would go on from somewhere else."""
+    at = file.tell()
+    try:
+        yield file
+    finally:
+        file.seek(at)
