@@ -190,6 +190,29 @@ def test_two_files_in_one_are_an_error(tmp_path, format):
         read(joined(tmp_path / "a", bytes(content), bytes(content)))
 
 
+SEVERAL = {
+    "wav": ["wav", "mp3", "m4a"],
+    "mp3": ["wav", "ogg", "m4a", "flac"],
+    "ogg": ["wav", "mp3", "flac"],
+    "flac": ["flac", "mp3"],
+    "au": ["mp3", "au"],
+    "m4a": ["m4a", "wav", "mp3"],
+    "webm": ["webm", "mp3", "m4a"],
+}
+
+
+@pytest.mark.parametrize("first, second", [(first, second) for first, others in SEVERAL.items() for second in others])
+def test_a_file_of_another_format_behind_the_first_is_an_error(folder, tmp_path, first, second):
+    parts = []
+    for suffix in (first, second):
+        path = folder / f"short.{suffix}"
+        rate = 48_000 if suffix == "webm" else RATE
+        parts.append(path if path.exists() else encoded(path, lively(2, rate), rate))
+    assert read(parts[0]).shape[1] > 0
+    with pytest.raises(AudioError, match=r"another file|made of several|stand behind|damaged|cut short"):
+        read(joined(tmp_path / f"both.{first}", *parts))
+
+
 # What is missing, and what is too much
 
 

@@ -1,4 +1,4 @@
-"""How many bytes of sound the header of a WAV, AIFF, AU, W64, CAF or AVI file announces, and how many there are."""
+"""How many bytes of sound the header of a file announces, and how many there are: WAV, AIFF, AU, W64, CAF, AVI, MP4, Matroska."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import BinaryIO
 
-# What a second file behind the first one starts with
-_BEGINNINGS = (b"RIFF", b"RIFX", b"RF64", b"BW64", b"FORM", b".snd", b"riff", b"caff", b"fLaC", b"OggS")
+from encodec_fast.audio.mpeg import parse_header
+from encodec_fast.audio.tags import is_beginning, read_at
+
 _MOST_CHUNKS = 100_000
+# Some programs fill up a file's last block
+_MOST_BEHIND = 4096
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,7 @@ class Declared:
 
     announced: None where the header says that it isn't known, as programs write that write to a pipe and can't go back to fill it in.
     repair: (offset, bytes) of what to put into the header then, so that libsndfile reads all of it. whole: where the outermost chunk
-    says that the file ends, or 0.
+    says that the file ends, or 0. bare: the format has nothing but samples behind its header.
     """
 
     start: int
@@ -26,6 +29,7 @@ class Declared:
     there: int
     repair: tuple[int, bytes] | None = None
     whole: int = 0
+    bare: bool = False
 
     def problem(self, file: BinaryIO) -> str | None:
         """A sentence without its full stop: what is missing, or what stands behind; None if it is as it should be."""
@@ -36,9 +40,13 @@ class Declared:
         last = self.start + self.announced
         # a pad byte, or chunks that describe the sound, may stand between
         for end in (last, last + last % 2, self.whole, self.whole + self.whole % 2):
-            file.seek(end)
-            if end and file.read(4) in _BEGINNINGS:
+            if not 0 < end < self.start + self.there:
+                continue
+            head = read_at(file, end, 8)
+            if is_beginning(head) or head[:3] == b"ID3" or parse_header(head) is not None:
                 return f"another file begins behind its end, at byte {end}: the file is made of several; split them, or convert them to one"
+        if self.bare and self.there - self.announced > _MOST_BEHIND:
+            return f"{self.there - self.announced} bytes stand behind the announced end of the audio: the file is made of several"
         return None
 
 
@@ -46,11 +54,18 @@ def declared(file: BinaryIO, size: int) -> Declared | None:
     """What the file's header announces; None for other formats, and where no samples are found. size: of the file, bytes."""
     file.seek(0)
     magic = file.read(12)
-    find = _FORMATS.get(magic[:4])
+    find = _mp4 if magic[4:8] == b"ftyp" else _FORMATS.get(magic[:4])
     try:
         return find(file, size, magic) if find is not None else None
-    except struct.error:  # it ends in the middle of a number
+    except struct.error:  # it ends in the middle of a number, or before a chunk
         return None
+
+
+def _go(file: BinaryIO, at: int, size: int) -> None:
+    """Seeks, but not behind the file, where a damaged length may point, nor further than a seek can go."""
+    if at > size:
+        raise struct.error
+    file.seek(at)
 
 
 def _riff(file: BinaryIO, size: int, magic: bytes) -> Declared | None:
@@ -62,7 +77,7 @@ def _riff(file: BinaryIO, size: int, magic: bytes) -> Declared | None:
     order, wide, at = ">" if magic[:4] == b"RIFX" else "<", None, 12
     whole = 8 + struct.unpack(f"{order}I", magic[4:8])[0]
     for _ in range(_MOST_CHUNKS):
-        file.seek(at)
+        _go(file, at, size)
         header = file.read(8)
         if len(header) < 8:
             return None
@@ -88,7 +103,7 @@ def _riff(file: BinaryIO, size: int, magic: bytes) -> Declared | None:
 def _chunks_to_the_end(file: BinaryIO, at: int, size: int, order: str) -> bool:
     """Whether chunks follow each other from here to the file's end, as they don't in samples."""
     while at < size:
-        file.seek(at)
+        _go(file, at, size)
         header = file.read(8)
         if len(header) < 8 or not all(32 <= char < 127 for char in header[:4]):
             return False
@@ -102,7 +117,7 @@ def _aiff(file: BinaryIO, size: int, magic: bytes) -> Declared | None:
         return None
     at, whole = 12, 8 + struct.unpack(">I", magic[4:8])[0]
     for _ in range(_MOST_CHUNKS):
-        file.seek(at)
+        _go(file, at, size)
         name, length = struct.unpack(">4sI", file.read(8))
         if name == b"SSND":
             return Declared(at + 8, None if length in (0, 0xFFFFFFFF) else length, size - at - 8, None, whole)
@@ -116,14 +131,14 @@ def _au(file: BinaryIO, size: int, magic: bytes) -> Declared | None:
         return None
     if length == 0 and size > start:
         return Declared(start, None, size - start, (8, b"\xff" * 4))
-    return Declared(start, None if length == 0xFFFFFFFF else length, size - start)
+    return Declared(start, None if length == 0xFFFFFFFF else length, size - start, bare=True)
 
 
 def _wave64(file: BinaryIO, size: int, magic: bytes) -> Declared | None:
     file.seek(16)
     whole, at = struct.unpack("<Q", file.read(8))[0], 40
     for _ in range(_MOST_CHUNKS):
-        file.seek(at)
+        _go(file, at, size)
         name, length = struct.unpack("<16sQ", file.read(24))
         if name[:4] == b"data":
             unknown = length < 24 or length >= 1 << 62
@@ -137,7 +152,7 @@ def _wave64(file: BinaryIO, size: int, magic: bytes) -> Declared | None:
 def _caf(file: BinaryIO, size: int, magic: bytes) -> Declared | None:
     at = 8
     for _ in range(_MOST_CHUNKS):
-        file.seek(at)
+        _go(file, at, size)
         name, length = struct.unpack(">4sq", file.read(12))
         if name == b"data":
             start, there = at + 12, size - at - 12
@@ -146,6 +161,32 @@ def _caf(file: BinaryIO, size: int, magic: bytes) -> Declared | None:
             return None
         at += 12 + length
     return None
+
+
+def _mp4(file: BinaryIO, size: int, magic: bytes) -> Declared | None:
+    """Up to the last of its boxes; whether those are whole is for ffmpeg to say."""
+    at = 0
+    while at + 8 <= size:
+        length, name = struct.unpack(">I4s", read_at(file, at, 8))
+        if length == 1:
+            length = struct.unpack(">Q", read_at(file, at + 8, 8))[0]
+        if length < 8 or not name.isalnum() or (at and is_beginning(read_at(file, at, 8))):
+            break
+        at += length
+    return Declared(0, min(at, size), size)
+
+
+def _matroska(file: BinaryIO, size: int, magic: bytes) -> Declared | None:
+    """Up to the end of its segment, if that says where it ends; whether it is whole is for ffmpeg to say."""
+    at = 0
+    for name in (b"\x1aE\xdf\xa3", b"\x18S\x80g"):
+        head = read_at(file, at, 12)
+        width = 9 - head[4].bit_length() if len(head) == 12 else 9
+        length = int.from_bytes(head[4 : 4 + width], "big") - (1 << 7 * width)
+        if head[:4] != name or width > 8 or length == (1 << 7 * width) - 1:
+            return None
+        at += 4 + width + length
+    return Declared(0, min(at, size), size)
 
 
 _FORMATS: dict[bytes, Callable[[BinaryIO, int, bytes], Declared | None]] = {
@@ -157,4 +198,5 @@ _FORMATS: dict[bytes, Callable[[BinaryIO, int, bytes], Declared | None]] = {
     b".snd": _au,
     b"riff": _wave64,
     b"caff": _caf,
+    b"\x1aE\xdf\xa3": _matroska,
 }

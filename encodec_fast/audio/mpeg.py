@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import BinaryIO
 
-from encodec_fast.audio.tags import before_tags, no_audio, read_at
+from encodec_fast.audio.tags import before_tags, is_beginning, no_audio, read_at
 
 # kbit/s by the header's four bits 1..14. ISO/IEC 11172-3 2.4.2.3 and 13818-3; version 3 is MPEG-1, 2 is MPEG-2, 0 is MPEG-2.5.
 _LOW = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
@@ -296,6 +296,9 @@ def _check_tail(file: BinaryIO, at: int, beginning: Beginning, frames: int) -> N
     junk = _distance(file, at, end, sizes, form.mono)
     if junk is not None:
         raise MpegError(f"the file is damaged: {junk} bytes at {at} are no MPEG frame, {frames} frames came before and more come after")
+    # an MP4 starts with three zeros, which are taken for what fills up
+    if parsed is not None or is_beginning(read_at(file, at, 8)) or is_beginning(read_at(file, at - 3, 8)):
+        raise MpegError(f"another file begins at byte {at}: the file is made of several; split them, or convert them to one")
     if beginning.announced is None or beginning.announced.frames != frames:
         raise MpegError(f"the file is damaged or cut short: its last {end - at} bytes are no MPEG frame, {frames} frames came before")
 

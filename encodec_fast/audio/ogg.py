@@ -6,6 +6,9 @@ import zlib
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
+from encodec_fast.audio.mpeg import parse_header
+from encodec_fast.audio.tags import is_beginning, read_at
+
 _CHUNK = 1 << 20
 # header and table, 255 segments of 255 bytes
 _LONGEST_PAGE = 27 + 255 + 255 * 255
@@ -52,6 +55,9 @@ def links(file: BinaryIO, end: int) -> list[tuple[int, int]]:
         size = _page(data, at - base, at, end)
         if size is None:
             if link is not None and all(stream.ended for stream in link.streams.values()) and not _comes(file, at, end):
+                head = read_at(file, at, 8)
+                if is_beginning(head) or head[:3] == b"ID3" or parse_header(head) is not None:
+                    raise OggError(f"another file begins at byte {at}: the file is made of several; split them, or convert them to one")
                 end = at  # something that is none of Ogg's stands behind it
                 break
             raise OggError(f"the file is damaged: no Ogg page starts at byte {at}")

@@ -6,12 +6,19 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 _CHUNK = 1 << 20
+# What files of sound start with: WAV and its kin, AIFF, AU, W64, CAF, FLAC, Ogg, Matroska, ASF
+_BEGINNINGS = (b"RIFF", b"RIFX", b"RF64", b"BW64", b"FORM", b".snd", b"riff", b"caff", b"fLaC", b"OggS", b"\x1aE\xdf\xa3", b"0&\xb2u")
 
 
 def read_at(file: BinaryIO, at: int, size: int) -> bytes:
     """Up to `size` bytes from this place on."""
     file.seek(at)
     return file.read(max(0, size))
+
+
+def is_beginning(head: bytes) -> bool:
+    """Whether a file that starts with these eight bytes, of any format but MPEG audio, may hold sound."""
+    return head[:4] in _BEGINNINGS or head[4:8] == b"ftyp"
 
 
 def no_audio(file: BinaryIO, at: int, end: int) -> int:
