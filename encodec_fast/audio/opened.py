@@ -89,6 +89,16 @@ def _kind(mode: int) -> str:
     return kinds.get(stat.S_IFMT(mode), "something special")
 
 
+class InMemory(io.BytesIO):
+    """A file's bytes. A seek to where nothing can be leaves it where it is: libraries that follow a damaged header try that."""
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        try:
+            return super().seek(offset, whence)
+        except (ValueError, OverflowError):
+            return self.tell()
+
+
 def size_of(file: BinaryIO) -> int:
     """The file's length in bytes."""
     with undisturbed(file):

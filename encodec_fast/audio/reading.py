@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,7 +11,7 @@ import numpy as np
 
 from encodec_fast.audio.ffmpeg import FfmpegError, FfmpegFile, ffmpeg_program
 from encodec_fast.audio.files import file_system, is_url
-from encodec_fast.audio.opened import AudioError, AudioInfo, LargeError, OpenAudio, copied, open_regular, size_of
+from encodec_fast.audio.opened import AudioError, AudioInfo, InMemory, LargeError, OpenAudio, copied, open_regular, size_of
 from encodec_fast.audio.samples import mix_channels, resample, resample_blocks
 from encodec_fast.audio.sndfile import UnreadableError, check_declared, check_ogg, open_sndfile
 
@@ -165,7 +164,7 @@ def _open_binary(source: str | os.PathLike[str] | bytes, name: str, max_bytes: i
     if isinstance(source, bytes):
         if not source:
             raise AudioError(name, "the file is empty (0 bytes).")
-        file = io.BytesIO(source)
+        file = InMemory(source)
     elif not is_url(source):
         file = stack.enter_context(open_regular(source, name))
     else:

@@ -27,7 +27,7 @@ from encodec_fast.cli.app import (
     checking_arguments,
     prepared_model,
 )
-from encodec_fast.dataset.options import BATCH_SECONDS
+from encodec_fast.dataset.options import BATCH_SECONDS, CLIP_TIMEOUT, MAX_CLIP_BYTES
 from encodec_fast.terminal import ProgressBar, RunProgress, counted, report_failures, say, summary_lines
 
 if TYPE_CHECKING:
@@ -70,6 +70,8 @@ def tokenize(
     workers: Annotated[int, typer.Option(min=1, metavar="N", help="Processes that read and resample ahead.")] = 2,
     long_clip_seconds: Annotated[float, typer.Option(metavar="SECONDS", help="Longer clips run in pieces.")] = 300.0,
     audio_column: Annotated[str, typer.Option(metavar="NAME", help="Column of tables that holds the audio.")] = "audio",
+    clip_timeout: Annotated[float, typer.Option(metavar="SECONDS", help="Reading a clip, or 30 s of a long one, may take.")] = CLIP_TIMEOUT,
+    max_clip_bytes: Annotated[int, typer.Option(min=1, metavar="BYTES", help="A larger file is an error.")] = MAX_CLIP_BYTES,
     limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the first N clips, by id.")] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try those clips again that failed before.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be done, from the headers.")] = False,
@@ -115,6 +117,8 @@ def tokenize(
             workers=workers,
             audio_column=audio_column,
             verify_share=verify,
+            clip_timeout=clip_timeout,
+            max_clip_bytes=max_clip_bytes,
         )
         part, said = (parse_shard(shard), "") if shard != "auto" else _environment_shard(shard_of_environment(os.environ))
         if engine == "ray":

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from encodec_fast import children
-from encodec_fast.audio import AudioError
+from encodec_fast.audio import MAX_CLIP_BYTES, AudioError
 from encodec_fast.corpus import worker
 from encodec_fast.corpus.containers import TableReader
 from encodec_fast.corpus.tasks import Clip, Task
@@ -78,7 +78,8 @@ class Reader:
     """Reads clips at a model's rate and channels by `workers` processes; 0: in the calling thread.
 
     At most prefetch_seconds of audio (and one clip) are read ahead, so memory is bounded. A clip longer than long_seconds
-    comes as LongClip, in blocks of block_seconds.
+    comes as LongClip, in blocks of block_seconds. A clip, or a block of a long one, that takes a process longer than clip_timeout
+    seconds can't be read; nor a file of more than max_clip_bytes.
     As a context manager it ends its processes. audio_column: of tables.
     """
 
@@ -92,9 +93,14 @@ class Reader:
         long_seconds: float = math.inf,
         block_seconds: float = 30.0,
         audio_column: str = "audio",
+        clip_timeout: float = worker.CLIP_TIMEOUT,
+        max_clip_bytes: int = MAX_CLIP_BYTES,
     ):
         if workers < 0:
             raise ValueError(f"workers is {workers}; 0 or more.")
+        if not clip_timeout > 0:
+            raise ValueError(f"clip_timeout is {clip_timeout:g} s; more than 0.")
+        self.clip_timeout, self.max_clip_bytes = clip_timeout, max_clip_bytes
         self.sampling_rate, self.channels = sampling_rate, channels
         self.prefetch_seconds, self.long_seconds, self.block_seconds = prefetch_seconds, long_seconds, block_seconds
         self.rates = ReadingRates(workers=max(1, workers))
@@ -135,7 +141,8 @@ class Reader:
             yield Failed(error.reason)
             return
         block_seconds = self.block_seconds if task.seconds > self.long_seconds else None
-        for result in read(Request(task, self.sampling_rate, self.channels, block_seconds, data)):
+        request = Request(task, self.sampling_rate, self.channels, block_seconds, data, self.max_clip_bytes, self.clip_timeout)
+        for result in read(request):
             if isinstance(result, Failed):
                 yield result
                 return
@@ -331,7 +338,7 @@ class _Process:
         self.given_up = False
 
     def read(self, request: Request) -> Iterator[tuple[Block, np.ndarray] | Failed]:
-        """worker.read, over there. A clip on which two processes die is a failure."""
+        """worker.read, over there. A clip on which two processes die is a failure, and so is one that takes too long."""
         started, reason = False, "the reader was closed"
         for _ in range(2):
             if self.given_up:
@@ -342,7 +349,11 @@ class _Process:
                     yield result
                 return
             except (EOFError, OSError, pickle.UnpicklingError):
-                reason = f"reading it ended the reading process ({children.how_it_ended(self.restart())})"
+                code = self.restart()
+                if code == worker.TOOK_TOO_LONG:
+                    reason = f"reading it, or a block of it, took longer than {request.timeout:g} s (clip_timeout)"
+                    break
+                reason = f"reading it ended the reading process ({children.how_it_ended(code)})"
                 if started:
                     break
         yield Failed(f"{reason}.")

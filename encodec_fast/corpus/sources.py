@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from encodec_fast.audio import AUDIO_SUFFIXES, AudioError, find_audio
+from encodec_fast.audio import AUDIO_SUFFIXES, MAX_CLIP_BYTES, AudioError, find_audio
 from encodec_fast.audio.files import is_url
 from encodec_fast.audio.reading import OpenAudio
 from encodec_fast.corpus.containers import CONTAINER_SUFFIXES, TableError, TableReader, container_tasks, is_container
@@ -79,11 +79,16 @@ def unique_ids(tasks: Iterable[Task], taken: Iterable[str] = ()) -> list[Task]:
     return unique
 
 
-def scan_seconds(tasks: Sequence[Task], audio_column: str = "audio", progress: Callable[[int], None] | None = None) -> list[Task]:
+def scan_seconds(
+    tasks: Sequence[Task],
+    audio_column: str = "audio",
+    progress: Callable[[int], None] | None = None,
+    max_bytes: int = MAX_CLIP_BYTES,
+) -> list[Task]:
     """The tasks with their lengths, read from the headers of those that have none; or with the reason why they can't be read.
 
     A clip whose header has no length, as browsers record WebM, is decoded once: batches and memory are planned by lengths.
-    progress: called with the tasks scanned so far.
+    progress: called with the tasks scanned so far. max_bytes: a file of more is refused.
     """
     tables = TableReader(audio_column)
     stopped = threading.Event()
@@ -101,7 +106,7 @@ def scan_seconds(tasks: Sequence[Task], audio_column: str = "audio", progress: C
         if task.problem is not None or task.seconds > 0:
             return task
         try:
-            with open_task(task, None if task.row is None else tables.audio(task)) as file:
+            with open_task(task, None if task.row is None else tables.audio(task), max_bytes) as file:
                 if not file.info.num_samples:
                     return replace(task, seconds=measured(task, file))
                 left = max(0.0, file.info.duration - task.start)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from encodec_fast.audio import AudioError, audio_blocks, open_audio, read_audio, utf8_name
+from encodec_fast.audio import MAX_CLIP_BYTES, AudioError, audio_blocks, open_audio, read_audio, utf8_name
 from encodec_fast.audio.files import file_system, is_url
 from encodec_fast.audio.reading import OpenAudio
 
@@ -58,13 +58,13 @@ class Clip:
 
 
 @contextmanager
-def open_task(task: Task, data: bytes | None = None) -> Iterator[OpenAudio]:
+def open_task(task: Task, data: bytes | None = None, max_bytes: int = MAX_CLIP_BYTES) -> Iterator[OpenAudio]:
     """The task's audio, open. data: its file's bytes where the caller has them (a row of a table). Raises AudioError."""
-    with open_audio(_source(task, data), name=task.shown_path) as file:
+    with open_audio(_source(task, data), task.shown_path, max_bytes) as file:
         yield file
 
 
-def read_task(task: Task, sampling_rate: int, channels: int, data: bytes | None = None) -> Clip:
+def read_task(task: Task, sampling_rate: int, channels: int, data: bytes | None = None, max_bytes: int = MAX_CLIP_BYTES) -> Clip:
     """The whole clip. Raises AudioError."""
     samples, info = read_audio(
         _source(task, data),
@@ -74,6 +74,7 @@ def read_task(task: Task, sampling_rate: int, channels: int, data: bytes | None 
         start=task.start,
         duration=task.duration,
         channel=task.channel,
+        max_bytes=max_bytes,
     )
     return Clip(task, samples, info.sampling_rate)
 

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 BATCH_SECONDS = 120.0
 # Blocks of a long clip, seconds
 BLOCK_SECONDS = 30.0
+# What one clip may take, as corpus.worker and audio have it, which load numpy
+CLIP_TIMEOUT = 600.0
+MAX_CLIP_BYTES = 64 << 30
 
 
 @dataclass(frozen=True)
@@ -17,7 +20,8 @@ class TokenizeOptions:
     bandwidth: kbps. format: of formats.FORMATS. packed: codes in as few bits as they need. batch_seconds: audio per call of the
     model. long_clip_seconds: longer clips run in pieces. rows_per_shard, shard_seconds: a shard ends after that many clips, or that
     much time. workers: reading processes. prefetch_seconds: audio read ahead. audio_column: of tables. verify_share: of the clips,
-    to be compared with transformers.
+    to be compared with transformers. clip_timeout: seconds that reading a clip, or a block of a long one, may take. max_clip_bytes: of
+    its file.
     """
 
     bandwidth: float
@@ -31,8 +35,10 @@ class TokenizeOptions:
     prefetch_seconds: float = 240.0
     audio_column: str = "audio"
     verify_share: float = 0.0
+    clip_timeout: float = CLIP_TIMEOUT
+    max_clip_bytes: int = MAX_CLIP_BYTES
 
     def __post_init__(self) -> None:
-        for name in ("batch_seconds", "long_clip_seconds", "prefetch_seconds", "rows_per_shard"):
+        for name in ("batch_seconds", "long_clip_seconds", "prefetch_seconds", "rows_per_shard", "clip_timeout", "max_clip_bytes"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name):g}; more than 0.")

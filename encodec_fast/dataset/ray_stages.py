@@ -49,7 +49,9 @@ class MemoryLedger(Ledger):
 def read_group(batch: dict[str, Any], job: RayJob) -> dict[str, Any]:
     """The group's clips, decoded, in place of its tasks; a long clip stays a task."""
     options = job.options
-    with Reader(job.sampling_rate, job.channels, workers=0, audio_column=options.audio_column) as reader:
+    with Reader(
+        job.sampling_rate, job.channels, workers=0, audio_column=options.audio_column, max_clip_bytes=options.max_clip_bytes
+    ) as reader:
         clips: list[Clip | LongClip | UnreadableClip | Task] = []
         sizes = []
         for number, tasks in pickle.loads(batch["group"][0]):
@@ -90,6 +92,8 @@ class GroupEncoder:
             long_seconds=options.long_clip_seconds,
             block_seconds=BLOCK_SECONDS,
             audio_column=options.audio_column,
+            clip_timeout=options.clip_timeout,
+            max_clip_bytes=options.max_clip_bytes,
         )
         clips = (clip for item in items for clip in (reader.read([item]) if isinstance(item, Task) else [item]))
         with backends.prefer_backend(job.backend):

@@ -79,7 +79,8 @@ def plan(
             new += ledger.failed_tasks(tasks)
         if new:
             report = None if progress is None else lambda done: progress(done, len(new))
-            ledger.add_schedule(scan_seconds(new, options.audio_column, report), options.batch_seconds, options.audio_column)
+            scanned = scan_seconds(new, options.audio_column, report, options.max_clip_bytes)
+            ledger.add_schedule(scanned, options.batch_seconds, options.audio_column)
         return len(new)
 
 
@@ -172,6 +173,8 @@ class Run:
                 long_seconds=options.long_clip_seconds,
                 block_seconds=BLOCK_SECONDS,
                 audio_column=options.audio_column,
+                clip_timeout=options.clip_timeout,
+                max_clip_bytes=options.max_clip_bytes,
             )
             with reader, self._writer() as writer:
                 clips = reader.read(task for number in batches for task in schedule_of(schedules, number).tasks(number))
