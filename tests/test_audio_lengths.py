@@ -261,6 +261,19 @@ def test_an_id3_tag_and_padding_before_an_mp3_are_no_part_of_it(tmp_path, made):
     assert read(path).shape == read(made("vbr without Xing")).shape
 
 
+@pytest.mark.parametrize("name", ["vbr", "vbr without Xing"])
+def test_the_rest_of_a_frame_before_an_mp3_is_no_part_of_it(tmp_path, made, monkeypatch, name):
+    monkeypatch.setattr("encodec_fast.audio.reading.ffmpeg_program", lambda: None)
+    path = joined(tmp_path / "a.mp3", made(name).read_bytes()[3000:3050], made(name))
+    assert np.array_equal(read(path), read(made(name)))
+    assert np.array_equal(read(path, start=2.0, duration=1.0), read(made(name))[:, 2 * RATE : 3 * RATE])
+
+
+@pytest.mark.parametrize("tail", [b"TAG" + bytes(125), bytes(5000), bytes(3)], ids=["ID3v1", "zeros", "three zeros"])
+def test_tags_and_zeros_behind_a_flac_are_no_part_of_it(tmp_path, made, tail):
+    assert np.array_equal(read(joined(tmp_path / "a.flac", made("flac"), tail)), read(made("flac")))
+
+
 def pages(content):
     """Where the pages of an Ogg start, and its end."""
     starts, at = [], 0

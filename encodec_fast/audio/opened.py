@@ -105,9 +105,10 @@ def size_of(file: BinaryIO) -> int:
         return file.seek(0, os.SEEK_END)
 
 
-def copied(file: BinaryIO, stack: ExitStack, most: int | None = None) -> BinaryIO:
-    """A copy on the disk, without a buffer and gone with the stack. Raises LargeError after `most` bytes."""
-    copy = cast("BinaryIO", stack.enter_context(tempfile.NamedTemporaryFile(prefix="encodec_fast-", buffering=0)).file)
+def copied(file: BinaryIO, stack: ExitStack, most: int | None = None) -> tuple[io.FileIO, str]:
+    """A copy on the disk, without a buffer and gone with the stack, and its path. Raises LargeError after `most` bytes."""
+    temporary = stack.enter_context(tempfile.NamedTemporaryFile(prefix="encodec_fast-", buffering=0))
+    copy = cast("io.FileIO", temporary.file)
     if file.seekable():
         file.seek(0)
     size = 0
@@ -120,7 +121,7 @@ def copied(file: BinaryIO, stack: ExitStack, most: int | None = None) -> BinaryI
         while view:
             view = view[copy.write(view) :]
     copy.seek(0)
-    return copy
+    return copy, temporary.name
 
 
 class LargeError(Exception):

@@ -148,8 +148,7 @@ def open_audio(source: str | os.PathLike[str] | bytes, name: str | None = None, 
             raise AudioError(name, f"{reason}; ffmpeg, which may read it, is not installed.")
         if isinstance(source, bytes) or is_url(source):
             # ffmpeg has to seek in MP4
-            file = copied(file, stack)
-            path = str(file.name)
+            file, path = copied(file, stack)
         else:
             path = os.fspath(source)
         try:
@@ -180,7 +179,7 @@ def _open_remote(url: str, name: str, max_bytes: int, stack: ExitStack) -> Binar
         remote = stack.enter_context(files.open(path, "rb"))
         if not remote.seekable():
             # one whose length the server doesn't say; it may never end
-            remote = copied(remote, stack, max_bytes)
+            remote, _ = copied(remote, stack, max_bytes)
         if not remote.read(1):
             raise AudioError(name, "the file is empty (0 bytes).")
         remote.seek(0)

@@ -16,7 +16,7 @@ from encodec_fast.audio import mpeg, ogg
 from encodec_fast.audio.declared import declared
 from encodec_fast.audio.opened import AudioError, AudioInfo, OpenAudio, copied, size_of, undisturbed
 from encodec_fast.audio.spans import Spans
-from encodec_fast.audio.tags import before_tags, skip_tags
+from encodec_fast.audio.tags import before_tags, before_zeros, is_beginning, read_at, skip_tags
 
 # What libsndfile says of a length it does not know is near 2^63.
 UNKNOWN_FRAMES = 1 << 62
@@ -38,7 +38,7 @@ def open_sndfile(name: str, file: BinaryIO, stack: ExitStack) -> OpenAudio:
     try:
         sound = _open(file, stack)
     except UnreadableError:
-        sound = _repaired(file, size, stack)
+        sound = _repaired(file, size, stack) or _behind_junk(file, size, stack)
         if sound is None:
             raise
     if sound.subtype.startswith("MPEG_LAYER"):
@@ -60,6 +60,20 @@ def _repaired(file: BinaryIO, size: int, stack: ExitStack) -> Any:
         return None
     at, repair = found.repair
     return _open(_buffered(Spans(file, [(0, at), repair, (at + len(repair), size - at - len(repair))])), stack)
+
+
+def _behind_junk(file: BinaryIO, size: int, stack: ExitStack) -> Any:
+    """An MP3 before which something stands that is no tag, such as the end of a frame, opened from its first frame on; else None."""
+    with undisturbed(file):
+        # other formats may have such frames inside, and know better which of them are sound
+        if is_beginning(read_at(file, 0, 8)):
+            return None
+        try:
+            mpeg.walk(file, 0, size)
+            first = mpeg.find_beginning(file, 0, size).first
+        except mpeg.MpegError:
+            return None
+    return _open(_buffered(Spans(file, [(first, size - first)])), stack)
 
 
 def check_ogg(name: str, file: BinaryIO) -> list[tuple[int, int]]:
@@ -136,7 +150,7 @@ class _SoundFile:
     def _bring_here(self) -> None:
         """Copies what is behind a URL, for formats that are read twice, the first time to find where they end."""
         if not isinstance(self._file, (io.FileIO, io.BytesIO)):
-            self._file = copied(self._file, self._stack)
+            self._file, _ = copied(self._file, self._stack)
             self._sound = _open(self._file, self._stack)
 
     def _check_end(self) -> None:
@@ -156,15 +170,17 @@ class _FlacFile(_SoundFile):
         if self._known and (first or frames is not None):
             yield from super()._blocks(first, frames, block_frames)
             return
-        sound, at = self._unlimited(), 0
-        most = MOST_FRAMES if block_frames is None else block_frames
-        end = _MOST_FLAC_FRAMES if frames is None else first + frames
-        while at < end and len(block := sound.read(min(most, end - at), dtype="float32", always_2d=True)):
-            part, at = block[max(0, first - at) :], at + len(block)
-            if self._known and at > self._sound.frames:
-                break
-            if len(part):
-                yield part
+        at, end = 0, _MOST_FLAC_FRAMES if frames is None else first + frames
+        try:
+            for block in self._to_the_end(self._end(), end, MOST_FRAMES if block_frames is None else block_frames):
+                part, at = block[max(0, first - at) :], at + len(block)
+                if self._known and at > self._sound.frames:
+                    break
+                if len(part):
+                    yield part
+        except _error_type():
+            if at != self._sound.frames or not self._zeros_follow():
+                raise
         if self._known and at != self._sound.frames:
             there = f"{at}" if at < self._sound.frames else "more"
             raise AudioError(
@@ -173,16 +189,46 @@ class _FlacFile(_SoundFile):
                 "split it, or convert it to one.",
             )
 
-    def _unlimited(self) -> Any:
-        """The file, opened with a header that announces more than any file can hold: libsndfile stops at what is announced."""
+    def _end(self) -> int:
+        """Where tags behind the sound start."""
+        with undisturbed(self._file) as file:
+            return before_tags(file, 0, self._size)
+
+    def _to_the_end(self, end: int, frames: int, most: int) -> Iterator[np.ndarray]:
+        """All there is up to byte `end`, but not more than `frames` samples, in blocks of at most `most`.
+
+        The header announces more than any file can hold then: libsndfile stops at what is announced.
+        """
         with undisturbed(self._file) as file:
             start = skip_tags(file, self._size)
             file.seek(start)
             head = bytearray(file.read(26))
         # of the 64 bits that also hold rate, channels and width, the last 36
         head[21], head[22:26] = head[21] | 0x0F, b"\xff" * 4
-        end = before_tags(self._file, start, self._size)
-        return _open(_buffered(Spans(self._file, [bytes(head), (start + 26, end - start - 26)])), self._stack)
+        sound = _open(_buffered(Spans(self._file, [bytes(head), (start + 26, end - start - 26)])), self._stack)
+        at, known = 0, self._sound.frames
+        while at < frames:
+            # not beyond what its own header announces: the samples before an error would be lost
+            size = min(most, frames - at, known - at if at < known else most)
+            block = sound.read(size, dtype="float32", always_2d=True)
+            if not len(block):
+                return
+            at += len(block)
+            yield block
+
+    def _zeros_follow(self) -> bool:
+        """Whether the announced samples end where nothing but zeros follow, which the decoder takes for damage."""
+        end = self._end()
+        with undisturbed(self._file) as file:
+            zeros = before_zeros(file, 0, end)
+        # the last frame's checksum may itself end in zeros
+        for last in range(zeros, min(zeros + 3, end)):
+            try:
+                if sum(map(len, self._to_the_end(last, _MOST_FLAC_FRAMES, MOST_FRAMES))) == self._sound.frames:
+                    return True
+            except _error_type():
+                pass
+        return False
 
 
 class _OggFile(_SoundFile):

@@ -74,3 +74,15 @@ def before_tags(file: BinaryIO, start: int, end: int) -> int:
         if not 0 < size <= end - start:
             return end
         end -= size
+
+
+def before_zeros(file: BinaryIO, start: int, end: int) -> int:
+    """Where the zeros at a file's end start."""
+    at = end
+    while at > start:
+        size = min(_CHUNK, at - start)
+        data = read_at(file, at - size, size)
+        at -= len(data) - len(data.rstrip(b"\0"))
+        if data.rstrip(b"\0"):
+            break
+    return at
