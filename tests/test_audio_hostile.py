@@ -22,7 +22,7 @@ from encodec_fast.corpus.reader import Reader, UnreadableClip
 from encodec_fast.corpus.sources import scan_seconds
 from encodec_fast.corpus.tasks import Clip, Task
 from encodec_fast.dataset import options
-from encoded_files import RATE, joined, lively
+from encoded_files import RATE, joined, lively, needed_ffmpeg
 
 posix = pytest.mark.skipif(os.name != "posix", reason="pipes with names, devices and sockets exist on POSIX only")
 
@@ -255,6 +255,15 @@ def test_a_length_that_no_memory_holds_is_not_asked_for(tmp_path):
         read_audio(joined(tmp_path / "a.flac", bytes(content)), RATE, 1)
     with pytest.raises(AudioError):
         read_audio(joined(tmp_path / "b.flac", bytes(content)), RATE, 1, start=0.5, duration=1e6)
+
+
+def test_a_rate_that_is_none_asks_for_no_memory(tmp_path):
+    needed_ffmpeg()
+    content = bytearray(put(tmp_path / "a.caf", lively(0.5), subtype="PCM_16").read_bytes())
+    content[20] = 0x60  # of the float64 rate, which libsndfile then refuses and ffmpeg does not
+    with open_audio(joined(tmp_path / "b.caf", bytes(content))) as file:
+        assert file.info.sampling_rate > RATE
+        assert sum(len(block) for block in file.blocks(0, None, 1 << 50)) == RATE // 2
 
 
 @pytest.mark.parametrize("format", ["WAV", "RF64", "AIFF", "AU", "W64", "CAF"])

@@ -38,6 +38,16 @@ class AudioInfo:
     num_samples: int
 
 
+# Read at once at most, of all channels: a header that lies can't make this process ask for all memory
+MOST_SAMPLES = 1 << 23
+
+
+def frames_at_once(wanted: int | None, channels: int) -> int:
+    """How many samples per channel to read at once. wanted: by who asks, if anything."""
+    most = max(1, MOST_SAMPLES // channels)
+    return most if wanted is None else min(wanted, most)
+
+
 class OpenAudio(Protocol):
     """An open file. name: for messages."""
 
@@ -45,7 +55,7 @@ class OpenAudio(Protocol):
     info: AudioInfo
 
     def blocks(self, first: int, frames: int | None, block_frames: int | None) -> Iterator[np.ndarray]:
-        """`frames` samples from `first` on (None: all), float32 [T, C'], in blocks (None: few). Once. Raises AudioError."""
+        """`frames` samples from `first` on (None: all), float32 [T, C'], in blocks of at most that many. Once. Raises AudioError."""
 
 
 def open_regular(path: str | os.PathLike[str], name: str, empty: bool = False) -> io.FileIO:

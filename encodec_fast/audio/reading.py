@@ -11,7 +11,7 @@ import numpy as np
 
 from encodec_fast.audio.ffmpeg import FfmpegError, FfmpegFile, ffmpeg_program
 from encodec_fast.audio.files import file_system, is_url
-from encodec_fast.audio.opened import AudioError, AudioInfo, InMemory, LargeError, OpenAudio, copied, open_regular, size_of
+from encodec_fast.audio.opened import AudioError, AudioInfo, InMemory, LargeError, OpenAudio, copied, frames_at_once, open_regular, size_of
 from encodec_fast.audio.samples import mix_channels, resample, resample_blocks
 from encodec_fast.audio.sndfile import UnreadableError, check_declared, check_ogg, open_sndfile
 
@@ -204,7 +204,7 @@ class _FfmpegFile:
     def blocks(self, first: int, frames: int | None, block_frames: int | None) -> Iterator[np.ndarray]:
         check_ogg(self.name, self._file)
         at, end = 0, None if frames is None else first + frames
-        for block in self._opened.blocks(block_frames or 10 * self._opened.rate):
+        for block in self._opened.blocks(frames_at_once(block_frames, self._opened.channels)):
             part = block[max(0, first - at) : None if end is None else max(0, end - at)]
             if len(part):
                 yield part

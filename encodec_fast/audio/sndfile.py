@@ -14,14 +14,12 @@ import numpy as np
 
 from encodec_fast.audio import mpeg, ogg
 from encodec_fast.audio.declared import declared
-from encodec_fast.audio.opened import AudioError, AudioInfo, OpenAudio, copied, size_of, undisturbed
+from encodec_fast.audio.opened import AudioError, AudioInfo, OpenAudio, copied, frames_at_once, size_of, undisturbed
 from encodec_fast.audio.spans import Spans
 from encodec_fast.audio.tags import before_tags, before_zeros, is_beginning, read_at, skip_tags
 
 # What libsndfile says of a length it does not know is near 2^63.
 UNKNOWN_FRAMES = 1 << 62
-# Read at once where no block is asked for: a header that lies about the length can't make this process ask for all memory
-MOST_FRAMES = 1 << 22
 # Where a seek gives the very samples that reading up to it gives. Not so Vorbis and Opus, whose decoders remember; nor the ADPCMs.
 _EXACT_SEEKS = ("PCM_", "FLOAT", "DOUBLE", "ULAW", "ALAW")
 # FLAC's length has 36 bits
@@ -120,7 +118,7 @@ class _SoundFile:
         """The part from `first` on of sounds that follow each other, each with its length. Raises AudioError if one is shorter."""
         left = sum(length for _, length in sounds) - first
         left = max(0, left if frames is None else min(left, frames))
-        most = MOST_FRAMES if block_frames is None else block_frames
+        most = frames_at_once(block_frames, self.info.channels)
         for sound, length in sounds:
             if first >= length or not left:
                 first -= length
@@ -141,7 +139,7 @@ class _SoundFile:
             return int(sound.seek(first))
         at = 0
         while at < first:
-            skipped = len(sound.read(min(first - at, MOST_FRAMES), dtype="float32", always_2d=True))
+            skipped = len(sound.read(min(first - at, frames_at_once(None, self.info.channels)), dtype="float32", always_2d=True))
             if not skipped:
                 raise AudioError(self.name, f"the file is cut short: {sound.frames} samples announced, {at} there.")
             at += skipped
@@ -172,7 +170,7 @@ class _FlacFile(_SoundFile):
             return
         at, end = 0, _MOST_FLAC_FRAMES if frames is None else first + frames
         try:
-            for block in self._to_the_end(self._end(), end, MOST_FRAMES if block_frames is None else block_frames):
+            for block in self._to_the_end(self._end(), end, block_frames):
                 part, at = block[max(0, first - at) :], at + len(block)
                 if self._known and at > self._sound.frames:
                     break
@@ -194,8 +192,8 @@ class _FlacFile(_SoundFile):
         with undisturbed(self._file) as file:
             return before_tags(file, 0, self._size)
 
-    def _to_the_end(self, end: int, frames: int, most: int) -> Iterator[np.ndarray]:
-        """All there is up to byte `end`, but not more than `frames` samples, in blocks of at most `most`.
+    def _to_the_end(self, end: int, frames: int, block_frames: int | None) -> Iterator[np.ndarray]:
+        """All there is up to byte `end`, but not more than `frames` samples, in blocks.
 
         The header announces more than any file can hold then: libsndfile stops at what is announced.
         """
@@ -206,7 +204,7 @@ class _FlacFile(_SoundFile):
         # of the 64 bits that also hold rate, channels and width, the last 36
         head[21], head[22:26] = head[21] | 0x0F, b"\xff" * 4
         sound = _open(_buffered(Spans(self._file, [bytes(head), (start + 26, end - start - 26)])), self._stack)
-        at, known = 0, self._sound.frames
+        at, known, most = 0, self._sound.frames, frames_at_once(block_frames, self.info.channels)
         while at < frames:
             # not beyond what its own header announces: the samples before an error would be lost
             size = min(most, frames - at, known - at if at < known else most)
@@ -224,7 +222,7 @@ class _FlacFile(_SoundFile):
         # the last frame's checksum may itself end in zeros
         for last in range(zeros, min(zeros + 3, end)):
             try:
-                if sum(map(len, self._to_the_end(last, _MOST_FLAC_FRAMES, MOST_FRAMES))) == self._sound.frames:
+                if sum(map(len, self._to_the_end(last, _MOST_FLAC_FRAMES, None))) == self._sound.frames:
                     return True
             except _error_type():
                 pass
