@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import encodec_fast
 from encodec_fast.formats import FORMATS, ClipFailure, ClipRow, DatasetInfo, FormatError, format_module, npy, parquet
-from encodec_fast.formats.atomic import AtomicFile, write_atomically
+from encodec_fast.formats.atomic import AtomicFile, temporary_of, write_atomically
 from encodec_fast.formats.folder import load_codes, read_ids, read_info, shard_paths
 from encodec_fast.formats.packing import code_bits, pack_codes, unpack_codes
 from encodec_fast.formats.parquet import read_failures, write_errors
@@ -284,12 +284,13 @@ def test_a_file_that_can_not_be_put_on_the_disk_leaves_the_old_one(tmp_path, mon
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
 
 
-def test_an_unfinished_file_of_a_killed_process_is_overwritten(tmp_path):
+def test_an_unfinished_file_of_a_killed_process_has_a_name_that_tells_it_from_others(tmp_path):
     killed = AtomicFile(tmp_path / "a")
     killed.file.write(b"half")
     killed.file.close()
     assert write_atomically(tmp_path / "a", b"whole").read_bytes() == b"whole"
-    assert len(list(tmp_path.iterdir())) == 1
+    (left,) = (path for path in tmp_path.iterdir() if path.name != "a")
+    assert temporary_of(left.name) == "a" and temporary_of("notes.tmp") is None
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's /dev/full")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import secrets
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
@@ -62,9 +63,11 @@ def write_wav(path: Path, samples: np.ndarray, sampling_rate: int, subtype: str 
     if subtype not in WAV_SUBTYPES:
         raise ValueError(f"subtype is {subtype!r}; allowed are {', '.join(WAV_SUBTYPES)}.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}.tmp")
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
-        soundfile.write(str(temporary), samples.T, sampling_rate, subtype=subtype, format="WAV")
+        # x: a name that is there already, a link too, is an error
+        with temporary.open("x+b") as file:
+            soundfile.write(file, samples.T, sampling_rate, subtype=subtype, format="WAV")
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -74,6 +74,7 @@ def tokenize(
     max_clip_bytes: Annotated[int, typer.Option(min=1, metavar="BYTES", help="A larger file is an error.")] = MAX_CLIP_BYTES,
     limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the first N clips, by id.")] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try those clips again that failed before.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Read all codes that count as done; do again what is damaged.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be done, from the headers.")] = False,
     format: Annotated[str, typer.Option(metavar="NAME", help="parquet, webdataset or npy.")] = "parquet",
     packed: Annotated[bool, typer.Option("--packed", help="Codes in as few bits as they need: 10, not 16 (parquet).")] = False,
@@ -117,6 +118,7 @@ def tokenize(
             workers=workers,
             audio_column=audio_column,
             verify_share=verify,
+            check=check,
             clip_timeout=clip_timeout,
             max_clip_bytes=max_clip_bytes,
         )
@@ -276,7 +278,7 @@ def tokenize_sources(
         (index, count), groups = part, core_groups(devices)
         writers = [(index * len(devices) + number, count * len(devices)) for number in range(len(devices))]
         jobs = [
-            DeviceJob(model_id, name, backend, threads, cores, info, options, str(out), *writer)
+            DeviceJob(model_id, name, backend, threads, cores, info, options, str(out), *writer, ledger.run)
             for name, cores, writer in zip(devices, groups, writers, strict=True)
         ]
         return run_on_devices(jobs, progress.update)

@@ -25,7 +25,7 @@ from encodec_fast.formats import DatasetInfo
 
 @dataclass(frozen=True)
 class DeviceJob:
-    """One process's part: what it loads, where it runs, which writer it is. cores: to stay on; None: all.
+    """One process's part: what it loads, where it runs, which writer it is, of which run. cores: to stay on; None: all.
 
     threads: of the CPU engine; 0: as many as cores.
     """
@@ -40,6 +40,7 @@ class DeviceJob:
     out: str
     index: int
     count: int
+    run: str | None = None
 
 
 class DeviceError(RuntimeError):
@@ -224,7 +225,7 @@ def work(job: DeviceJob, tell: Callable[[Summary], None]) -> None:
     with backends.prefer_backend(job.backend):
         model, _ = load_model(job.model, job.device)
         check_made_alike(model, job.info, job.device)
-        run = Run(model, job.info, Ledger(job.out, job.index, job.count), job.options)
+        run = Run(model, job.info, Ledger(job.out, job.index, job.count, job.run), job.options)
         finish = FinishOnSigterm()
 
         def progress(summary: Summary) -> None:

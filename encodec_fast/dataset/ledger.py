@@ -1,22 +1,28 @@
 """What a run's folder knows about itself, beside the shards, in `_encodec_fast/`:
 
-    run.json                  what makes the codes: weights, bandwidth, options. A run with others is refused.
+    run.json                  what makes the codes: weights, bandwidth, options. A run with others is refused. And which run it is
     schedule-NNN.arrow        the batches; a later one holds clips that were added, or are tried again
     ledger-I-of-N.jsonl       a line per shard on the disk: its file, its batches, the clips of them that failed
+    begun/                    the name of each shard that is begun and that no line vouches for yet
+    set-aside/                shards that had no line, or a damaged one, and were made again
+    removal.jsonl             what an --overwrite is removing
     lock, writer-I-of-N.lock  held while a process plans, or writes
 
 A line is on the disk before the next shard is begun, and after its shard is. So whatever ends a process, a batch is either in a line
-and in a shard, or in neither and done again: into the same file name, for a shard is named after its first batch.
+and in a shard, or in neither and done again: into the same file name, for a shard is named after its first batch. A line that is
+damaged, or whose shard is gone or cut, counts for nothing.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
+import secrets
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,74 +30,37 @@ import numpy as np
 
 from encodec_fast.corpus.sources import unique_ids
 from encodec_fast.corpus.tasks import Task
+from encodec_fast.dataset.ownership import ForeignFile, OwnFiles, made_by, own_files
+from encodec_fast.dataset.records import Line, Record, checked_line, read_lines, void_line
 from encodec_fast.dataset.schedule import Schedule, write_schedule
 from encodec_fast.formats import ClipFailure
-from encodec_fast.formats.atomic import TEMPORARY_SUFFIX, sync_folder, write_atomically
-from encodec_fast.formats.folder import SHARD_PATTERN, shard_paths
-from encodec_fast.formats.npy import read_manifest
-from encodec_fast.formats.parquet import ERRORS_FILE, write_errors
+from encodec_fast.formats.atomic import sync_folder, write_atomically
+from encodec_fast.formats.folder import is_shard_name, shard_paths, shard_problem, shard_problem_inside
+from encodec_fast.formats.parquet import write_errors
+
+logger = logging.getLogger("encodec_fast")
 
 FOLDER = "_encodec_fast"
+# In run.json, beside what makes the codes: which run it is.
+_RUN = "run"
 
 
 class LedgerError(ValueError):
     """A run that can't begin, or go on, in this folder; the message says why and what to do."""
 
 
-@dataclass
-class Record:
-    """A line of the ledger. file: the shard, or None if no clip of the batches has codes. seconds: of audio.
-
-    busy: that the encoder worked for it. paces: (Unix time, seconds of audio finished since the one before), every few seconds.
-    verified: counts of the comparison with HF, if any.
-    """
-
-    file: str | None
-    batches: list[int]
-    clips: int = 0
-    seconds: float = 0.0
-    failures: list[ClipFailure] = field(default_factory=list)
-    busy: float = 0.0
-    paces: list[tuple[float, float]] = field(default_factory=list)
-    verified: dict[str, Any] | None = None
-
-    def to_json(self) -> str:
-        failures = [[failure.id, failure.path, failure.reason] for failure in self.failures]
-        return json.dumps({**asdict(self), "batches": _runs(self.batches), "failures": failures}, ensure_ascii=False)
-
-    @classmethod
-    def from_json(cls, line: str) -> Record:
-        stored = json.loads(line)
-        batches = [batch for first, end, step in stored.pop("batches") for batch in range(first, end, step)]
-        failures = [ClipFailure(*failure) for failure in stored.pop("failures")]
-        return cls(batches=batches, failures=failures, **stored)
-
-
-def _runs(numbers: list[int]) -> list[tuple[int, int, int]]:
-    """Increasing numbers as few (first, end, step): a writer takes every n-th batch."""
-    runs: list[tuple[int, int, int]] = []
-    for number in numbers:
-        if runs:
-            first, end, step = runs[-1]
-            if end - first == 1:
-                runs[-1] = (first, number + 1, number - first)
-                continue
-            if number == end - 1 + step:
-                runs[-1] = (first, number + 1, step)
-                continue
-        runs.append((number, number + 1, 1))
-    return runs
-
-
 class Ledger:
-    """The ledger of a run's folder, for writer `index` of `count`."""
+    """The ledger of a run's folder, for writer `index` of `count`.  run: which run it is to be; None: the one that is there."""
 
-    def __init__(self, out: str | os.PathLike[str], index: int = 0, count: int = 1):
+    def __init__(self, out: str | os.PathLike[str], index: int = 0, count: int = 1, run: str | None = None):
         if not 0 <= index < count:
             raise ValueError(f"shard is {index}/{count}; allowed are 0/{count} ... {count - 1}/{count}.")
         self.out = Path(out)
         self.folder = self.out / FOLDER
         self.index, self.count = index, count
+        # which run it is: a run that another one replaced meanwhile must not write
+        self.run = run
+        self.own = OwnFiles(self.out, self.folder)
         self._log: IO[bytes] | None = None
 
     # Who may write
@@ -100,19 +69,25 @@ class Ledger:
     def planning(self) -> Iterator[None]:
         """Only one process at a time is in here; the others wait."""
         self.out.mkdir(parents=True, exist_ok=True)
+        if self.folder.is_symlink():
+            raise LedgerError(f"{self.folder} is a link; a run writes and removes files in its own folder only. Choose another folder.")
         self.folder.mkdir(exist_ok=True)
         with _locked(self.folder / "lock", wait=True):
             yield
 
     @contextmanager
-    def writing(self) -> Iterator[None]:
+    def writing(self, check: bool = False) -> Iterator[None]:
         """Holds the right to write this writer's batches, after removing what a killed one left of them.
 
-        Raises LedgerError if another process has it, or if processes are at work that split the batches otherwise.
+        What its lines vouch for is looked at: a shard that is gone, cut or of another size is made again. check: all of it is read.
+        Raises LedgerError if another process has it, if processes are at work that split the batches otherwise, or if another run has
+        taken the folder since this one planned.
         """
         path = self.folder / f"writer-{self.index}-of-{self.count}.lock"
         with ExitStack() as held:
             with self.planning():
+                self.own.finish_removal()
+                self._check_run()
                 others = self.active_writers()
                 for other in others:
                     if other == path.name or not other.endswith(f"-of-{self.count}.lock"):
@@ -122,8 +97,9 @@ class Ledger:
                 lock.truncate(0)
                 lock.write(f"process {os.getpid()} on {socket.gethostname()} (shard {self.index}/{self.count})".encode())
                 lock.flush()
-                self._remove_leftovers(alone=not others)
                 self._log = held.enter_context(self._open_log())
+                self._drop_unsound(thoroughly=check)
+                self._remove_leftovers(alone=not others)
             try:
                 yield
             finally:
@@ -140,14 +116,68 @@ class Ledger:
                 active.append(path.name)
         return active
 
+    def _check_run(self) -> None:
+        path = self.folder / "run.json"
+        there = json.loads(path.read_bytes()).get(_RUN) if path.exists() else None
+        if self.run is not None and there != self.run:
+            raise LedgerError(f"{self.out} was taken by another run, with --overwrite, since this one began; start it again.")
+
+    def _is_mine(self, number: int, alone: bool) -> bool:
+        return alone or number % self.count == self.index
+
+    def _drop_unsound(self, thoroughly: bool) -> None:
+        """Voids the lines whose shards are not what they vouch for; names a damaged line, which vouches for nothing."""
+        for path in self._ledger_paths():
+            for number in read_lines(path)[1]:
+                logger.warning("%s: line %d is damaged and counts for nothing; its batches are done again", path, number)
+        for line in self._sound_lines():
+            record = line.record
+            assert record is not None
+            if record.file is None:
+                continue
+            path = self.out / record.file
+            problem = shard_problem(path, record.clips, record.size)
+            if problem is None and thoroughly:
+                problem = shard_problem_inside(path, record.clips, record.file_crc32)
+            if problem is None:
+                continue
+            logger.warning("%s; its clips are done again", problem)
+            # marked before its line counts no more: whatever ends this process, the name stays one of ours
+            if os.path.lexists(path):
+                self.own.claim(record.file)
+            self._write(void_line(line.crc, problem))
+
     def _remove_leftovers(self, alone: bool) -> None:
-        """Shards that no line vouches for, and temporary files: all, or those of this writer if others are at work."""
+        """Removes shards that were begun and that no line vouches for, and temporary files: all, or this writer's if others are at work.
+
+        Raises LedgerError for shards that nobody named, unless they are what this run is to make again: those are set aside.
+        """
         vouched = {record.file for record in self.records()}
-        for path in [*self.out.glob(SHARD_PATTERN), *self.out.glob(f".{SHARD_PATTERN}{TEMPORARY_SUFFIX}")]:
-            number = path.name.lstrip(".").removeprefix("part-").partition(".")[0]
-            mine = number.isdigit() and (alone or int(number) % self.count == self.index)
-            if mine and path.name not in vouched:
-                path.unlink()
+        begun = self.own.begun()
+        for name in begun:
+            if self._is_mine(_number(name), alone):
+                if name not in vouched:
+                    self.own.remove(name)
+                self.own.settle(name)
+        if alone:
+            for path in self.own.temporaries():
+                path.unlink(missing_ok=True)
+            self._settle_strangers([path for path in shard_paths(self.out) if path.name not in vouched])
+
+    def _settle_strangers(self, shards: Sequence[Path]) -> None:
+        if not shards:
+            return
+        weights = json.loads((self.folder / "run.json").read_bytes()).get("weights", "") if (self.folder / "run.json").exists() else ""
+        undone = set(self.undone().tolist())
+        # its line was lost, or a version that marked nothing was killed: the run is about to give it the same name again
+        lost = [path for path in shards if is_shard_name(path.name) and _number(path.name) in undone and made_by(path, weights)]
+        if len(lost) < len(shards):
+            names = ", ".join(path.name for path in shards if path not in lost)
+            raise LedgerError(
+                f"{self.out}: {names}: this run did not make them, and they would be read as its codes; move them to another folder."
+            )
+        for path in lost:
+            logger.warning("%s has no line in the ledger; it is made again, and kept as %s", path, self.own.set_aside(path))
 
     def _open_log(self) -> IO[bytes]:
         path = self.folder / f"ledger-{self.index}-of-{self.count}.jsonl"
@@ -169,41 +199,45 @@ class Ledger:
         path = self.folder / "run.json"
         # as it comes back from there: a tuple is a list then
         identity = json.loads(json.dumps(dict(identity)))
-        if overwrite:
+        replaced = self.own.finish_removal()
+        if overwrite and self.active_writers():
+            raise LedgerError(f"{self.out} is being written by another process; wait for it, or choose another folder.")
+        if overwrite and path.exists():
             self._remove_run()
-        if path.exists():
+            replaced = True
+        if not path.exists():
+            # where the run before had its codes, they are gone now, and what is left is the user's
+            self._refuse_strangers([*own_files(identity), *(["codes"] if identity.get("format") == "npy" and not replaced else [])])
+            self.run = secrets.token_hex(8)
+            write_atomically(path, json.dumps({**identity, _RUN: self.run}, indent=1, ensure_ascii=False).encode())
+            return
+        try:
             stored = json.loads(path.read_bytes())
-            changed = [name for name in {**stored, **identity} if stored.get(name) != identity.get(name)]
-            if changed:
-                differences = "; ".join(f"{name} was {stored.get(name)!r}, is {identity.get(name)!r}" for name in changed)
-                raise LedgerError(f"{self.out} holds codes made otherwise: {differences}. Choose another folder or add --overwrite.")
-        elif shards := shard_paths(self.out):
-            raise LedgerError(f"{self.out} holds {len(shards)} shards and no ledger of them; choose another folder or add --overwrite.")
-        else:
-            write_atomically(path, json.dumps(identity, indent=1, ensure_ascii=False).encode())
+            self.run = stored.pop(_RUN, None)
+        except (ValueError, AttributeError) as error:
+            raise LedgerError(f"{path} is damaged ({error}); restore it, or choose another folder.") from error
+        changed = [name for name in {**stored, **identity} if stored.get(name) != identity.get(name)]
+        if changed:
+            differences = "; ".join(f"{name} was {stored.get(name)!r}, is {identity.get(name)!r}" for name in changed)
+            raise LedgerError(f"{self.out} holds codes made otherwise: {differences}. Choose another folder or add --overwrite.")
+        if self.run is None:
+            # of an earlier version
+            self.run = secrets.token_hex(8)
+            write_atomically(path, json.dumps({**stored, _RUN: self.run}, indent=1, ensure_ascii=False).encode())
+
+    def _refuse_strangers(self, names: Sequence[str]) -> None:
+        """Raises LedgerError if the folder of a first run holds what the run would replace, or what would be read as its codes."""
+        if shards := shard_paths(self.out):
+            raise LedgerError(f"{self.out} holds {len(shards)} shards and no ledger of them; choose another folder.")
+        taken = [name for name in names if os.path.lexists(self.out / name)]
+        if taken:
+            raise LedgerError(f"{self.out} holds {', '.join(taken)}, which this run did not make and would replace; choose another folder.")
 
     def _remove_run(self) -> None:
-        """Removes what a run wrote, in an order that leaves, wherever it ends, a run with nothing, or its first schedules, done."""
-        if self.active_writers():
-            raise LedgerError(f"{self.out} is being written by another process; wait for it, or choose another folder.")
-        for path in self.folder.glob("ledger-*.jsonl"):
-            path.unlink()
-        # a line that a power cut brought back would vouch for a shard that is gone
-        sync_folder(self.folder)
-        for path in reversed(self._schedule_paths()):
-            path.unlink()
-        for path in shard_paths(self.out):
-            if path.suffix == ".jsonl":
-                for record in read_manifest(path):
-                    (self.out / record["npy"]).unlink(missing_ok=True)
-            path.unlink()
-        for name in (ERRORS_FILE, "report.html", "info.json"):
-            (self.out / name).unlink(missing_ok=True)
-        sync_folder(self.out)
-        # shards without it would be somebody else's
-        for path in sorted(self.folder.iterdir(), key=lambda path: path.name == "run.json"):
-            if path.name != "lock":
-                path.unlink()
+        """Removes what a run wrote and nothing else; wherever it ends, the next process goes on with that."""
+        named = {record.file for record in self.records() if record.file is not None} | set(self.own.begun())
+        self.own.begin_removal(named, own_files(json.loads((self.folder / "run.json").read_bytes())))
+        self.own.finish_removal()
 
     # What is to be done
 
@@ -249,12 +283,18 @@ class Ledger:
     # What is done
 
     def records(self) -> list[Record]:
-        """Every line of every writer, in the order of their batches."""
-        records = []
-        for path in self.folder.glob("ledger-*.jsonl"):
-            lines = path.read_bytes().split(b"\n")
-            records += [Record.from_json(line.decode()) for line in lines[:-1]]
+        """Every line of every writer that counts, in the order of their batches."""
+        records = [line.record for line in self._sound_lines() if line.record is not None]
         return sorted(records, key=lambda record: record.batches[0])
+
+    def _ledger_paths(self) -> list[Path]:
+        return sorted(self.folder.glob("ledger-*.jsonl"))
+
+    def _sound_lines(self) -> list[Line]:
+        """The lines that hold a record and that no other line voids."""
+        lines = [line for path in self._ledger_paths() for line in read_lines(path)[0]]
+        void = {line.void for line in lines}
+        return [line for line in lines if line.record is not None and line.crc not in void]
 
     def undone(self) -> np.ndarray:
         """Numbers of the batches that no line holds, int64, increasing."""
@@ -288,12 +328,29 @@ class Ledger:
         with self.planning():
             return write_errors(self.out, self.failures())
 
+    def begin(self, name: str) -> None:
+        """To be called before a shard is begun. Raises LedgerError if somebody else's file has its name."""
+        try:
+            self.own.begin(name)
+        except ForeignFile as error:
+            raise LedgerError(str(error)) from error
+
     def append(self, record: Record) -> None:
-        """Puts a line on the disk."""
+        """Puts a line on the disk: its shard is there."""
+        self._write(checked_line(record.to_json()))
+        if record.file is not None:
+            self.own.settle(record.file)
+
+    def _write(self, line: bytes) -> None:
         assert self._log is not None
-        self._log.write(record.to_json().encode() + b"\n")
+        self._log.write(line)
         self._log.flush()
         os.fsync(self._log.fileno())
+
+
+def _number(shard: str) -> int:
+    """The first batch of a shard, by its name."""
+    return int(shard.removeprefix("part-").partition(".")[0])
 
 
 def _schedule_number(path: Path) -> int:

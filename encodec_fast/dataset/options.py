@@ -20,8 +20,8 @@ class TokenizeOptions:
     bandwidth: kbps. format: of formats.FORMATS. packed: codes in as few bits as they need. batch_seconds: audio per call of the
     model. long_clip_seconds: longer clips run in pieces. rows_per_shard, shard_seconds: a shard ends after that many clips, or that
     much time. workers: reading processes. prefetch_seconds: audio read ahead. audio_column: of tables. verify_share: of the clips,
-    to be compared with transformers. clip_timeout: seconds that reading a clip, or a block of a long one, may take. max_clip_bytes: of
-    its file.
+    to be compared with transformers. check: read all that counts as done, and do again what is not sound. clip_timeout: seconds that
+    reading a clip, or a block of a long one, may take. max_clip_bytes: of its file.
     """
 
     bandwidth: float
@@ -35,6 +35,7 @@ class TokenizeOptions:
     prefetch_seconds: float = 240.0
     audio_column: str = "audio"
     verify_share: float = 0.0
+    check: bool = False
     clip_timeout: float = CLIP_TIMEOUT
     max_clip_bytes: int = MAX_CLIP_BYTES
 

@@ -16,9 +16,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from encodec_fast.dataset.ledger import Ledger, Record
+from encodec_fast.dataset.ledger import Ledger
 from encodec_fast.dataset.options import TokenizeOptions
 from encodec_fast.dataset.ray_stages import GroupEncoder, RayJob, read_group, write_group
+from encodec_fast.dataset.records import Record
 from encodec_fast.dataset.run import Summary
 from encodec_fast.dataset.schedule import Schedule, schedule_of
 from encodec_fast.dataset.writing import add_counts
@@ -61,7 +62,7 @@ def run_on_ray(job: RayJob, ledger: Ledger, address: str | None, progress: Calla
         raise ValueError(f"ledger is that of writer {ledger.index}/{ledger.count}; Ray deals out all of the work, for Ledger(out).")
     ray = connect(address)
     start, summary = time.perf_counter(), Summary()
-    with ledger.writing():
+    with ledger.writing(check=job.options.check):
         schedules, undone = ledger.schedules(), ledger.undone()
         summary.plan(schedules, undone, undone)
         for row in _pipeline(ray, job, _groups(schedules, [int(number) for number in undone], job.options)):

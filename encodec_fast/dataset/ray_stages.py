@@ -10,8 +10,9 @@ from typing import Any
 
 from encodec_fast.corpus.reader import LongClip, Reader, UnreadableClip
 from encodec_fast.corpus.tasks import Clip, Task
-from encodec_fast.dataset.ledger import Ledger, Record
+from encodec_fast.dataset.ledger import Ledger
 from encodec_fast.dataset.options import BLOCK_SECONDS, TokenizeOptions
+from encodec_fast.dataset.records import Record
 from encodec_fast.dataset.writing import ShardWriter
 from encodec_fast.formats import DatasetInfo
 

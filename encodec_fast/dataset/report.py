@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from encodec_fast.dataset.ledger import Ledger, Record
+from encodec_fast.dataset.ledger import Ledger
+from encodec_fast.dataset.records import Record
 from encodec_fast.dataset.writing import add_counts
 from encodec_fast.formats import ClipFailure, DatasetInfo
 from encodec_fast.formats.atomic import write_atomically

@@ -159,7 +159,7 @@ class Run:
         """
         start = time.perf_counter()
         config, options, summary = self._model.config, self._options, self.summary
-        with self._ledger.writing():
+        with self._ledger.writing(check=options.check):
             schedules = self._ledger.schedules()
             undone = self._ledger.undone()
             own = undone[undone % self._ledger.count == self._ledger.index]

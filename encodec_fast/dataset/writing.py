@@ -12,8 +12,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from encodec_fast.dataset.ledger import Ledger, Record
+from encodec_fast.dataset.ledger import Ledger
+from encodec_fast.dataset.records import Record
 from encodec_fast.formats import ClipFailure, ClipRow, DatasetInfo, ShardFile, format_module
+from encodec_fast.formats.folder import file_crc32
 
 # Codes of one shard, as they are stored
 SHARD_BYTES = 256 << 20
@@ -58,7 +60,8 @@ class ShardWriter:
             raise ValueError(f"rows_per_shard is {rows_per_shard}; 1 or more.")
         self.files: list[Path] = []
         self._ledger, self._info, self._packed = ledger, info, packed
-        self._shard_class = format_module(format).Shard
+        module = format_module(format)
+        self._shard_class, self._suffix = module.Shard, module.SUFFIX
         self._rows_per_shard, self._shard_seconds = rows_per_shard, shard_seconds
         self._shard: ShardFile | None = None
         self._record: Record | None = None
@@ -119,6 +122,7 @@ class ShardWriter:
                 continue
             if self._shard is None:
                 first = record.batches[0] if record.batches else batch.number
+                self._ledger.begin(f"{shard_name(first)}{self._suffix}")
                 self._shard = self._shard_class(self._ledger.out, shard_name(first), self._info, self._packed)
             self._shard.write(result)
             self._bytes += result.codes.nbytes
@@ -147,7 +151,7 @@ class ShardWriter:
         if self._shard is not None:
             path = self._shard.finish()
             self.files.append(path)
-            record.file = path.name
+            record.file, record.size, record.file_crc32 = path.name, path.stat().st_size, file_crc32(path)
         self._shard = self._record = None
         self._ledger.append(record)
 

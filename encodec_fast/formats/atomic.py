@@ -1,26 +1,35 @@
-"""Files that are either whole and on the disk, or not there."""
+"""Files that are either whole and on the disk, or not there; and names out of files, which may point anywhere."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from pathlib import Path
+import re
+import secrets
+from pathlib import Path, PurePath
 
-TEMPORARY_SUFFIX = ".tmp"
+# Names no other program makes, so that what a killed process left can be removed: `.NAME.16 hexadecimal digits.tmp`; by earlier versions
+# without the digits.
+_TEMPORARY = re.compile(r"\.(?P<name>.+?)(\.[0-9a-f]{16})?\.tmp")
+
+
+def temporary_of(name: str) -> str | None:
+    """The name that a temporary file of ours would have got, or None where the name isn't that of one."""
+    found = _TEMPORARY.fullmatch(name)
+    return found["name"] if found else None
 
 
 class AtomicFile:
     """A file under a temporary name beside its own, which it gets when it is whole and on the disk.
 
-    file: to write to. The temporary name starts with a dot and depends on the path and the owner alone: what a killed
-    process left behind is overwritten by the next one. owner: of a file that several processes may write at once.
+    file: to write to. The temporary name is random and the file new: nothing that lies there is overwritten or followed.
     """
 
-    def __init__(self, path: Path, owner: str = ""):
+    def __init__(self, path: Path):
         self.path = path
-        name = f"{owner}.{path.name}" if owner else path.name
-        self.temporary = path.with_name(f".{name}{TEMPORARY_SUFFIX}")
-        self.file = self.temporary.open("wb")
+        self.temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+        # x: a name that is there already, a link too, is an error
+        self.file = self.temporary.open("xb")
 
     def finish(self) -> Path:
         """The path, where the file now stands. After an error nothing does."""
@@ -42,9 +51,9 @@ class AtomicFile:
         self.temporary.unlink(missing_ok=True)
 
 
-def write_atomically(path: Path, data: bytes, owner: str = "") -> Path:
-    """The path, whose file now holds the data; or holds what it did before, after an error. owner: see AtomicFile."""
-    file = AtomicFile(path, owner)
+def write_atomically(path: Path, data: bytes) -> Path:
+    """The path, whose file now holds the data; or holds what it did before, after an error."""
+    file = AtomicFile(path)
     try:
         file.file.write(data)
     except BaseException:
@@ -61,3 +70,17 @@ def sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def inside(folder: Path, name: object) -> Path:
+    """The path of a name that stands in a file, below the folder.
+
+    Raises ValueError for what is no relative name, leaves the folder, or lies behind a link that does.
+    """
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise ValueError(f"{name!r} is no name of a file.")
+    pure = PurePath(name)
+    path = folder / pure
+    if pure.is_absolute() or pure.drive or ".." in pure.parts or not path.parent.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{name!r} lies outside {folder}.")
+    return path

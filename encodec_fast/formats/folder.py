@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 from encodec_fast.formats import FORMATS, ClipRow, DatasetInfo, FormatError
 
 SHARD_PATTERN = "part-*"
+_SHARD_NAME = re.compile(r"part-\d{8,}\.(parquet|tar|jsonl)")
 
 
 def load_codes(path: str | os.PathLike[str]) -> Iterator[ClipRow]:
@@ -26,6 +29,49 @@ def load_codes(path: str | os.PathLike[str]) -> Iterator[ClipRow]:
 def read_shard(path: Path) -> Iterator[ClipRow]:
     """The rows of one shard in order."""
     return _module(path).read_shard(path)
+
+
+def is_shard_name(name: object) -> bool:
+    """Whether a name is one that the tokenizer gives to shards, without any folder."""
+    return isinstance(name, str) and _SHARD_NAME.fullmatch(name) is not None
+
+
+def file_crc32(path: Path) -> str:
+    """CRC-32 of a file's bytes, eight hexadecimal digits."""
+    crc = 0
+    with path.open("rb") as file:
+        while data := file.read(1 << 20):
+            crc = zlib.crc32(data, crc)
+    return f"{crc:08x}"
+
+
+def shard_problem(path: Path, clips: int, size: int | None) -> str | None:
+    """What is wrong with a shard of so many clips, by its size (bytes, where known) and its end; a sentence without its full stop."""
+    if path.is_symlink() or not path.is_file():
+        return f"{path} is gone"
+    if size is not None and path.stat().st_size != size:
+        return f"{path} has {path.stat().st_size} bytes and had {size}"
+    try:
+        count = _module(path).count_rows(path)
+    except FormatError as error:
+        return str(error).rstrip(".")
+    return None if count in (None, clips) else f"{path} has {count} rows and had {clips}"
+
+
+def shard_problem_inside(path: Path, clips: int, crc32: str | None) -> str | None:
+    """What reading all of a shard finds wrong with it; as `shard_problem`.  crc32: of its bytes, where known."""
+    if crc32 is not None and file_crc32(path) != crc32:
+        return f"{path} has other bytes than it had"
+    try:
+        count = sum(1 for _ in read_shard(path))
+    except FormatError as error:
+        return str(error).rstrip(".")
+    return None if count == clips else f"{path} has {count} rows and had {clips}"
+
+
+def read_info_of(path: Path) -> DatasetInfo:
+    """What made one shard. Raises FormatError if nothing says so."""
+    return _module(path).read_shard_info(path)
 
 
 def shard_paths(folder: str | os.PathLike[str]) -> list[Path]:
@@ -49,7 +95,7 @@ def read_info(folder: str | os.PathLike[str]) -> DatasetInfo:
 
     Raises FormatError if the folder holds no shards, one isn't ours or can't be read, or they differ in what made them.
     """
-    infos = {path: _module(path).read_shard_info(path) for path in shards_of(folder)}
+    infos = {path: read_info_of(path) for path in shards_of(folder)}
     (first_path, first), *others = infos.items()
     for path, info in others:
         if (info.model_id, info.weights_sha256) != (first.model_id, first.weights_sha256):

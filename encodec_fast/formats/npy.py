@@ -11,6 +11,7 @@ import io
 import json
 import os
 import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from encodec_fast.formats import ClipRow, DatasetInfo, FormatError, check_codes
-from encodec_fast.formats.atomic import AtomicFile, write_atomically
+from encodec_fast.formats.atomic import AtomicFile, inside, write_atomically
 from encodec_fast.formats.records import info_of, info_record, record_row, row_record
 
 SUFFIX = ".jsonl"
@@ -34,8 +35,8 @@ class Shard:
         self._folder, self._info = folder, info
         self._written: list[Path] = []
         if not (folder / INFO_FILE).exists():
-            # writers that begin together all write it: each under the name of its shard, with which a leftover is removed
-            write_atomically(folder / INFO_FILE, json.dumps(info_record(info), sort_keys=True, indent=1).encode(), owner=name)
+            # writers that begin together all write it, each under a temporary name of its own
+            write_atomically(folder / INFO_FILE, json.dumps(info_record(info), sort_keys=True, indent=1).encode())
         self._atomic = AtomicFile(folder / f"{name}{SUFFIX}")
 
     def write(self, row: ClipRow) -> None:
@@ -43,10 +44,16 @@ class Shard:
         np.save(codes, check_codes(row, self._info))
         name = npy_path(row.id)
         path = self._folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(codes.getvalue())
+        try:
+            inside(self._folder, str(name)).parent.mkdir(parents=True, exist_ok=True)
+        except ValueError as error:
+            raise FormatError(f"{row.id}: its codes can't be stored: {error}") from error
+        # what stands there is a killed run's, or a link that somebody made, which is not followed
+        path.unlink(missing_ok=True)
+        with path.open("xb") as file:
+            file.write(codes.getvalue())
         self._written.append(path)
-        record = {"npy": str(name), **row_record(row)}
+        record = {"npy": str(name), "npy_crc32": f"{zlib.crc32(codes.getbuffer()):08x}", **row_record(row)}
         self._atomic.file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
 
     def finish(self) -> Path:
@@ -88,9 +95,28 @@ def read_shard(path: Path) -> Iterator[ClipRow]:
     """Every row of a manifest in order. Raises FormatError for files that can't be read."""
     try:
         for record in read_manifest(path):
-            yield record_row(record, np.load(path.parent / record["npy"]))
-    except (OSError, ValueError, KeyError) as error:
+            yield record_row(record, _codes(inside(path.parent, record["npy"]), record.get("npy_crc32")))
+    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
         raise FormatError(f"{path}: the shard can't be read ({error}).") from error
+
+
+def _codes(path: Path, crc32: str | None) -> np.ndarray:
+    """The codes of one file. Raises ValueError if it is not as it was written; earlier versions noted no checksum."""
+    data = path.read_bytes()
+    if crc32 is not None and f"{zlib.crc32(data):08x}" != crc32:
+        raise ValueError(f"{path.name} has other bytes than it had")
+    return np.load(io.BytesIO(data))
+
+
+def count_rows(path: Path) -> int:
+    """Rows of a manifest; their files are not looked at. Raises FormatError if it can't be read."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise FormatError(f"{path}: the manifest can't be read ({error}).") from error
+    if data and not data.endswith(b"\n"):
+        raise FormatError(f"{path}: the manifest is cut short.")
+    return data.count(b"\n")
 
 
 def read_shard_ids(path: Path) -> list[str]:

@@ -138,6 +138,14 @@ def _rows(table: pa.Table, packed: DatasetInfo | None) -> Iterator[ClipRow]:
         yield record_row(record, own)
 
 
+def count_rows(path: Path) -> int:
+    """Rows of a shard, by its footer. Raises FormatError for a file that has none."""
+    try:
+        return pq.read_metadata(path).num_rows
+    except (OSError, pa.ArrowException) as error:
+        raise FormatError(f"{path}: the shard can't be read ({error}).") from error
+
+
 def read_shard_ids(path: Path) -> list[str]:
     """The id of every row of a shard, in order."""
     return pq.read_table(path, columns=["id"])["id"].to_pylist()
