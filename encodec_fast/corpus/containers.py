@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tarfile
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ import numpy as np
 
 from encodec_fast.audio import AUDIO_SUFFIXES, AudioError, utf8_name
 from encodec_fast.audio.files import is_url, open_binary
+from encodec_fast.corpus.tar import Damage, tar_members
 from encodec_fast.corpus.tasks import Task
 
 TAR_SUFFIXES = (".tar",)
@@ -38,17 +38,19 @@ def container_tasks(path: str, id: str, audio_column: str) -> Iterator[Task]:
 
 
 def tar_tasks(path: str, id: str) -> Iterator[Task]:
-    """A task per audio member; only the headers are read. A damaged archive ends in a task with its problem."""
+    """A task per audio member; only the headers are read. Each damage is a task with its problem, and what follows it is found."""
     try:
-        with open_binary(path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
-            for member in archive:
-                archive.members.clear()  # type: ignore[attr-defined]
-                if member.isfile() and os.path.splitext(member.name)[1].lower() in AUDIO_SUFFIXES:
-                    yield Task(f"{id}/{utf8_name(member.name)}", path, offset=member.offset_data, size=member.size)
-    except (tarfile.TarError, EOFError) as error:
-        yield Task(id, path, problem=f"the archive is damaged ({error}); what stands before is read.")
-    except OSError as error:
-        yield Task(id, path, problem=f"the archive can't be opened ({error.strerror or error}).")
+        with open_binary(path) as file:
+            for found in tar_members(file):
+                if isinstance(found, Damage):
+                    problem = f"{found.reason}, at byte {found.offset}; what else is found in the archive is read."
+                    yield Task(f"{id}@{found.offset}", path, problem=problem)
+                elif os.path.splitext(found.name)[1].lower() in AUDIO_SUFFIXES:
+                    name = utf8_name(found.name).replace("\0", "\\x00")
+                    place = dict(offset=found.offset, size=found.size) if found.problem is None else dict(offset=found.offset)
+                    yield Task(f"{id}/{name}", path, problem=found.problem, **place)
+    except (OSError, ValueError) as error:
+        yield Task(id, path, problem=f"the archive can't be opened ({getattr(error, 'strerror', None) or error}).")
 
 
 def table_tasks(path: str, id: str, audio_column: str) -> Iterator[Task]:
