@@ -19,6 +19,12 @@ SNDFILE_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", 
 FFMPEG_SUFFIXES = frozenset({".m4a", ".aac", ".mp4", ".webm", ".wma", ".mka", ".amr", ".3gp"})
 AUDIO_SUFFIXES = SNDFILE_SUFFIXES | FFMPEG_SUFFIXES
 
+# Protocols that only fetch bytes from where the URL says; any other has to be allowed by name
+PROTOCOLS = frozenset(
+    {"file", "local", "memory", "http", "https", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf"},
+)
+_added: set[str] = set()
+
 
 @dataclass(frozen=True)
 class AudioFile:
@@ -53,11 +59,37 @@ def is_url(source: str | os.PathLike[str]) -> bool:
     return "://" in os.fspath(source)
 
 
+def allow_protocols(names: Iterable[str]) -> None:
+    """Opens URLs of these protocols too from now on, in this process."""
+    _added.update(names)
+
+
+def added_protocols() -> tuple[str, ...]:
+    """What allow_protocols was given, sorted; for the processes that read for this one."""
+    return tuple(sorted(_added))
+
+
+def check_url(url: str) -> None:
+    """Raises ValueError for what is no plain URL of an allowed protocol.
+
+    URLs come from data, and fsspec has protocols that run what a URL holds, alone or in chains with `::`.
+    """
+    protocol = url.partition("://")[0]
+    if "::" in url:
+        raise ValueError(f"{url}: a chain of URLs (`::`) is not opened; fetch the file first, or write %3A%3A for a plain `::`.")
+    if protocol not in PROTOCOLS and protocol not in _added:
+        raise ValueError(
+            f"{url}: {protocol}:// is not opened, only {', '.join(sorted(PROTOCOLS))}; "
+            f"--allow-protocol {protocol} adds it, for sources that you trust."
+        )
+
+
 def file_system(url: str) -> tuple[Any, str]:
     """fsspec's file system for a URL, and the path in it.
 
-    Raises ValueError that says what to install if fsspec or the protocol's own package is missing.
+    Raises ValueError for a URL that check_url refuses, and that says what to install if fsspec or the protocol's own package is missing.
     """
+    check_url(url)
     protocol = url.partition("://")[0]
     try:
         from fsspec.core import url_to_fs

@@ -72,6 +72,9 @@ def tokenize(
     audio_column: Annotated[str, typer.Option(metavar="NAME", help="Column of tables that holds the audio.")] = "audio",
     clip_timeout: Annotated[float, typer.Option(metavar="SECONDS", help="Reading a clip, or 30 s of a long one, may take.")] = CLIP_TIMEOUT,
     max_clip_bytes: Annotated[int, typer.Option(min=1, metavar="BYTES", help="A larger file is an error.")] = MAX_CLIP_BYTES,
+    allow_protocol: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Open URLs of this protocol too; repeatable. Only for trusted sources.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the first N clips, by id.")] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try those clips again that failed before.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Read all codes that count as done; do again what is damaged.")] = False,
@@ -100,6 +103,7 @@ def tokenize(
     mixed to the model's.
     """
     with checking_arguments():
+        from encodec_fast.audio.files import allow_protocols
         from encodec_fast.corpus.sources import find_tasks
         from encodec_fast.dataset.options import TokenizeOptions
         from encodec_fast.dataset.split import local_rank, parse_shard, shard_of_environment
@@ -121,7 +125,9 @@ def tokenize(
             check=check,
             clip_timeout=clip_timeout,
             max_clip_bytes=max_clip_bytes,
+            protocols=tuple(allow_protocol or ()),
         )
+        allow_protocols(options.protocols)
         part, said = (parse_shard(shard), "") if shard != "auto" else _environment_shard(shard_of_environment(os.environ))
         if engine == "ray":
             _check_alone(part, said, devices)

@@ -96,12 +96,12 @@ class TableReader:
             raise AudioError(task.shown_path, f"the table can't be read ({error}).") from error
         data = cell.get("bytes") if isinstance(cell, dict) else cell
         if data is None and isinstance(cell, dict) and cell.get("path"):
-            name = os.path.join(os.path.dirname(task.path), cell["path"])
+            name = cell["path"] if is_url(cell["path"]) else os.path.join(os.path.dirname(task.path), cell["path"])
             try:
                 with open_binary(name) as file:
                     data = file.read()
-            except OSError as error:
-                raise AudioError(name, f"the file can't be opened ({error.strerror or error}).") from error
+            except (OSError, ValueError) as error:
+                raise AudioError(name, f"the file can't be opened ({getattr(error, 'strerror', None) or error}).") from error
         if not isinstance(data, bytes):
             raise AudioError(task.shown_path, f"row {task.row} holds no audio.")
         return data

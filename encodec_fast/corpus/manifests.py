@@ -16,10 +16,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-from encodec_fast.audio.files import is_url, open_binary
+from encodec_fast.audio.files import check_url, is_url, open_binary
 from encodec_fast.corpus.tasks import Task
 
 SUFFIXES = (".tsv", ".csv", ".jsonl", ".json", ".jsonl.gz", ".tsv.gz", ".csv.gz")
+# More channels than any file has, and few enough for the schedule's column
+MAX_CHANNELS = 1 << 16
 _PATH = ("path", "audio_filepath", "audio_path", "file", "filename", "wav")
 _START = ("start", "offset")
 _ID = ("id", "utt_id", "utterance_id", "key")
@@ -106,6 +108,8 @@ def _lhotse_task(record: Mapping[str, Any], folder: str) -> Task:
     channel = record.get("channel")
     if isinstance(channel, list):
         channel = channel[0] if len(channel) == 1 else None
+    if channel is not None and (type(channel) is not int or not 0 <= channel < MAX_CHANNELS):
+        raise ValueError("channel is no number of a channel, counted from 0.")
     several = len(sources[0].get("channels") or [0]) > 1
     duration = _seconds(record, ("duration",))
     start = _seconds(record, ("start",)) or 0.0
@@ -138,9 +142,13 @@ def _seconds(record: Mapping[str, Any], names: tuple[str, ...]) -> float | None:
 
 
 def _resolved(path: str, folder: str) -> str:
-    if is_url(path) or os.path.isabs(path):
+    if is_url(path):
+        check_url(path)
+        return path
+    if os.path.isabs(path):
         return path
     if is_url(folder):
+        check_url(f"{folder}/{path}")
         return f"{folder}/{path}"
     beside = os.path.normpath(os.path.join(folder, path))
     return beside if os.path.exists(beside) or not os.path.exists(path) else os.path.abspath(path)

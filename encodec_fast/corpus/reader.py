@@ -17,6 +17,7 @@ import numpy as np
 
 from encodec_fast import children
 from encodec_fast.audio import MAX_CLIP_BYTES, AudioError
+from encodec_fast.audio.files import added_protocols, allow_protocols
 from encodec_fast.corpus import worker
 from encodec_fast.corpus.containers import TableReader
 from encodec_fast.corpus.tasks import Clip, Task
@@ -80,7 +81,7 @@ class Reader:
     At most prefetch_seconds of audio (and one clip) are read ahead, so memory is bounded. A clip longer than long_seconds
     comes as LongClip, in blocks of block_seconds. A clip, or a block of a long one, that takes a process longer than clip_timeout
     seconds can't be read; nor a file of more than max_clip_bytes.
-    As a context manager it ends its processes. audio_column: of tables.
+    As a context manager it ends its processes. audio_column: of tables. protocols: of URLs, besides the usual ones.
     """
 
     def __init__(
@@ -95,11 +96,13 @@ class Reader:
         audio_column: str = "audio",
         clip_timeout: float = worker.CLIP_TIMEOUT,
         max_clip_bytes: int = MAX_CLIP_BYTES,
+        protocols: tuple[str, ...] = (),
     ):
         if workers < 0:
             raise ValueError(f"workers is {workers}; 0 or more.")
         if not clip_timeout > 0:
             raise ValueError(f"clip_timeout is {clip_timeout:g} s; more than 0.")
+        allow_protocols(protocols)
         self.clip_timeout, self.max_clip_bytes = clip_timeout, max_clip_bytes
         self.sampling_rate, self.channels = sampling_rate, channels
         self.prefetch_seconds, self.long_seconds, self.block_seconds = prefetch_seconds, long_seconds, block_seconds
@@ -141,7 +144,8 @@ class Reader:
             yield Failed(error.reason)
             return
         block_seconds = self.block_seconds if task.seconds > self.long_seconds else None
-        request = Request(task, self.sampling_rate, self.channels, block_seconds, data, self.max_clip_bytes, self.clip_timeout)
+        limits = self.max_clip_bytes, self.clip_timeout
+        request = Request(task, self.sampling_rate, self.channels, block_seconds, data, *limits, added_protocols())
         for result in read(request):
             if isinstance(result, Failed):
                 yield result

@@ -112,7 +112,7 @@ def scan_seconds(
                 left = max(0.0, file.info.duration - task.start)
         except AudioError as error:
             return replace(task, problem=error.reason)
-        except (OSError, MemoryError) as error:
+        except (OSError, ValueError, MemoryError) as error:
             return replace(task, problem=f"the file can't be read ({type(error).__name__}: {error}).")
         return replace(task, seconds=left if task.duration is None else min(left, task.duration))
 

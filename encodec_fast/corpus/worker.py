@@ -18,6 +18,7 @@ from typing import IO, Any
 import numpy as np
 
 from encodec_fast.audio import MAX_CLIP_BYTES, AudioError
+from encodec_fast.audio.files import allow_protocols
 from encodec_fast.children import take_output
 from encodec_fast.corpus.tasks import Task, open_task, read_task, read_task_blocks
 
@@ -33,6 +34,7 @@ class Request:
 
     block_seconds: give the clip in blocks of this length; None: whole. max_bytes: a file of more is refused.
     timeout: seconds that the clip, or a block of it, may take; what takes longer ends the process by TOOK_TOO_LONG.
+    protocols: of URLs that are opened besides the usual ones.
     """
 
     task: Task
@@ -42,6 +44,7 @@ class Request:
     data: bytes | None = None
     max_bytes: int = MAX_CLIP_BYTES
     timeout: float = CLIP_TIMEOUT
+    protocols: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ class Failed:
 def read(request: Request) -> Iterator[tuple[Block, np.ndarray] | Failed]:
     """The blocks of a clip; a whole clip is one block. A failure ends it."""
     task, start = request.task, time.perf_counter()
+    allow_protocols(request.protocols)
     try:
         if request.block_seconds is None:
             clip = read_task(task, request.sampling_rate, request.channels, request.data, request.max_bytes)

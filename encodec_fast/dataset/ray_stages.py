@@ -51,7 +51,12 @@ def read_group(batch: dict[str, Any], job: RayJob) -> dict[str, Any]:
     """The group's clips, decoded, in place of its tasks; a long clip stays a task."""
     options = job.options
     with Reader(
-        job.sampling_rate, job.channels, workers=0, audio_column=options.audio_column, max_clip_bytes=options.max_clip_bytes
+        job.sampling_rate,
+        job.channels,
+        workers=0,
+        audio_column=options.audio_column,
+        max_clip_bytes=options.max_clip_bytes,
+        protocols=options.protocols,
     ) as reader:
         clips: list[Clip | LongClip | UnreadableClip | Task] = []
         sizes = []
@@ -95,6 +100,7 @@ class GroupEncoder:
             audio_column=options.audio_column,
             clip_timeout=options.clip_timeout,
             max_clip_bytes=options.max_clip_bytes,
+            protocols=options.protocols,
         )
         clips = (clip for item in items for clip in (reader.read([item]) if isinstance(item, Task) else [item]))
         with backends.prefer_backend(job.backend):

@@ -175,6 +175,7 @@ class Run:
                 audio_column=options.audio_column,
                 clip_timeout=options.clip_timeout,
                 max_clip_bytes=options.max_clip_bytes,
+                protocols=options.protocols,
             )
             with reader, self._writer() as writer:
                 clips = reader.read(task for number in batches for task in schedule_of(schedules, number).tasks(number))
