@@ -50,6 +50,24 @@ def test_a_protocol_that_is_allowed_is_opened_by_the_reading_processes(folder, m
     assert "--allow-protocol" not in clip.reason and "foo" in clip.reason
 
 
+LINES = [
+    *(json.dumps({"path": "a.wav", "id": value}) for value in ({}, [1], True, "\0", "\ud800")),
+    *(json.dumps({"path": value}) for value in ({}, [1], True, "a\0.wav", "\udfff.wav")),
+    *('{"path": "a.wav", "duration": ' + value + "}" for value in ('"abc"', "NaN", "-1", "1e400", "true", "[]", "1" * 400, "1" * 5000)),
+    *('{"path": "a.wav", "offset": ' + value + "}" for value in ('"abc"', "{}", "true")),
+    *('{"id": "x", "sources": ' + value + "}" for value in ("5", "[5]", "[]", '[{"type": "file"}]', '"x"')),
+    *('{"recording": ' + value + "}" for value in ("5", "[]", '"x"', '{"sources": [{"type": "file", "channels": 5, "source": "a.wav"}]}')),
+    "[" * 100_000,
+]
+
+
+@pytest.mark.parametrize("line", LINES, ids=range(len(LINES)))
+def test_a_hostile_line_is_one_failure(folder, line):
+    (folder / "m.jsonl").write_text(line + "\n" + json.dumps({"path": "b.wav"}) + "\n")
+    clips = read_all(folder / "m.jsonl")
+    assert [isinstance(clip, UnreadableClip) for _, clip in sorted(clips.items())] == [False, True]
+
+
 @pytest.mark.parametrize("channel", [-1, True, 1.5, "0", [-1], {}, 1 << 40])
 def test_a_channel_that_is_none_is_a_bad_line(folder, channel):
     recording = {"id": "a", "sources": [{"type": "file", "channels": [0, 1], "source": "a.wav"}]}

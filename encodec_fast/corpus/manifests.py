@@ -48,8 +48,10 @@ def read_manifest(path: str) -> Iterator[Task]:
             for number, record in records:
                 try:
                     yield _task(record, folder)
-                except ValueError as error:
-                    problem = f"line {number} of the manifest: {error}"
+                except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+                    # the words of a ValueError are for people; the others say that a field is of another type than it should be
+                    said = str(error) if isinstance(error, ValueError) else f"a field of a wrong type ({type(error).__name__})."
+                    problem = f"line {number} of the manifest: {said}"
                     yield Task(f"{os.path.basename(path)}:{number}", path, row=number, problem=problem)
         except (UnicodeDecodeError, gzip.BadGzipFile, csv.Error) as error:
             raise ManifestError(f"{path}: not a manifest that can be read ({error}).") from error
@@ -77,8 +79,9 @@ def _json_lines(file: TextIO) -> Iterator[tuple[int, Mapping[str, Any]]]:
             continue
         try:
             record = json.loads(line)
-        except json.JSONDecodeError as error:
-            record = {"": f"no JSON ({error})"}
+        # besides: numbers of thousands of digits, and brackets nested as deep
+        except (ValueError, RecursionError) as error:
+            record = {"": f"no JSON that can be read ({error})"}
         yield number, record if isinstance(record, dict) else {"": "no JSON object"}
 
 
@@ -95,8 +98,10 @@ def _task(record: Mapping[str, Any], folder: str) -> Task:
         raise ValueError(f"no path; one of {', '.join(_PATH)} is needed.")
     start, duration = _seconds(record, _START) or 0.0, _seconds(record, ("duration",))
     # an offset makes it a part; a duration alone is that of the file, as NeMo writes it, or a part from its start
-    id = _first(record, _ID) or str(path) + (f"#{start:g}+{duration or math.inf:g}" if start else "")
-    return Task(str(id), _resolved(str(path), folder), start=start, duration=duration, seconds=duration or 0.0)
+    id = _first(record, _ID)
+    if id is None:
+        id = str(path) + (f"#{start:g}+{duration or math.inf:g}" if start else "")
+    return Task(_text(id, "id"), _resolved(_text(path, "path"), folder), start=start, duration=duration, seconds=duration or 0.0)
 
 
 def _lhotse_task(record: Mapping[str, Any], folder: str) -> Task:
@@ -115,8 +120,8 @@ def _lhotse_task(record: Mapping[str, Any], folder: str) -> Task:
     start = _seconds(record, ("start",)) or 0.0
     whole = record is recording
     return Task(
-        str(record.get("id") or sources[0]["source"]),
-        _resolved(str(sources[0]["source"]), folder),
+        _text(record.get("id") or sources[0]["source"], "id"),
+        _resolved(_text(sources[0]["source"], "source"), folder),
         start=start,
         duration=None if whole else duration,
         channel=channel if several else None,
@@ -132,13 +137,25 @@ def _seconds(record: Mapping[str, Any], names: tuple[str, ...]) -> float | None:
     value = _first(record, names)
     if value is None:
         return None
+    if isinstance(value, bool):
+        raise ValueError(f"{names[0]} is {value}; seconds are needed, 0 or more.")
     try:
         seconds = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         seconds = math.nan
     if not 0 <= seconds < math.inf:
         raise ValueError(f"{names[0]} is {value!r}; seconds are needed, 0 or more.")
     return seconds
+
+
+def _text(value: Any, name: str) -> str:
+    """Raises ValueError for what is no text that can be stored, or name a file."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError(f"{name} is a {type(value).__name__}; text is needed.")
+    text = str(value)
+    if "\0" in text or any("\ud800" <= char <= "\udfff" for char in text):
+        raise ValueError(f"{name} holds a NUL or half a character; no file has such a name.")
+    return text
 
 
 def _resolved(path: str, folder: str) -> str:
