@@ -1,6 +1,7 @@
 """Hostile sources: a bad line is its own failure, and no line opens what it should not."""
 
 import json
+import os
 
 import pytest
 
@@ -75,3 +76,11 @@ def test_a_channel_that_is_none_is_a_bad_line(folder, channel):
     (folder / "m.jsonl").write_text(json.dumps(line) + "\n" + json.dumps({"path": "b.wav"}) + "\n")
     clips = read_all(folder / "m.jsonl")
     assert "channel is no number of a channel" in clips["m.jsonl:1"].reason and "b.wav" in clips
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+@pytest.mark.parametrize("name", ["x.tar", "x.parquet"])
+def test_a_pipe_among_archives_and_tables_is_a_failure(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    (task,) = find_tasks([tmp_path])
+    assert "not a regular file" in task.problem
