@@ -21,7 +21,8 @@ class TokenizeOptions:
     model. long_clip_seconds: longer clips run in pieces. rows_per_shard, shard_seconds: a shard ends after that many clips, or that
     much time. workers: reading processes. prefetch_seconds: audio read ahead. audio_column: of tables. verify_share: of the clips,
     to be compared with transformers. check: read all that counts as done, and do again what is not sound. clip_timeout: seconds that
-    reading a clip, or a block of a long one, may take. max_clip_bytes: of its file. protocols: of URLs that are opened besides the usual ones.
+    reading a clip, or a block of a long one, may take. max_clip_bytes: of its file. protocols: of URLs that are opened besides the
+    usual ones.
     """
 
     bandwidth: float
