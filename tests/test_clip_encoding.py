@@ -192,3 +192,18 @@ def test_rows_of_another_model_are_refused_one_by_one(model):
     assert isinstance(results[0][1], np.ndarray) and isinstance(results[-1][1], np.ndarray)
     for reason, (_, result) in zip(bad, results[1:-1]):
         assert isinstance(result, str) and reason in result
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_samples_that_are_no_numbers_become_no_codes_whatever_way_they_came(models, value):
+    _, model = models
+    bandwidth = model.config.target_bandwidths[0]
+    encoder, channels = ClipEncoder(model, bandwidth), model.config.audio_channels
+    good, bad = (np.repeat(clip(5000).samples, channels, 0) for _ in range(2))
+    bad[0, 3000] = value
+    clips = [Clip(Task(name, "x"), samples, RATE) for name, samples in (("a", good), ("b", bad), ("c", good))]
+    rows = encoder.encode(clips)
+    assert [isinstance(row, ClipRow) for row in rows] == [True, False, True]
+    assert "NaN or infinite" in rows[1].reason
+    failure = encoder.encode_long(LongClip(clips[1].task, RATE, iter(np.split(bad, 5, axis=1))))
+    assert "NaN or infinite" in failure.reason
