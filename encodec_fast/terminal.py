@@ -131,11 +131,16 @@ def summary_lines(summary: Summary, failures: int) -> Iterator[str]:
         )
 
 
+def shown(text: str) -> str:
+    """The text without what a terminal would obey: ids and file names come from data."""
+    return "".join(char if char.isprintable() or char == " " else char.encode("unicode_escape").decode() for char in text)
+
+
 def report_failures(failures: Sequence[ClipFailure]) -> None:
     """The clips without a result and why, on standard error."""
     complain(f"{len(failures)} of the clips failed:")
     for failure in failures[:FAILURES_SHOWN]:
-        complain(f"  {failure.id}: {failure.reason}")
+        complain(f"  {shown(failure.id)}: {shown(failure.reason)}")
     if len(failures) > FAILURES_SHOWN:
         complain(f"  and {len(failures) - FAILURES_SHOWN} more.")
 

@@ -264,7 +264,7 @@ def test_a_table_of_others_is_named(tmp_path):
 def test_every_format_in_the_table_has_its_parts():
     for name in FORMATS:
         module = format_module(name)
-        assert all(hasattr(module, part) for part in ("SUFFIX", "Shard", "read_shard", "read_shard_info", "read_shard_ids"))
+        assert all(hasattr(module, part) for part in ("SUFFIX", "Shard", "read_rows", "count_rows", "read_shard_info", "read_shard_ids"))
     with pytest.raises(ValueError, match="format is 'mp3'; allowed are parquet, webdataset, npy"):
         format_module("mp3")
 

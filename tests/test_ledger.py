@@ -267,7 +267,17 @@ def test_links_under_the_names_that_a_run_writes_are_not_followed(corpus, model,
         (out / "codes" / "0000.wav.npy").unlink(missing_ok=True)
         (out / "codes" / "0001.wav.npy").symlink_to(victim)
     tokenize(model, [corpus], out, format=format)
-    assert victim.read_text() == "mine" and (out / ".errors.parquet.tmp").is_symlink()
+    assert victim.read_text() == "mine"
+    assert (out / ".errors.parquet.tmp").is_symlink() and (out / f".part-00000001{suffix}.tmp").is_symlink()
+
+
+def test_a_line_without_a_checksum_behind_one_that_has_it_counts_for_nothing(tmp_path):
+    ledger = Ledger(tmp_path)
+    with ledger.writing():
+        ledger.append(Record(None, [0]))
+    with (ledger.folder / "ledger-0-of-1.jsonl").open("a") as log:
+        log.write(Record(None, [1]).to_json() + "\n")
+    assert [record.batches for record in ledger.records()] == [[0]]
 
 
 def test_a_folder_of_the_run_that_is_a_link_is_refused(tmp_path):

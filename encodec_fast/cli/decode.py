@@ -27,6 +27,7 @@ from encodec_fast.dataset.options import BATCH_SECONDS
 from encodec_fast.terminal import ProgressBar, report_failures, say, speed_line
 
 if TYPE_CHECKING:
+    from encodec_fast.dataset.decoding import StoredRows
     from encodec_fast.dataset.run import Summary
     from encodec_fast.model import EncodecModel
 
@@ -56,13 +57,15 @@ def decode(
     """
     with checking_arguments():
         from encodec_fast.audio import WAV_SUBTYPES, wav_paths
-        from encodec_fast.formats.folder import read_ids, read_info
+        from encodec_fast.dataset.decoding import StoredRows
+        from encodec_fast.formats.folder import read_info
 
         check_batch_seconds(batch_seconds)
         if subtype not in WAV_SUBTYPES:
             raise ValueError(f"--subtype is {subtype}; allowed are {', '.join(WAV_SUBTYPES)}.")
         info = read_info(folder)
-        targets = [out / path for path in wav_paths(read_ids(folder))]
+        rows = StoredRows(folder)
+        targets = [out / path for path in wav_paths(rows.ids)]
         existing = [path for path in targets if path.exists()]
         if existing and not overwrite:
             raise ValueError(f"{existing[0]} exists already; choose another --out or add --overwrite.")
@@ -75,7 +78,7 @@ def decode(
                 f"{folder} was made by {info.model_id} with weights {info.weights_sha256[:16]}, "
                 f"but {model_id} has weights {found[:16]}; give the model that made the codes."
             )
-        summary = decode_folder(folder, loaded, targets, batch_seconds, subtype)
+        summary = decode_rows(rows, loaded, targets, batch_seconds, subtype)
     say(speed_line(summary))
     say(f"wrote {summary.clips} WAV files to {out}")
     if summary.failures:
@@ -84,24 +87,25 @@ def decode(
     return OK
 
 
-def decode_folder(
-    folder: Path, model: EncodecModel, targets: Sequence[Path], batch_seconds: float = BATCH_SECONDS, subtype: str = "PCM_16"
+def decode_rows(
+    rows: StoredRows, model: EncodecModel, targets: Sequence[Path], batch_seconds: float = BATCH_SECONDS, subtype: str = "PCM_16"
 ) -> Summary:
-    """Decodes every row of the folder into its target file, with a progress bar."""
+    """Decodes every row of a folder into its target file, with a progress bar; a row that can't be read or decoded is a failure."""
     from encodec_fast.audio import write_wav
     from encodec_fast.dataset.decoding import decode
     from encodec_fast.dataset.run import Summary
     from encodec_fast.formats import ClipFailure
-    from encodec_fast.formats.folder import load_codes
 
     summary = Summary()
     start = time.perf_counter()
     with ProgressBar(len(targets)) as bar:
-        decoded = decode(model, load_codes(folder), batch_seconds=batch_seconds)
+        decoded = decode(model, rows, batch_seconds=batch_seconds)
         for target, (row, audio) in zip(targets, decoded, strict=True):
-            if isinstance(audio, str):
+            if isinstance(row, ClipFailure):
+                summary.failures.append(row)
+            elif isinstance(audio, str):
                 summary.failures.append(ClipFailure(row.id, row.path, audio))
-            else:
+            elif audio is not None:
                 write_wav(target, audio, row.sampling_rate, subtype)
                 summary.clips += 1
                 summary.seconds += row.duration

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from encodec_fast.cli.app import CLIPS_FAILED, OK, ThreadsOption, app, prepared_model
-from encodec_fast.cli.decode import decode_folder
+from encodec_fast.cli.decode import decode_rows
 from encodec_fast.cli.tokenize import tokenize_sources
 from encodec_fast.cli.verify import verify_tasks
 from encodec_fast.terminal import console, say
@@ -35,9 +35,9 @@ def demo(
     """
     from encodec_fast.audio import wav_paths
     from encodec_fast.corpus.sources import find_tasks
+    from encodec_fast.dataset.decoding import StoredRows
     from encodec_fast.dataset.options import TokenizeOptions
     from encodec_fast.demo import bundled_clips
-    from encodec_fast.formats.folder import read_ids
 
     bandwidth = 6.0
     columns: dict[str, dict[str, str]] = {}
@@ -48,7 +48,8 @@ def demo(
         with prepared_model(name, "cpu", "auto", threads) as (model, model_id):
             codes, wavs = out / name / "codes", out / name / "wavs"
             encoded = tokenize_sources(sources, model, model_id, codes, TokenizeOptions(bandwidth, workers=0), overwrite=True)
-            decoded = decode_folder(codes, model, [wavs / path for path in wav_paths(read_ids(codes))])
+            rows = StoredRows(codes)
+            decoded = decode_rows(rows, model, [wavs / path for path in wav_paths(rows.ids)])
             report, _ = verify_tasks(find_tasks(sources), model, bandwidth)
         assert report is not None
         good = report.passed and not encoded.failures and not decoded.failures

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,24 +13,63 @@ import torch
 from encodec_fast.chunks import encoded_length
 from encodec_fast.dataset.encoding import each_or_reason
 from encodec_fast.dataset.options import BATCH_SECONDS
-from encodec_fast.formats import ClipRow
+from encodec_fast.formats import ClipFailure, ClipRow, FormatError
+from encodec_fast.formats.folder import read_rows, shard_ids, shards_of
 from encodec_fast.model import EncodecModel, EncodedClip
 
 
+class StoredRows:
+    """The rows of a folder of codes, as often as they are asked for: a ClipRow each, or a failure where it, or its shard, is damaged.
+
+    ids: of all of them, in order; of a shard that can't be read at all its name stands for its rows.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]):
+        self._shards = [(path, _ids(path)) for path in shards_of(folder)]
+        self.ids = [id for _, ids in self._shards for id in ids]
+
+    def __iter__(self) -> Iterator[ClipRow | ClipFailure]:
+        for path, ids in self._shards:
+            reason, count = "the shard has fewer rows than ids.", 0
+            try:
+                for row in itertools.islice(read_rows(path), len(ids)):
+                    count += 1
+                    yield row
+            except FormatError as error:
+                reason = str(error)
+            # the rows behind the place where the shard can't be read on
+            yield from (ClipFailure(id, str(path), reason) for id in ids[count:])
+
+
+def _ids(path: Path) -> list[str]:
+    try:
+        return shard_ids(path)
+    except FormatError:
+        return [path.name]
+
+
 def decode(
-    model: EncodecModel, rows: Iterable[ClipRow], *, batch_seconds: float = BATCH_SECONDS
-) -> Iterator[tuple[ClipRow, np.ndarray | str]]:
-    """Each row with its audio, float32 [C, num_samples], in the order of the rows; or with why it has none."""
-    batch: list[ClipRow] = []
+    model: EncodecModel, rows: Iterable[ClipRow | ClipFailure], *, batch_seconds: float = BATCH_SECONDS
+) -> Iterator[tuple[ClipRow, np.ndarray | str] | tuple[ClipFailure, None]]:
+    """Each row with its audio, float32 [C, num_samples], in the order of the rows; or with why it has none. A failure stays one."""
+    batch: list[ClipRow | ClipFailure] = []
     seconds = 0.0
     for row in rows:
-        if batch and seconds + row.duration > batch_seconds:
-            yield from _decode_batch(model, batch)
+        length = row.duration if isinstance(row, ClipRow) else 0.0
+        if batch and seconds + length > batch_seconds:
+            yield from _decode_mixed(model, batch)
             batch, seconds = [], 0.0
         batch.append(row)
-        seconds += row.duration
-    if batch:
-        yield from _decode_batch(model, batch)
+        seconds += length
+    yield from _decode_mixed(model, batch)
+
+
+def _decode_mixed(
+    model: EncodecModel, rows: Sequence[ClipRow | ClipFailure]
+) -> Iterator[tuple[ClipRow, np.ndarray | str] | tuple[ClipFailure, None]]:
+    good = [row for row in rows if isinstance(row, ClipRow)]
+    decoded = _decode_batch(model, good) if good else iter(())
+    yield from ((row, None) if isinstance(row, ClipFailure) else next(decoded) for row in rows)
 
 
 def _decode_batch(model: EncodecModel, rows: Sequence[ClipRow]) -> Iterator[tuple[ClipRow, np.ndarray | str]]:

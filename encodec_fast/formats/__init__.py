@@ -1,6 +1,7 @@
 """How codes are stored, and read again. No torch here, so that a reader of codes needs none.
 
-A format is one module with a class `Shard` (see ShardFile), `SUFFIX`, `read_shard` and `read_shard_info`, and one line in FORMATS.
+A format is one module with a class `Shard` (see ShardFile), `SUFFIX`, `read_rows`, `count_rows`, `read_shard_ids` and
+`read_shard_info`, and one line in FORMATS.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from encodec_fast.formats import FORMATS, ClipRow, DatasetInfo, FormatError
+from encodec_fast.formats import FORMATS, ClipFailure, ClipRow, DatasetInfo, FormatError
 
 SHARD_PATTERN = "part-*"
 _SHARD_NAME = re.compile(r"part-\d{8,}\.(parquet|tar|jsonl)")
@@ -27,8 +27,16 @@ def load_codes(path: str | os.PathLike[str]) -> Iterator[ClipRow]:
 
 
 def read_shard(path: Path) -> Iterator[ClipRow]:
-    """The rows of one shard in order."""
-    return _module(path).read_shard(path)
+    """The rows of one shard in order. Raises FormatError at the first that is damaged; `read_rows` goes on behind it."""
+    for row in read_rows(path):
+        if isinstance(row, ClipFailure):
+            raise FormatError(f"{path}: the shard can't be read ({row.id!r}: {row.reason}).")
+        yield row
+
+
+def read_rows(path: Path) -> Iterator[ClipRow | ClipFailure]:
+    """The rows of one shard in order, a failure for each that is damaged. Raises FormatError where it can't be read on."""
+    return _module(path).read_rows(path)
 
 
 def is_shard_name(name: object) -> bool:
@@ -105,7 +113,12 @@ def read_info(folder: str | os.PathLike[str]) -> DatasetInfo:
 
 def read_ids(folder: str | os.PathLike[str]) -> list[str]:
     """The id of every row of a folder, in order."""
-    return [id for path in shard_paths(folder) for id in _module(path).read_shard_ids(path)]
+    return [id for path in shard_paths(folder) for id in shard_ids(path)]
+
+
+def shard_ids(path: Path) -> list[str]:
+    """The id of every row of one shard, in order; a name in its place where a damaged row has none. Raises FormatError."""
+    return _module(path).read_shard_ids(path)
 
 
 def _module(path: Path) -> Any:

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from encodec_fast.formats import ClipRow, DatasetInfo, FormatError, check_codes
+from encodec_fast.formats import ClipFailure, ClipRow, DatasetInfo, FormatError, check_codes
 from encodec_fast.formats.atomic import AtomicFile, inside, write_atomically
-from encodec_fast.formats.records import info_of, info_record, record_row, row_record
+from encodec_fast.formats.records import damaged_row, info_of, info_record, load_npy, record_row, row_record
 
 SUFFIX = ".jsonl"
 INFO_FILE = "info.json"
@@ -85,19 +85,33 @@ def npy_path(id: str) -> PurePosixPath:
 def read_shard_info(path: Path) -> DatasetInfo:
     """What made the codes of a manifest. Raises FormatError if nothing says so."""
     try:
-        stored: dict[str, Any] = json.loads((path.parent / INFO_FILE).read_bytes())
-    except (OSError, ValueError) as error:
+        stored: dict[str, Any] = dict(json.loads((path.parent / INFO_FILE).read_bytes()))
+    except (OSError, ValueError, TypeError) as error:
         raise FormatError(f"{path}: not written by encodec_fast ({INFO_FILE} beside it can't be read: {error}).") from error
     return info_of(stored, path)
 
 
-def read_shard(path: Path) -> Iterator[ClipRow]:
-    """Every row of a manifest in order. Raises FormatError for files that can't be read."""
+def read_rows(path: Path) -> Iterator[ClipRow | ClipFailure]:
+    """Every row of a manifest in order; a damaged one, or one whose file is, is a failure. Raises FormatError for no manifest."""
+    read_shard_info(path)
+    for index, line in enumerate(_lines(path)):
+        record: Any = None
+        try:
+            record = json.loads(line)
+            if not isinstance(record, dict):
+                raise ValueError("no JSON object.")
+            yield record_row(record, _codes(inside(path.parent, record.get("npy")), record.get("npy_crc32")))
+        except (OSError, ValueError, RecursionError) as error:
+            yield damaged_row(record, path, index, error)
+
+
+def _lines(path: Path) -> list[bytes]:
+    """The lines of a manifest; the last one was cut where no line end follows it."""
     try:
-        for record in read_manifest(path):
-            yield record_row(record, _codes(inside(path.parent, record["npy"]), record.get("npy_crc32")))
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
         raise FormatError(f"{path}: the shard can't be read ({error}).") from error
+    return lines if lines[-1] else lines[:-1]
 
 
 def _codes(path: Path, crc32: str | None) -> np.ndarray:
@@ -105,7 +119,7 @@ def _codes(path: Path, crc32: str | None) -> np.ndarray:
     data = path.read_bytes()
     if crc32 is not None and f"{zlib.crc32(data):08x}" != crc32:
         raise ValueError(f"{path.name} has other bytes than it had")
-    return np.load(io.BytesIO(data))
+    return load_npy(data)
 
 
 def count_rows(path: Path) -> int:
@@ -121,7 +135,15 @@ def count_rows(path: Path) -> int:
 
 def read_shard_ids(path: Path) -> list[str]:
     """The id of every row of a manifest, in order."""
-    return [record["id"] for record in read_manifest(path)]
+    ids = []
+    for index, line in enumerate(_lines(path)):
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            record = None
+        id = record.get("id") if isinstance(record, dict) else None
+        ids.append(id if isinstance(id, str) else f"{path.name}#{index}")
+    return ids
 
 
 def read_manifest(path: Path) -> Iterator[dict[str, Any]]:

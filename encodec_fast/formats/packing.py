@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 
@@ -17,7 +19,9 @@ def pack_codes(codes: np.ndarray, bits: int) -> bytes:
 
 
 def unpack_codes(data: bytes, bits: int, shape: tuple[int, ...], dtype: np.typing.DTypeLike = np.uint16) -> np.ndarray:
-    """What pack_codes was given, as dtype."""
-    size = int(np.prod(shape))
+    """What pack_codes was given, as dtype. Raises ValueError for fewer or more bytes than codes of that shape take."""
+    size = math.prod(shape)
+    if len(data) != -(-size * bits // 8):
+        raise ValueError(f"{len(data)} bytes of codes, and codes of shape {list(shape)} take {-(-size * bits // 8)}.")
     planes = np.unpackbits(np.frombuffer(data, np.uint8), count=size * bits, bitorder="little").reshape(size, bits)
     return (planes.astype(np.uint32) << np.arange(bits, dtype=np.uint32)).sum(1, dtype=np.uint32).astype(dtype).reshape(shape)

@@ -8,6 +8,7 @@ are: `np.array(row["codes"]).reshape(row["codes_shape"])` is [n_chunks, K, F]. P
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
@@ -20,7 +21,7 @@ import pyarrow.parquet as pq
 from encodec_fast.formats import ClipFailure, ClipRow, DatasetInfo, FormatError, check_codes
 from encodec_fast.formats.atomic import AtomicFile
 from encodec_fast.formats.packing import code_bits, pack_codes, unpack_codes
-from encodec_fast.formats.records import info_of, info_record, record_row, row_record
+from encodec_fast.formats.records import damaged_row, info_of, info_record, record_row, row_record, shape_of
 
 SUFFIX = ".parquet"
 METADATA_KEY = b"encodec_fast"
@@ -108,34 +109,73 @@ def read_shard_info(path: Path) -> DatasetInfo:
         raise FormatError(f"{path}: the shard can't be read ({error}).") from error
     if METADATA_KEY not in metadata:
         raise FormatError(f"{path}: not written by encodec_fast (no {METADATA_KEY.decode()!r} in its metadata).")
-    return info_of(json.loads(metadata[METADATA_KEY]), path)
+    try:
+        return info_of(json.loads(metadata[METADATA_KEY]), path)
+    except ValueError as error:
+        raise FormatError(f"{path}: what made its codes can't be read ({error}).") from error
 
 
-def read_shard(path: Path) -> Iterator[ClipRow]:
-    """Every row of a shard in order, codes as numpy arrays. Raises FormatError for a file that can't be read."""
+def read_rows(path: Path) -> Iterator[ClipRow | ClipFailure]:
+    """Every row of a shard in order, codes as numpy arrays; a damaged row is a failure.
+
+    Raises FormatError for a file that can't be read, or where it can't be read on.
+    """
+    info = read_shard_info(path)
     try:
         with pq.ParquetFile(path) as shard:
-            packed = shard.schema_arrow.field("codes").type == pa.binary()
-            info = read_shard_info(path) if packed else None
+            if "codes" not in shard.schema_arrow.names:
+                raise FormatError(f"{path}: the shard has no column 'codes'.")
             for group in range(shard.num_row_groups):
-                yield from _rows(shard.read_row_group(group), info)
+                try:
+                    table = shard.read_row_group(group)
+                except (OSError, pa.ArrowException) as error:
+                    yield from _lost_rows(shard, group, path, error)
+                else:
+                    yield from _rows(table, info, path)
     except (OSError, KeyError, pa.ArrowException) as error:
         raise FormatError(f"{path}: the shard can't be read ({error}).") from error
 
 
-def _rows(table: pa.Table, packed: DatasetInfo | None) -> Iterator[ClipRow]:
+def _rows(table: pa.Table, info: DatasetInfo, path: Path) -> Iterator[ClipRow | ClipFailure]:
+    if not table.num_rows:
+        return
     table = table.combine_chunks()
     codes = table["codes"].chunk(0)
-    others = table.drop_columns(["codes"]).to_pylist()
-    if packed is None:
-        flat, offsets = codes.values.to_numpy(), codes.offsets.to_numpy()
-    for index, record in enumerate(others):
-        shape = record["codes_shape"]
-        if packed is None:
-            own = flat[offsets[index] : offsets[index + 1]].reshape(shape)
-        else:
-            own = unpack_codes(codes[index].as_py(), code_bits(packed.codebook_size), tuple(shape), packed.code_dtype)
-        yield record_row(record, own)
+    packed = codes.type == pa.binary()
+    if not packed and not (pa.types.is_list(codes.type) and pa.types.is_integer(codes.type.value_type)):
+        raise FormatError(f"{path}: the column 'codes' is of {codes.type}; lists of whole numbers, or bytes, are needed.")
+    if not packed:
+        # a null among the numbers becomes a float there, and then an error of its row
+        flat, offsets = codes.values.to_numpy(zero_copy_only=False), codes.offsets.to_numpy()
+    for index, record in enumerate(table.drop_columns(["codes"]).to_pylist()):
+        try:
+            shape = shape_of(record)
+            if not codes[index].is_valid:
+                raise FormatError(f"{record.get('id')!r} has no codes.")
+            if packed:
+                own = unpack_codes(codes[index].as_py(), code_bits(info.codebook_size), shape, info.code_dtype)
+            else:
+                own = _shaped(flat[offsets[index] : offsets[index + 1]], shape)
+            yield record_row(record, own)
+        except (FormatError, ValueError) as error:
+            yield damaged_row(record, path, index, error)
+
+
+def _lost_rows(shard: pq.ParquetFile, group: int, path: Path, error: Exception) -> Iterator[ClipFailure]:
+    """A failure for each row of a group that can't be read, by its id where at least that can."""
+    count = shard.metadata.row_group(group).num_rows
+    try:
+        ids = shard.read_row_group(group, columns=["id"])["id"].to_pylist()
+    except (OSError, KeyError, pa.ArrowException):
+        ids = [None] * count
+    for index, id in enumerate(ids):
+        yield damaged_row({"id": id}, path, index, error)
+
+
+def _shaped(codes: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    if codes.size != math.prod(shape):
+        raise ValueError(f"it has {codes.size} codes, and {list(shape)} are announced.")
+    return codes.reshape(shape)
 
 
 def count_rows(path: Path) -> int:
@@ -148,7 +188,11 @@ def count_rows(path: Path) -> int:
 
 def read_shard_ids(path: Path) -> list[str]:
     """The id of every row of a shard, in order."""
-    return pq.read_table(path, columns=["id"])["id"].to_pylist()
+    try:
+        ids = pq.read_table(path, columns=["id"], partitioning=None)["id"].to_pylist()
+    except (OSError, KeyError, pa.ArrowException) as error:
+        raise FormatError(f"{path}: the shard can't be read ({error}).") from error
+    return [id if isinstance(id, str) else f"{path.name}#{index}" for index, id in enumerate(ids)]
 
 
 def write_errors(folder: Path, failures: Iterable[ClipFailure]) -> Path | None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import math
+import tokenize
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from encodec_fast.formats import FORMAT_VERSION, ClipRow, DatasetInfo, FormatError
+from encodec_fast.formats import FORMAT_VERSION, ClipFailure, ClipRow, DatasetInfo, FormatError
 
 
 def info_record(info: DatasetInfo) -> dict[str, Any]:
@@ -22,7 +26,10 @@ def info_of(record: dict[str, Any], path: Path) -> DatasetInfo:
     version = stored.pop("format_version", None)
     if version != FORMAT_VERSION:
         raise FormatError(f"{path}: format version {version}; this encodec_fast reads {FORMAT_VERSION}.")
-    return DatasetInfo(**stored)
+    try:
+        return DatasetInfo(**stored)
+    except TypeError as error:
+        raise FormatError(f"{path}: what made its codes can't be read ({error}).") from error
 
 
 def row_record(row: ClipRow) -> dict[str, Any]:
@@ -32,8 +39,79 @@ def row_record(row: ClipRow) -> dict[str, Any]:
     return {**record, "scales": scales, "frames": row.frames, "duration": row.duration, "codes_shape": list(row.codes.shape)}
 
 
-def record_row(record: dict[str, Any], codes: np.ndarray) -> ClipRow:
-    """The row of a record and its codes."""
-    fields = {name: value for name, value in record.items() if name in ClipRow.__dataclass_fields__}
-    scales = fields.pop("scales")
-    return ClipRow(codes=codes, scales=None if scales is None else np.array(scales, np.float32), **fields)
+def record_row(record: Mapping[str, Any], codes: np.ndarray) -> ClipRow:
+    """The row of a record and its codes.
+
+    Raises FormatError, naming the row, for fields that no clip has: a damaged or forged shard must not pass for codes.
+    """
+    id, path, bandwidth = record.get("id"), record.get("path"), record.get("bandwidth")
+    if not isinstance(id, str) or not isinstance(path, str):
+        raise FormatError(f"a row has no id or no path: {id!r}, {path!r}.")
+    numbers: dict[str, int] = {}
+    for name, least in _LEAST.items():
+        value = record.get(name)
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 1 << 62:
+            raise FormatError(f"{id}: {name} is {value!r}; a whole number is needed, {least} or more.")
+        numbers[name] = value
+    if isinstance(bandwidth, bool) or not isinstance(bandwidth, int | float) or not 0 < bandwidth < math.inf:
+        raise FormatError(f"{id}: bandwidth is {bandwidth!r}; kbps are needed.")
+    if codes.ndim != 3 or list(codes.shape) != list(shape_of(record)):
+        raise FormatError(f"{id}: its codes have shape {list(codes.shape)} and are said to have {record.get('codes_shape')}.")
+    if not np.issubdtype(codes.dtype, np.integer):
+        raise FormatError(f"{id}: its codes are {codes.dtype}; whole numbers are needed.")
+    if codes.size and codes.min() < 0:
+        raise FormatError(f"{id}: a code is {codes.min()}; codes count from 0.")
+    if numbers["last_frame_pad_length"] >= max(codes.shape[2], 1):
+        raise FormatError(f"{id}: last_frame_pad_length is {numbers['last_frame_pad_length']} of {codes.shape[2]} frames.")
+    scales = _scales(id, record.get("scales"), codes)
+    return ClipRow(id=id, path=path, codes=codes, scales=scales, bandwidth=float(bandwidth), **numbers)
+
+
+# The fields that are whole numbers, and the least that each can be.
+_LEAST = {"num_samples": 1, "last_frame_pad_length": 0, "sampling_rate": 1, "original_rate": 1}
+
+
+def _scales(id: str, stored: Any, codes: np.ndarray) -> np.ndarray | None:
+    if stored is None:
+        return None
+    try:
+        scales = np.array(stored, np.float32)
+    except (TypeError, ValueError) as error:
+        raise FormatError(f"{id}: its scales are no numbers ({error}).") from error
+    if scales.shape != codes.shape[:1] or not np.isfinite(scales).all():
+        raise FormatError(f"{id}: its scales are {scales.tolist()}; one finite number for each of {codes.shape[0]} chunks is needed.")
+    return scales
+
+
+def damaged_row(record: Any, path: Path, index: int, error: Exception) -> ClipFailure:
+    """The failure that stands for a row that can't be read.  index: of the row, for one that doesn't say who it is."""
+    fields = record if isinstance(record, Mapping) else {}
+    id, source = fields.get("id"), fields.get("path")
+    id = id if isinstance(id, str) else f"{path.name}#{index}"
+    return ClipFailure(id, source if isinstance(source, str) else str(path), f"the row is damaged: {error}")
+
+
+def shape_of(record: Mapping[str, Any]) -> tuple[int, int, int]:
+    """The shape of a row's codes as it is stored, before anything of that size is made. Raises FormatError if it is none."""
+    shape = record.get("codes_shape")
+    if isinstance(shape, list) and len(shape) == 3 and all(type(side) is int and 0 <= side < 1 << 31 for side in shape):
+        return shape[0], shape[1], shape[2]
+    raise FormatError(f"{record.get('id')!r}: codes_shape is {shape!r}; three whole numbers are needed.")
+
+
+def load_npy(data: bytes) -> np.ndarray:
+    """The array of a `.npy` file. Raises ValueError if it is none, or says another size than it has, before so much memory is taken."""
+    file = io.BytesIO(data)
+    version = np.lib.format.read_magic(file)
+    if version != (1, 0):
+        raise ValueError(f"version {version} of the format, where codes have (1, 0)")
+    try:
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    # numpy lets Python's own parser speak of a header that is no literal
+    except (SyntaxError, tokenize.TokenError, TypeError, RecursionError, OverflowError) as error:
+        raise ValueError(f"its header can't be read ({error})") from error
+    size = math.prod(shape) * dtype.itemsize
+    if dtype.hasobject or size != len(data) - file.tell():
+        raise ValueError(f"{size} bytes of {dtype} announced, {len(data) - file.tell()} there")
+    file.seek(0)
+    return np.load(file)

@@ -11,12 +11,13 @@ import json
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from encodec_fast.formats import ClipRow, DatasetInfo, FormatError, check_codes
+from encodec_fast.formats import ClipFailure, ClipRow, DatasetInfo, FormatError, check_codes
 from encodec_fast.formats.atomic import AtomicFile
-from encodec_fast.formats.records import info_of, info_record, record_row, row_record
+from encodec_fast.formats.records import damaged_row, info_of, info_record, load_npy, record_row, row_record
 
 SUFFIX = ".tar"
 HEADER = "ENCODEC_FAST.info"
@@ -69,24 +70,49 @@ def read_shard_info(path: Path) -> DatasetInfo:
         raise FormatError(f"{path}: the shard can't be read ({error}).") from error
     if header is None:
         raise FormatError(f"{path}: not written by encodec_fast (no {HEADER!r} in its header).")
-    return info_of(json.loads(header), path)
+    try:
+        return info_of(json.loads(header), path)
+    except ValueError as error:
+        raise FormatError(f"{path}: what made its codes can't be read ({error}).") from error
 
 
-def read_shard(path: Path) -> Iterator[ClipRow]:
-    """Every row of a shard in order. Raises FormatError for a file that can't be read."""
+def read_rows(path: Path) -> Iterator[ClipRow | ClipFailure]:
+    """Every row of a shard in order; a damaged one is a failure. Raises FormatError for a file that can't be read, or read on."""
     try:
         with tarfile.open(path, "r:") as tar:
-            codes = None
+            index, codes, end = 0, None, 0
             for member in tar:
                 tar.members.clear()  # type: ignore[attr-defined]
+                end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
                 file = tar.extractfile(member)
-                assert file is not None
+                if file is None:
+                    raise FormatError(f"{path}: {member.name!r} is no file.")
                 if member.name.endswith(".npy"):
-                    codes = np.load(io.BytesIO(file.read()))
-                elif codes is not None:
-                    yield record_row(json.load(file), codes)
+                    codes = file.read()
+                    continue
+                yield _row(file.read(), codes, path, index)
+                index, codes = index + 1, None
+            if codes is not None:
+                raise FormatError(f"{path}: the archive ends with codes without a record.")
+        count_rows(path)
+        with path.open("rb") as file:
+            file.seek(end)
+            # tarfile takes a damaged header for the end
+            if any(any(block) for block in iter(lambda: file.read(1 << 20), b"")):
+                raise FormatError(f"{path}: the archive is damaged at byte {end}, and more stands behind.")
     except (OSError, ValueError, tarfile.TarError) as error:
-        raise FormatError(f"{path}: the shard can't be read ({error}).") from error
+        raise error if isinstance(error, FormatError) else FormatError(f"{path}: the shard can't be read ({error}).") from error
+
+
+def _row(data: bytes, codes: bytes | None, path: Path, index: int) -> ClipRow | ClipFailure:
+    record: Any = None
+    try:
+        record = json.loads(data)
+        if not isinstance(record, dict) or codes is None:
+            raise ValueError("no JSON object." if codes is not None else "it has no codes.")
+        return record_row(record, load_npy(codes))
+    except (ValueError, RecursionError) as error:
+        return damaged_row(record, path, index, error)
 
 
 def count_rows(path: Path) -> None:
@@ -103,5 +129,11 @@ def count_rows(path: Path) -> None:
 
 
 def read_shard_ids(path: Path) -> list[str]:
-    """The id of every row of a shard, in order."""
-    return [row.id for row in read_shard(path)]
+    """The id of every row of a shard, in order; behind the place where it can't be read on its name stands for what is lost."""
+    ids: list[str] = []
+    try:
+        for row in read_rows(path):
+            ids.append(row.id)
+    except FormatError:
+        ids.append(path.name)
+    return ids
