@@ -145,7 +145,7 @@ def test_a_retry_opens_audio_and_no_manifest_or_archive_that_is_damaged(corpus, 
     sources, out = [corpus / "m.jsonl", corpus / "t.tar"], tmp_path / "codes"
     tokenize(model, sources, out)
     before = {failure.id: failure.reason for failure in read_failures(out)}
-    assert list(before) == ["4b.wav", "m.jsonl:2", "t.tar"]
+    assert list(before) == ["4b.wav", "m.jsonl:2", "t.tar@0"]
     put_clip(corpus / "4b.wav", 3000)
     tokenize(model, sources, out, retry_failed=True)
     del before["4b.wav"]
