@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections import OrderedDict
@@ -14,7 +15,7 @@ import numpy as np
 from encodec_fast.audio import AUDIO_SUFFIXES, AudioError, utf8_name
 from encodec_fast.audio.files import is_url, open_binary
 from encodec_fast.corpus.tar import Damage, tar_members
-from encodec_fast.corpus.tasks import Task
+from encodec_fast.corpus.tasks import Task, valid_text
 
 TAR_SUFFIXES = (".tar",)
 TABLE_SUFFIXES = (".parquet", ".arrow")
@@ -25,6 +26,10 @@ CACHED_GROUPS = 2
 
 class TableError(ValueError):
     """A table without audio; the message names it and its columns."""
+
+
+class DamagedTable(TableError):
+    """A file that is no table, or not a whole one."""
 
 
 def is_container(path: str) -> bool:
@@ -63,13 +68,31 @@ def table_tasks(path: str, id: str, audio_column: str) -> Iterator[Task]:
         with _open_table(path, audio_column) as table:
             names = [name for name in ("id", "key", "duration") if name in table.names]
             index = 0
-            for group in range(table.groups):
-                for row in table.read(group, names):
-                    clip_id = next((str(row[name]) for name in ("id", "key") if row.get(name) is not None), f"{id}#{index}")
-                    yield Task(clip_id, path, row=index, seconds=float(row.get("duration") or 0.0))
-                    index += 1
+            for group, length in enumerate(table.lengths):
+                try:
+                    rows = table.read(group, names)
+                except (OSError, ValueError) as error:  # pyarrow's own errors are of these, and text that is no UTF-8
+                    problem = f"rows {index} to {index + length - 1} of the table can't be read ({error})."
+                    yield Task(f"{id}#{index}", path, row=index, problem=problem)
+                    rows = []
+                for offset, row in enumerate(rows):
+                    yield _row_task(row, path, id, index + offset)
+                index += length
     except OSError as error:
         yield Task(id, path, problem=f"the table can't be opened ({error.strerror or error}).")
+
+
+def _row_task(row: dict[str, Any], path: str, id: str, index: int) -> Task:
+    found = next((row[name] for name in ("id", "key") if row.get(name) is not None), f"{id}#{index}")
+    duration, problem = row.get("duration"), None
+    try:
+        clip_id = valid_text(found, "id")
+        seconds = float(duration or 0.0)
+        if isinstance(duration, bool) or not 0 <= seconds < math.inf:
+            raise ValueError(f"duration is {duration!r}; seconds are needed, 0 or more.")
+    except (TypeError, ValueError, OverflowError) as error:
+        clip_id, seconds, problem = f"{id}#{index}", 0.0, f"row {index} of the table: {error}"
+    return Task(clip_id, path, row=index, seconds=seconds, problem=problem)
 
 
 class TableReader:
@@ -92,10 +115,10 @@ class TableReader:
         try:
             with self._lock:
                 cell = self._cell(task.path, task.row)
-        except (OSError, TableError) as error:
+        except (OSError, ValueError, IndexError) as error:  # a TableError and pyarrow's own errors are of these
             raise AudioError(task.shown_path, f"the table can't be read ({error}).") from error
         data = cell.get("bytes") if isinstance(cell, dict) else cell
-        if data is None and isinstance(cell, dict) and cell.get("path"):
+        if data is None and isinstance(cell, dict) and isinstance(cell.get("path"), str) and cell["path"]:
             name = cell["path"] if is_url(cell["path"]) else os.path.join(os.path.dirname(task.path), cell["path"])
             try:
                 with open_binary(name) as file:
@@ -142,8 +165,8 @@ class _Table:
                 self._batches = list(reader)
                 self.lengths = [batch.num_rows for batch in self._batches]
                 self.names = reader.schema.names
-        except pa.ArrowException as error:
-            raise TableError(f"{path}: not a table that can be read ({error}).") from error
+        except (pa.ArrowException, OSError) as error:
+            raise DamagedTable(f"{path}: not a table that can be read ({error}).") from error
 
     @property
     def groups(self) -> int:
@@ -155,7 +178,10 @@ class _Table:
         if self._parquet is not None:
             return self._parquet.read_row_group(group, columns=columns).to_pylist()
         assert self._batches is not None
-        return self._batches[group].select(columns).to_pylist()
+        batch = self._batches[group].select(columns)
+        # an Arrow file is used as it lies on the disk: offsets that point anywhere would be followed
+        batch.validate(full=True)
+        return batch.to_pylist()
 
 
 @contextmanager

@@ -12,12 +12,13 @@ import io
 import json
 import math
 import os
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TextIO
 
 from encodec_fast.audio.files import check_url, is_url, open_binary
-from encodec_fast.corpus.tasks import Task
+from encodec_fast.corpus.tasks import HALF_CHARACTER, Task, valid_text
 
 SUFFIXES = (".tsv", ".csv", ".jsonl", ".json", ".jsonl.gz", ".tsv.gz", ".csv.gz")
 # More channels than any file has, and few enough for the schedule's column
@@ -39,12 +40,14 @@ def is_manifest(path: str) -> bool:
 def read_manifest(path: str) -> Iterator[Task]:
     """The tasks of a manifest, in its order; ids may repeat. Paths are relative to its folder, or else to the current one.
 
+    A file that ends in the middle, as a cut .gz does, ends in a task with that problem.
     Raises ManifestError for a table without a path column and for a file that is no text.
     """
     folder = path.rpartition("/")[0] if is_url(path) else os.path.dirname(os.path.abspath(path))
-    with _open_text(path) as file:
+    number = 0
+    with _openvalid_text(path) as file:
         try:
-            records = _json_lines(file) if ".json" in os.path.basename(path).lower() else _table(file, path)
+            records = _json_lines(file, path) if ".json" in os.path.basename(path).lower() else _table(file, path)
             for number, record in records:
                 try:
                     yield _task(record, folder)
@@ -53,15 +56,20 @@ def read_manifest(path: str) -> Iterator[Task]:
                     said = str(error) if isinstance(error, ValueError) else f"a field of a wrong type ({type(error).__name__})."
                     problem = f"line {number} of the manifest: {said}"
                     yield Task(f"{os.path.basename(path)}:{number}", path, row=number, problem=problem)
-        except (UnicodeDecodeError, gzip.BadGzipFile, csv.Error) as error:
-            raise ManifestError(f"{path}: not a manifest that can be read ({error}).") from error
+        # EOFError: a .gz that is cut short
+        except (gzip.BadGzipFile, EOFError, zlib.error, csv.Error) as error:
+            if not number:
+                raise ManifestError(f"{path}: not a manifest that can be read ({error}).") from error
+            problem = f"the manifest can't be read behind line {number} ({error}); what stands before is read."
+            yield Task(f"{os.path.basename(path)}:{number + 1}", path, row=number + 1, problem=problem)
 
 
 @contextmanager
-def _open_text(path: str) -> Iterator[TextIO]:
+def _openvalid_text(path: str) -> Iterator[TextIO]:
     with open_binary(path) as file:
         data: Any = gzip.open(file) if path.lower().endswith(".gz") else file
-        yield io.TextIOWrapper(data, encoding="utf-8-sig", newline="")
+        # what is no UTF-8 becomes surrogates, which are an error of the line that has them
+        yield io.TextIOWrapper(data, encoding="utf-8-sig", errors="surrogateescape", newline="")
 
 
 def _table(file: TextIO, path: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -69,12 +77,21 @@ def _table(file: TextIO, path: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
     rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else csv.DictReader(file)
     if not set(_PATH) & set(rows.fieldnames or ()):
         raise ManifestError(f"{path}: its first line names no column {', '.join(_PATH)}; it is {rows.fieldnames}.")
-    for row in rows:
+    while True:
+        try:
+            row = next(rows, None)
+        except csv.Error as error:  # a field longer than any; the next row is one again
+            yield rows.line_num, {"": f"no row that can be read ({error})"}
+            continue
+        if row is None:
+            return
         yield rows.line_num, row
 
 
-def _json_lines(file: TextIO) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _json_lines(file: TextIO, path: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
     for number, line in enumerate(file, 1):
+        if number == 1 and HALF_CHARACTER.search(line):
+            raise ManifestError(f"{path}: not a manifest that can be read (its first line is no UTF-8).")
         if not line.strip():
             continue
         try:
@@ -101,7 +118,7 @@ def _task(record: Mapping[str, Any], folder: str) -> Task:
     id = _first(record, _ID)
     if id is None:
         id = str(path) + (f"#{start:g}+{duration or math.inf:g}" if start else "")
-    return Task(_text(id, "id"), _resolved(_text(path, "path"), folder), start=start, duration=duration, seconds=duration or 0.0)
+    return Task(valid_text(id, "id"), _resolved(valid_text(path, "path"), folder), start=start, duration=duration, seconds=duration or 0.0)
 
 
 def _lhotse_task(record: Mapping[str, Any], folder: str) -> Task:
@@ -120,8 +137,8 @@ def _lhotse_task(record: Mapping[str, Any], folder: str) -> Task:
     start = _seconds(record, ("start",)) or 0.0
     whole = record is recording
     return Task(
-        _text(record.get("id") or sources[0]["source"], "id"),
-        _resolved(_text(sources[0]["source"], "source"), folder),
+        valid_text(record.get("id") or sources[0]["source"], "id"),
+        _resolved(valid_text(sources[0]["source"], "source"), folder),
         start=start,
         duration=None if whole else duration,
         channel=channel if several else None,
@@ -146,16 +163,6 @@ def _seconds(record: Mapping[str, Any], names: tuple[str, ...]) -> float | None:
     if not 0 <= seconds < math.inf:
         raise ValueError(f"{names[0]} is {value!r}; seconds are needed, 0 or more.")
     return seconds
-
-
-def _text(value: Any, name: str) -> str:
-    """Raises ValueError for what is no text that can be stored, or name a file."""
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ValueError(f"{name} is a {type(value).__name__}; text is needed.")
-    text = str(value)
-    if "\0" in text or any("\ud800" <= char <= "\udfff" for char in text):
-        raise ValueError(f"{name} holds a NUL or half a character; no file has such a name.")
-    return text
 
 
 def _resolved(path: str, folder: str) -> str:

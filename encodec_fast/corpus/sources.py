@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from encodec_fast.audio import AUDIO_SUFFIXES, MAX_CLIP_BYTES, AudioError, find_audio
+from encodec_fast.audio import AUDIO_SUFFIXES, MAX_CLIP_BYTES, AudioError, AudioFile, find_audio
 from encodec_fast.audio.files import is_url
 from encodec_fast.audio.reading import OpenAudio
-from encodec_fast.corpus.containers import CONTAINER_SUFFIXES, TableError, TableReader, container_tasks, is_container
-from encodec_fast.corpus.manifests import is_manifest, read_manifest
+from encodec_fast.corpus.containers import CONTAINER_SUFFIXES, DamagedTable, TableError, TableReader, container_tasks, is_container
+from encodec_fast.corpus.manifests import ManifestError, is_manifest, read_manifest
 from encodec_fast.corpus.tasks import Task, open_task
 
 SCAN_THREADS = 8
@@ -35,12 +35,22 @@ def find_tasks(sources: Iterable[str | os.PathLike[str]], audio_column: str = "a
     for source in [os.fspath(source) for source in sources]:
         if is_manifest(source):
             suffix = frozenset({os.path.splitext(source)[1].lower()})
-            tasks += [task for file in find_audio([source], suffix) for task in read_manifest(file.path)]
+            tasks += [task for file in find_audio([source], suffix) for task in _manifest_tasks(file, source == file.path)]
         else:
             plain.append(source)
     if plain:
         tasks += _plain_tasks(plain, audio_column)
     return unique_ids(tasks)
+
+
+def _manifest_tasks(file: AudioFile, named: bool) -> list[Task]:
+    """Of one that can't be read its problem, unless it was named by itself."""
+    try:
+        return list(read_manifest(file.path))
+    except ManifestError as error:
+        if named:
+            raise
+        return [Task(file.id, file.path, problem=str(error).removeprefix(f"{file.path}: "))]
 
 
 def _plain_tasks(sources: list[str], audio_column: str) -> list[Task]:
@@ -53,6 +63,10 @@ def _plain_tasks(sources: list[str], audio_column: str) -> list[Task]:
             continue
         try:
             tasks += container_tasks(file.path, file.id, audio_column)
+        except DamagedTable as error:
+            if len(sources) == 1 and file.path in named:
+                raise
+            tasks.append(Task(file.id, file.path, problem=str(error).removeprefix(f"{file.path}: ")))
         except TableError as error:
             # a table that lies in a folder may hold anything, such as the labels of the audio beside it
             if file.path in named:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from encodec_fast.audio import MAX_CLIP_BYTES, AudioError, audio_blocks, open_audio, read_audio, utf8_name
 from encodec_fast.audio.files import file_system, is_url
 from encodec_fast.audio.reading import OpenAudio
+
+# Half a character: what JSON may hold and no file's name, and what stands for bytes that are no UTF-8.
+HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,16 @@ class Task:
     def shown_path(self) -> str:
         """The path as text that can be stored."""
         return utf8_name(self.path)
+
+
+def valid_text(value: Any, name: str) -> str:
+    """The value as text. Raises ValueError for what is none that can be stored, or name a file. name: for the message."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError(f"{name} is a {type(value).__name__}; text is needed.")
+    text = str(value)
+    if "\0" in text or HALF_CHARACTER.search(text):
+        raise ValueError(f"{name} holds a NUL or half a character; no file has such a name.")
+    return text
 
 
 @dataclass(frozen=True)

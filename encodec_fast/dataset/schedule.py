@@ -45,7 +45,12 @@ def order(tasks: Sequence[Task], audio_column: str = "audio") -> list[Task]:
     tables = TableReader(audio_column)
 
     def place(task: Task) -> tuple[str, int]:
-        return ("", 0) if task.row is None or task.problem else (task.path, tables.group(task.path, task.row))
+        if task.row is None or task.problem:
+            return "", 0
+        try:
+            return task.path, tables.group(task.path, task.row)
+        except (OSError, ValueError):  # gone or damaged since: reading says so of each row
+            return task.path, 0
 
     return sorted(tasks, key=lambda task: (*place(task), -task.seconds, task.id))
 
