@@ -113,10 +113,17 @@ class PreparedNetwork:
         return [program.save(part) for program, part in zip(self.programs, state)]
 
     def load(self, saved: Sequence[Any]) -> list[Any]:
-        """The state that `save` wrote.  Raises ValueError for one of another network or backend."""
-        if len(saved) != len(self.programs):
+        """The state that `save` wrote.  Raises ValueError for one of another network or backend, and for one that no push leads to."""
+        if not isinstance(saved, (list, tuple)) or len(saved) != len(self.programs):
             raise ValueError("this is not the state of a clip in such a program")
-        return [program.load(part) for program, part in zip(self.programs, saved)]
+        state = [program.load(part) for program, part in zip(self.programs, saved)]
+        if len({program.ended(part) for program, part in zip(self.programs, state)}) > 1:
+            raise ValueError("this is not the state of a clip in such a program: it has ended in some of the stages")
+        return state
+
+    def ended(self, state: list[Any]) -> bool:
+        """Whether the clip has ended."""
+        return self.programs[0].ended(state[0])
 
 
 def note_graphs(module: nn.Module, prepared: PreparedNetwork) -> None:

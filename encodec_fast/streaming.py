@@ -84,27 +84,40 @@ class _Streams:
 
     def state_dict(self) -> dict[str, Any]:
         """All streams as nested lists of tensors, integers and strings, for `load_state_dict` in any process; `torch.save` takes it."""
-        return {
-            "kind": type(self).__name__,
-            "backends": self._backends(),
-            "weights": self._fingerprint(),
+        saved = {
+            **self._made_by(),
             "ended": [int(ended) for ended in self._ended],
             "streams": [self._codec.network.save(state) for state in self._states],
         }
+        return {**saved, "checksum": _checksum(saved)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on where the streams of `state_dict` stood.
 
-        Raises ValueError where it is of another batch size, model, backend or direction; nothing has changed then.
+        Raises ValueError where it is of another batch size, model, backend or direction, where anything in it was changed since
+        `state_dict` made it, and where its counts and sizes are none that some pushes lead to; nothing has changed then.
+        A state without a checksum passes if its counts and sizes are right.
         """
-        expected = {"kind": type(self).__name__, "backends": self._backends(), "weights": self._fingerprint()}
-        for key, value in expected.items():
+        if not isinstance(state_dict, dict):
+            raise ValueError(f"state_dict: expected what state_dict() returned, got {type(state_dict).__name__}.")
+        for key, value in self._made_by().items():
             if state_dict.get(key) != value:
                 raise ValueError(f"state_dict: {key} is {state_dict.get(key)!r}, here it is {value!r}.")
-        if len(state_dict["streams"]) != self.batch_size:
-            raise ValueError(f"state_dict: it has {len(state_dict['streams'])} streams, here are {self.batch_size}.")
-        states = [self._codec.network.load(saved) for saved in state_dict["streams"]]
-        self._states, self._ended = states, [bool(ended) for ended in state_dict["ended"]]
+        saved = {key: value for key, value in state_dict.items() if key != "checksum"}
+        if "checksum" in state_dict and state_dict["checksum"] != _checksum(saved):
+            raise ValueError("state_dict: this is not the state that was saved: its checksum is another. Save it again.")
+        streams, ended = state_dict.get("streams"), state_dict.get("ended")
+        if not isinstance(streams, list) or len(streams) != self.batch_size:
+            count = len(streams) if isinstance(streams, list) else "no"
+            raise ValueError(f"state_dict: it has {count} streams, here are {self.batch_size}.")
+        states = [self._codec.network.load(stream) for stream in streams]
+        if ended != [int(self._codec.network.ended(state)) for state in states]:
+            raise ValueError(f"state_dict: its streams ended as {ended!r}, and their states say otherwise.")
+        self._states, self._ended = states, [bool(end) for end in ended]
+
+    def _made_by(self) -> dict[str, Any]:
+        """What must be the same where a state goes on."""
+        return {"kind": type(self).__name__, "backends": self._backends(), "weights": self._fingerprint()}
 
     def _backends(self) -> list[str]:
         return [choice.backend for choice in self._codec.network.choices]
@@ -219,6 +232,21 @@ def decode_pieces(model: EncodecModel, pieces: Iterable[Tensor]) -> Iterator[Ten
     for piece in pieces:
         yield from (audio for audio in decoder.push(piece) if audio.shape[1])
     yield from (audio for audio in decoder.flush() if audio.shape[1])
+
+
+def _checksum(saved: Any, start: int = 0) -> int:
+    """The CRC-32 of all that a state holds; a single changed byte always changes it."""
+    if isinstance(saved, dict):
+        saved = [part for item in saved.items() for part in item]
+    if isinstance(saved, (list, tuple)):
+        start = zlib.crc32(f"[{len(saved)}".encode(), start)
+        for part in saved:
+            start = _checksum(part, start)
+        return start
+    if not isinstance(saved, Tensor):
+        return zlib.crc32(f"{type(saved).__name__} {saved!r}".encode(), start)
+    start = zlib.crc32(f"{saved.dtype} {list(saved.shape)}".encode(), start)
+    return zlib.crc32(saved.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes(), start)
 
 
 def _streamable(model: EncodecModel, part: str) -> PreparedCodec:

@@ -15,37 +15,57 @@ from encodec_fast.kernels.cpu import library as native
 from cpu_fixtures import engine
 
 CPP = Path(__file__).parent / "cpp"
-FUZZ = CPP / "engine_fuzz.cpp"
 SANITIZERS = ("-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
 RACES = ("-g", "-O1", "-fsanitize=thread")
 CASES = "24"
+FORGED = "60"
 
 compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
 needs_compiler = pytest.mark.skipif(compiler is None, reason="no C++ compiler")
 
 
-def fuzz_program(folder: Path, command: str, library: Path, flags: tuple[str, ...] = ()) -> Path:
-    """The fuzz, linked with that build of the engine."""
-    program = folder / "engine_fuzz"
+def fuzz_program(folder: Path, command: str, library: Path, flags: tuple[str, ...] = (), name: str = "engine_fuzz") -> Path:
+    """A fuzz, linked with that build of the engine."""
+    program, source = folder / name, str(CPP / f"{name}.cpp")
     include, link = f"-I{native_build.SOURCES}", (str(library), f"-Wl,-rpath,{library.parent}", "-pthread")
-    subprocess.run([command, "-std=c++17", "-O1", *flags, include, str(FUZZ), *link, "-o", str(program)], check=True)
+    subprocess.run([command, "-std=c++17", "-O1", *flags, include, source, *link, "-o", str(program)], check=True)
     return program
 
 
-def digests(command: list[str]) -> str:
-    done = subprocess.run([*command, "0", CASES], capture_output=True, text=True)
+def digests(command: list[str], cases: str = CASES) -> str:
+    done = subprocess.run([*command, "0", cases], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return done.stdout
 
 
+@pytest.fixture(scope="module")
+def checked_library(tmp_path_factory):
+    """The engine built with these sanitizers; one build of each."""
+    made = {}
+
+    def library(flags):
+        if flags not in made:
+            folder = tmp_path_factory.mktemp("checked")
+            command = [compiler, *flags, "-xc++", "-", "-o", str(folder / "probe")]
+            if subprocess.run(command, input=b"int main(){}", capture_output=True).returncode:
+                pytest.skip(f"{compiler} has no {flags[2]}")
+            made[flags] = native_build.build(folder, compiler, extra_flags=flags)
+        return made[flags]
+
+    return library
+
+
 @needs_compiler
 @pytest.mark.parametrize("flags", [SANITIZERS, RACES], ids=["address and undefined behaviour", "races"])
-def test_random_programs_agree_with_themselves_under_sanitizers(tmp_path, flags):
-    probe = subprocess.run([compiler, *flags, "-xc++", "-", "-o", str(tmp_path / "probe")], input=b"int main(){}", capture_output=True)
-    if probe.returncode:
-        pytest.skip(f"{compiler} has no {flags[2]}")
-    program = fuzz_program(tmp_path, compiler, native_build.build(tmp_path, compiler, extra_flags=flags), flags)
+def test_random_programs_agree_with_themselves_under_sanitizers(tmp_path, checked_library, flags):
+    program = fuzz_program(tmp_path, compiler, checked_library(flags), flags)
     assert len(digests([str(program)]).splitlines()) == int(CASES)
+
+
+@needs_compiler
+def test_a_forged_state_is_refused_or_goes_on_under_sanitizers(tmp_path, checked_library):
+    program = fuzz_program(tmp_path, compiler, checked_library(SANITIZERS), SANITIZERS, "saved_fuzz")
+    assert len(digests([str(program)], FORGED).splitlines()) == int(FORGED)
 
 
 @needs_compiler

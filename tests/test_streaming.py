@@ -189,6 +189,128 @@ def test_a_state_of_something_else_is_refused():
         encoder.load_state_dict(state)
 
 
+def leaves_of(tree, path=()):
+    """(path, value) of everything in nested dicts and lists that is neither."""
+    parts = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else None
+    if parts is None:
+        yield path, tree
+    else:
+        yield from (leaf for key, part in parts for leaf in leaves_of(part, (*path, key)))
+
+
+def with_leaf(tree, path, value):
+    """A copy of the tree with another value there."""
+    if not path:
+        return value
+    changed = copy.copy(tree)
+    changed[path[0]] = with_leaf(tree[path[0]], path[1:], value)
+    return changed
+
+
+def flips_of(value):
+    """The leaf with each of its bytes changed, or as the next whole numbers."""
+    if isinstance(value, torch.Tensor):
+        content = value.contiguous().view(torch.uint8) if value.dim() else value[None].view(torch.uint8)[0]
+        for at in range(content.numel()):
+            flipped = content.clone()
+            flipped.view(-1)[at] ^= 1 << at % 8
+            yield flipped.view(value.dtype)
+    elif isinstance(value, int):
+        yield from (value - 1, value + 1)
+
+
+TINY = small_config(num_filters=2, hidden_size=4, codebook_size=8, num_lstm_layers=1, trim_right_ratio=0.3)
+
+
+def streams_with_a_past(make, piece):
+    """Two streams of different ages, on the backend in force."""
+    made = make(pair(TINY)[1], batch_size=2)
+    made.push([piece(23), None])
+    made.push([None, piece(9)])
+    return made
+
+
+PIECES = {
+    StreamingEncoder: lambda steps: audio_like(1, 1, steps, steps)[0],
+    StreamingDecoder: lambda frames: torch.ones(1, frames, dtype=torch.int64),
+}
+
+
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
+@pytest.mark.parametrize("make", list(PIECES))
+def test_a_state_with_any_byte_changed_is_refused(make, backend):
+    with use_backend(backend):
+        streams = streams_with_a_past(make, PIECES[make])
+        state = streams.state_dict()
+        tried = 0
+        for path, value in leaves_of(state):
+            for flipped in flips_of(value):
+                tried += 1
+                with pytest.raises(ValueError, match="state"):
+                    streams.load_state_dict(with_leaf(state, path, flipped))
+        assert tried > 400
+        streams.load_state_dict(state)
+
+
+@pytest.mark.parametrize("make", list(PIECES))
+def test_a_forged_count_of_the_engine_is_refused(make):
+    streams = streams_with_a_past(make, PIECES[make])
+    state = streams.state_dict()
+    del state["checksum"]
+    ((content,),) = state["streams"][0]
+    # the mark, the clip's length and end, its outputs of the first stages, their h and c, and the first stage's place
+    for at, step in itertools.product(range(10), (-1, 1)):
+        forged = content.clone()
+        forged[8 * at : 8 * at + 8].view(torch.int64).add_(step)
+        with pytest.raises(ValueError, match="not the state"):
+            streams.load_state_dict(with_leaf(state, ("streams", 0, 0, 0), forged))
+
+
+@pytest.mark.parametrize("make", list(PIECES))
+def test_a_forged_count_or_size_of_the_torch_backend_is_refused(make):
+    with use_backend("torch"):
+        streams = streams_with_a_past(make, PIECES[make])
+        state = streams.state_dict()
+        del state["checksum"]
+        for path, value in leaves_of(state):
+            if isinstance(value, torch.Tensor):
+                forged = [torch.cat([value, value], 1), value.double()]
+            else:
+                forged = [-1, 1 << 40] if type(value) is int else []
+            for other in forged:
+                with pytest.raises(ValueError, match="state"):
+                    streams.load_state_dict(with_leaf(state, path, other))
+
+
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
+def test_a_state_without_a_checksum_goes_on(backend):
+    with use_backend(backend):
+        streams = streams_with_a_past(StreamingEncoder, PIECES[StreamingEncoder])
+        state = streams.state_dict()
+        (expected, _), _ = streams.push([PIECES[StreamingEncoder](50), None]), state.pop("checksum")
+        streams.load_state_dict(state)
+        assert torch.equal(streams.push([PIECES[StreamingEncoder](50), None])[0], expected)
+
+
+def test_a_state_of_an_ended_stream_stays_ended():
+    streams = streams_with_a_past(StreamingEncoder, PIECES[StreamingEncoder])
+    streams.flush([True, False])
+    state = streams.state_dict()
+    streams.reset()
+    streams.load_state_dict(state)
+    with pytest.raises(ValueError, match="stream 0 has ended"):
+        streams.push([PIECES[StreamingEncoder](5), None])
+    del state["checksum"]
+    with pytest.raises(ValueError, match="ended as"):
+        streams.load_state_dict({**state, "ended": [0, 0]})
+
+
+@pytest.mark.parametrize("state", [None, [], {}, {"kind": "StreamingEncoder"}])
+def test_what_is_no_state_is_refused(state):
+    with pytest.raises(ValueError, match="state_dict"):
+        StreamingEncoder(model_of(0)).load_state_dict(state)
+
+
 @pytest.mark.parametrize(
     ("config", "reason"),
     [

@@ -58,7 +58,14 @@ class StageProgram(ABC):
 
     @abstractmethod
     def load(self, saved: Any) -> Any:
-        """The state that `save` wrote.  Raises ValueError for one of other stages."""
+        """The state that `save` wrote.
+
+        Raises ValueError for one of other stages, and where a count or a size is not what these stages could have come to.
+        """
+
+    @abstractmethod
+    def ended(self, state: Any) -> bool:
+        """Whether the clip has ended."""
 
 
 class QuantizerProgram(ABC):

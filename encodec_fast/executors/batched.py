@@ -89,10 +89,24 @@ class BatchedProgram(StageProgram):
         state = self.open()
         try:
             ended, tree = saved
-            state.ended, state.tree = bool(ended), filled(state.tree, tree)
+            tree = filled(state.tree, tree)
+            if type(ended) is not int or ended not in (0, 1):
+                raise ValueError(f"found the end {ended!r}")
+            # of a clip that has ended nothing is read any more
+            if not ended and not self.reachable(tree):
+                raise ValueError("its counts and sizes do not go together")
         except (TypeError, ValueError) as error:
             raise ValueError("this is not the state of a clip in such a program") from error
+        state.ended, state.tree = bool(ended), state.tree if ended else tree
         return state
+
+    @abstractmethod
+    def reachable(self, tree: Any) -> bool:
+        """Whether one clip's tree has counts, and tensors of sizes, that some pushes lead to."""
+
+    def ended(self, state: ClipState) -> bool:
+        """Whether the clip has ended."""
+        return state.ended
 
 
 def _mapped(trees: Sequence[Any], leaf: Callable[[list[Any], int], Any], dim: int = 0) -> Any:
@@ -128,6 +142,11 @@ def place(tree: Any) -> Hashable:
     return tuple(leaves)
 
 
+def is_like(found: Tensor | None, like: Tensor, *shape: int) -> bool:
+    """Whether there is a tensor, of this shape, and of the dtype and on the device of `like`."""
+    return found is not None and found.shape == shape and found.dtype == like.dtype and found.device == like.device
+
+
 def plain(tree: Any) -> Any:
     """The tree as lists, its dataclasses as lists of their fields."""
     if is_dataclass(tree):
@@ -144,7 +163,7 @@ def filled(fresh: Any, saved: Any) -> Any:
         return replace(fresh, **{name: filled(getattr(fresh, name), part) for name, part in zip(names, saved, strict=True)})
     if isinstance(fresh, (list, tuple)):
         return type(fresh)(filled(part, other) for part, other in zip(fresh, saved, strict=True))
-    allowed: tuple[type, ...] = (int,) if isinstance(fresh, int) else (Tensor, type(None))
-    if not isinstance(saved, allowed):
+    allowed: tuple[type, ...] = (type(fresh),) if isinstance(fresh, int) else (Tensor, type(None))
+    if type(saved) not in allowed:
         raise ValueError(f"found {type(saved).__name__}")
     return saved

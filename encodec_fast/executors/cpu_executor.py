@@ -89,13 +89,19 @@ class CpuStageProgram(StageProgram):
         return [saved]
 
     def load(self, saved: Sequence[Tensor]) -> NativeState:
-        """The state that `save` wrote.  Raises ValueError for one of other stages."""
+        """The state that `save` wrote.  Raises ValueError as the base class says: the engine checks all that it counts and indexes by."""
         try:
             (tensor,) = saved
-            content = bytes(tensor.to("cpu", torch.uint8).numpy())
+            if tensor.dtype != torch.uint8 or tensor.dim() != 1:
+                raise ValueError(f"found {tensor.dtype}, {list(tensor.shape)}")
+            content = bytes(tensor.to("cpu").numpy())
             return NativeState(self, self.library.encodec_load(self.handle, content, len(content)))
         except (native.EngineError, AttributeError, TypeError, ValueError) as error:
             raise ValueError("this is not the state of a clip in such a program") from error
+
+    def ended(self, state: NativeState) -> bool:
+        """Whether the clip has ended."""
+        return native.check(self.library, self.library.encodec_ended(state.handle)) == 1
 
     def _call(self, pieces: Sequence[Tensor], states: Sequence[NativeState], final: Sequence[bool]) -> _Call:
         if len({id(state) for state in states}) != len(pieces) or len(final) != len(pieces):

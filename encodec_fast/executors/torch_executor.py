@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from encodec_fast.executors.base import Executor, QuantizerProgram
-from encodec_fast.executors.batched import BATCH_DIM, BatchedProgram, join_trees, split_tree
+from encodec_fast.executors.batched import BATCH_DIM, BatchedProgram, is_like, join_trees, split_tree
 from encodec_fast.plan import LSTM, Conv, Quantizer, ResidualBlock, Stage, Upsample, not_streamable, stage_weights, step_bytes
 
 # The widest activation of one tile of time: 1 s of 24 kHz audio.
@@ -65,6 +65,8 @@ class _Step(Protocol):
 
     def push(self, x: Tensor, state: Any, final: bool) -> Tensor: ...
 
+    def reachable(self, state: Any) -> bool: ...
+
 
 class _ConvStep:
     def __init__(self, conv: Conv) -> None:
@@ -72,6 +74,14 @@ class _ConvStep:
 
     def open(self) -> ConvState:
         return ConvState()
+
+    def reachable(self, state: ConvState) -> bool:
+        conv, length = self.conv, 0 if state.row is None else state.row.shape[-1]
+        if state.row is not None and not is_like(state.row, conv.weight, 1, conv.in_channels, length):
+            return False
+        if not state.started:
+            return state.seen == 0 and length < conv.lead
+        return 0 <= state.seen < conv.stride and length == conv.pad_left + state.seen
 
     def push(self, x: Tensor, state: ConvState, final: bool) -> Tensor:
         conv = self.conv
@@ -164,6 +174,15 @@ class _ResidualStep:
     def open(self) -> ResidualState:
         return ResidualState()
 
+    def reachable(self, state: ResidualState) -> bool:
+        if not self.conv1.reachable(state.conv1):
+            return False
+        # the convolution keeps the length: once it has started, it owes nothing
+        row = None if state.conv1.started else state.conv1.row
+        if row is None or row.shape[-1] == 0:
+            return state.skip is None
+        return is_like(state.skip, row, *row.shape)
+
     def push(self, x: Tensor, state: ResidualState, final: bool) -> Tensor:
         hidden = self.conv1.push(x, state.conv1, final)
         if state.skip is not None:
@@ -195,6 +214,14 @@ class _UpsampleStep:
 
     def open(self) -> UpsampleState:
         return UpsampleState()
+
+    def reachable(self, state: UpsampleState) -> bool:
+        if state.tail is None:
+            return state.dropped == 0
+        if not is_like(state.tail, self.up.weight, 1, self.up.out_channels, self.overlap):
+            return False
+        trim = self.up.trim_left
+        return state.dropped == trim or (0 <= state.dropped < trim and state.dropped % self.up.stride == 0)
 
     def push(self, x: Tensor, state: UpsampleState, final: bool) -> Tensor:
         up = self.up
@@ -234,6 +261,12 @@ class _LSTMStep:
     def open(self) -> LSTMState:
         return LSTMState()
 
+    def reachable(self, state: LSTMState) -> bool:
+        if state.hidden is None or state.cell is None:
+            return state.hidden is None and state.cell is None
+        like, width = self.weights[0], self.weights[0].shape[1]
+        return all(is_like(found, like, self.depth, 1, width) for found in (state.hidden, state.cell))
+
     def push(self, x: Tensor, state: LSTMState, final: bool) -> Tensor:
         if x.shape[-1] == 0:
             return x
@@ -258,6 +291,9 @@ class _Section:
 
     def open(self, groups: int) -> list[list[Any]]:
         return [[step.open() for step in self.steps] for _ in range(groups)]
+
+    def reachable(self, states: list[list[Any]]) -> bool:
+        return all(step.reachable(state) for group in states for step, state in zip(self.steps, group))
 
     def push(self, x: Tensor, states: list[list[Any]], final: bool) -> Tensor:
         clips = x.split(x.shape[0] // len(states))
@@ -313,6 +349,9 @@ class TorchProgram(BatchedProgram):
             [[group] for group in groups] if alone else split_tree(groups, batch) for groups, alone in zip(state, self.clip_by_clip)
         ]
         return [list(clip) for clip in zip(*sections)]
+
+    def reachable(self, tree: list[list[list[Any]]]) -> bool:
+        return all(section.reachable(groups) for section, groups in zip(self.sections, tree))
 
     def join(self, states: Sequence[list[list[list[Any]]]]) -> list[list[list[Any]]]:
         sections = zip(zip(*states), self.clip_by_clip)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from encodec_fast.executors.batched import BATCH_DIM
+from encodec_fast.executors.batched import BATCH_DIM, is_like
 from encodec_fast.kernels.causal_conv1d import causal_conv1d_triton
 from encodec_fast.kernels.group_norm import group_norm_apply_triton, group_norm_statistics_triton
 from encodec_fast.kernels.lstm import lstm_triton
@@ -40,6 +40,10 @@ class Layer(ABC):
         """State of `batch` clips at time zero."""
 
     @abstractmethod
+    def reachable(self, state: Any) -> bool:
+        """As `BatchedProgram.reachable`."""
+
+    @abstractmethod
     def push(self, x: Tensor, state: Any, final: bool) -> Tensor:
         """As `StageProgram.push`."""
 
@@ -64,6 +68,18 @@ class Carried:
         first = max(self.start, first)
         # a copy: a view would hold all of x
         self.steps, self.start = x[..., first - self.start :].clone(), first
+
+    def holds(self, like: Tensor, channels: int, done: int, first: int, total: int) -> bool:
+        """Whether these steps end at `total`, after `done` outputs, and begin with the `first` one that is needed."""
+        counted = self.done == done and self.start == max(0, first) and self.start <= total
+        if self.steps is None:
+            return counted and self.start == total == 0
+        return counted and is_like(self.steps, like, 1, channels, total - self.start)
+
+    @property
+    def total(self) -> int:
+        """Steps of the signal so far."""
+        return self.start + (0 if self.steps is None else self.steps.shape[-1])
 
     def rebase(self, inputs: int, outputs: int, times: int) -> None:
         """Counts from `times` times `inputs` steps later, which gave `outputs`."""
@@ -104,6 +120,14 @@ class WindowLayer(Layer):
 
     def open(self, batch: int) -> Carried:
         return Carried()
+
+    def reachable(self, state: Carried) -> bool:
+        conv, total = self.conv, state.total
+        done = conv.ready_length(total)
+        # counts that grew with time would be beyond what the kernels index by one day
+        rebased = state.start < conv.stride or state.done <= conv.pad_left // conv.stride + 2
+        first = oldest_needed(conv, total, done)
+        return rebased and state.holds(conv.weight, conv.in_channels, done, first, total)
 
     def push(self, x: Tensor, state: Carried, final: bool) -> Tensor:
         x = state.take(x)
@@ -167,6 +191,9 @@ class NormedResidualLayer(Layer):
     def open(self, batch: int) -> Any:
         raise ValueError("a block with group norm normalises over the whole clip and can't take it in pieces; call run")
 
+    def reachable(self, state: Any) -> bool:
+        return False
+
     def push(self, x: Tensor, state: Any, final: bool) -> Tensor:
         return self.open(0)
 
@@ -200,6 +227,17 @@ class UpsampleLayer(Layer):
     def open(self, batch: int) -> Carried:
         return Carried()
 
+    def reachable(self, state: Carried) -> bool:
+        stage, total = self.stage, state.total
+        done = max(0, total * stage.stride - stage.trim_left)
+        rebased = state.start == 0 or state.done < stage.stride
+        return rebased and state.holds(stage.weight, stage.in_channels, done, self._oldest_needed(total, done), total)
+
+    def _oldest_needed(self, total: int, done: int) -> int:
+        """The first step that outputs after `done` will read."""
+        stage = self.stage
+        return min(total, (stage.trim_left + done) // stage.stride - (-(-stage.kernel // stage.stride) - 1))
+
     def push(self, x: Tensor, state: Carried, final: bool) -> Tensor:
         stage = self.stage
         x = state.take(x)
@@ -210,8 +248,7 @@ class UpsampleLayer(Layer):
         count = max(0, end - begin) if total else 0
         y = self._launch(Signal(x), shift=begin - state.start * stage.stride, out_length=count).values
         state.done += count
-        history = -(-stage.kernel // stage.stride) - 1
-        state.keep(x, min(total, (begin + count) // stage.stride - history))
+        state.keep(x, self._oldest_needed(total, state.done))
         state.rebase(1, stage.stride, state.done // stage.stride)
         return y
 
@@ -251,6 +288,11 @@ class LSTMLayer(Layer):
         hidden = self.bias.new_zeros(shape)
         return Recurrent(hidden, hidden.new_zeros((shape[0], *shape[2:])))
 
+    def reachable(self, state: Recurrent) -> bool:
+        layers, like, width = len(self.stage.layers), self.bias, self.stage.in_channels
+        shapes = is_like(state.hidden, like, layers, 2, 1, width) and is_like(state.cell, like, layers, 1, width)
+        return shapes and state.time in (0, 1)
+
     def push(self, x: Tensor, state: Recurrent, final: bool) -> Tensor:
         return self._launch(x, state, None)
 
@@ -284,6 +326,10 @@ class LibraryLSTMLayer(Layer):
         weight: Tensor = self.lstm.all_weights[0][1]
         zeros = weight.new_zeros(self.lstm.num_layers, batch, self.lstm.hidden_size)
         return LibraryRecurrent(zeros, zeros)
+
+    def reachable(self, state: LibraryRecurrent) -> bool:
+        shape, like = (self.lstm.num_layers, 1, self.lstm.hidden_size), self.lstm.all_weights[0][1]
+        return is_like(state.hidden, like, *shape) and is_like(state.cell, like, *shape)
 
     def push(self, x: Tensor, state: LibraryRecurrent, final: bool) -> Tensor:
         if x.shape[2] == 0:

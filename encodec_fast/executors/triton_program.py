@@ -101,6 +101,9 @@ class TritonProgram(BatchedProgram):
     def open_batch(self, batch: int) -> list[Any]:
         return [layer.open(batch) for layer in self.layers]
 
+    def reachable(self, tree: list[Any]) -> bool:
+        return all(layer.reachable(state) for layer, state in zip(self.layers, tree, strict=True))
+
     def push_batch(self, x: Tensor, state: list[Any], final: bool) -> Tensor:
         with device_of(x):
             for layer, carried in zip(self.layers, state, strict=True):

@@ -188,6 +188,8 @@ encodec_state* encodec_open(const encodec_program* program) {
 
 void encodec_close(encodec_state* state) { delete state; }
 
+int encodec_ended(const encodec_state* state) { return state->clip.ended ? 1 : 0; }
+
 int encodec_ready(const encodec_state* const* states, int64_t batch, const int64_t* lengths, const int64_t* final,
                   int64_t* out_lengths) {
   return guarded([&] {

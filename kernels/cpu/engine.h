@@ -12,7 +12,7 @@
 extern "C" {
 #endif
 
-#define ENCODEC_ABI 3
+#define ENCODEC_ABI 4
 
 typedef struct encodec_program encodec_program;
 typedef struct encodec_state encodec_state;
@@ -57,6 +57,8 @@ int encodec_add_lstm(encodec_program* program, int64_t channels, int64_t layers,
 // A clip at its first step.
 encodec_state* encodec_open(const encodec_program* program);
 void encodec_close(encodec_state* state);
+// Whether the clip has ended: 0 or 1.
+int encodec_ended(const encodec_state* state);
 // Steps that a push of lengths [batch] would give out. final [batch]: whether the clip ends there.
 int encodec_ready(const encodec_state* const* states, int64_t batch, const int64_t* lengths, const int64_t* final,
                   int64_t* out_lengths);
@@ -67,7 +69,7 @@ int encodec_push(encodec_state* const* states, int64_t batch, const encodec_clip
                  const encodec_clips* y);
 // Bytes that hold the state, for encodec_load of the same program anywhere; written to `bytes` if `size` is that many.
 int64_t encodec_save(const encodec_state* state, void* bytes, int64_t size);
-// Null where the bytes are not of a state of such a program.
+// Null where the bytes are not of a state that a clip of such a program can come to. Only the floats in them are taken as they are.
 encodec_state* encodec_load(const encodec_program* program, const void* bytes, int64_t size);
 
 // entries [levels, size, dim], copied.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .build import LIBRARY, SOURCES
 
-ABI = 3
+ABI = 4
 ISA_VARIABLE = "ENCODEC_FAST_CPU_ISA"
 PAD_MODES = {"reflect": 0, "constant": 1, "replicate": 2}
 FUNCTIONS = {"exp": 0, "elu": 1, "sigmoid": 2, "tanh": 3}
@@ -56,6 +56,7 @@ SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     "encodec_add_lstm": (c_int, (c_void_p, c_int64, c_int64, POINTER(c_void_p))),
     "encodec_open": (c_void_p, (c_void_p,)),
     "encodec_close": (None, (c_void_p,)),
+    "encodec_ended": (c_int, (c_void_p,)),
     "encodec_ready": (c_int, (POINTER(c_void_p), c_int64, INTS, INTS, INTS)),
     "encodec_push": (c_int, (POINTER(c_void_p), c_int64, POINTER(ClipsRecord), INTS, c_int, POINTER(ClipsRecord))),
     "encodec_save": (c_int64, (c_void_p, c_void_p, c_int64)),

@@ -47,6 +47,8 @@ struct encodec_program {
   int64_t ready(const encodec::ClipState& clip, int64_t added, bool final) const;
   void push(const std::vector<encodec::ClipState*>& clips, const encodec_clips& x, const int64_t* final, int threads,
             const encodec_clips& y) const;
+  // The state of a clip after `length` steps, which are all of it if `ended`, however they were cut; its floats are zeros.
+  encodec::ClipState at(int64_t length, bool ended) const;
   // The state as bytes, appended; and back, or std::invalid_argument.
   void save(const encodec::ClipState& clip, std::vector<char>& bytes) const;
   encodec::ClipState load(const char* bytes, int64_t size) const;

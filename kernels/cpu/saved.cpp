@@ -1,4 +1,8 @@
 // A clip's state as bytes: little more than the rows and the h and c that it carries, the same on every tier.
+//
+// Bytes may come from anywhere. Of what they say only the clip's length and whether it has ended are free: these and the program
+// decide everything that the engine counts and indexes by, so the rest must be just that.
+#include <algorithm>
 #include <cstring>
 #include <stdexcept>
 
@@ -9,6 +13,8 @@ using namespace encodec;
 namespace {
 
 constexpr int64_t kMark = 0x31304345;  // "EC01"
+// Steps of a clip, 23 years of 24 kHz: no stage's count of rows comes near an overflow.
+constexpr int64_t kMostSteps = int64_t{1} << 44;
 
 class Writer {
  public:
@@ -35,7 +41,8 @@ class Reader {
   void operator()(bool& value) {
     int64_t wide = 0;
     (*this)(wide);
-    value = wide != 0;
+    require(wide == 0 || wide == 1);
+    value = wide == 1;
   }
   void operator()(std::vector<float>& values) {
     int64_t count = 0;
@@ -78,15 +85,17 @@ void each_field(Archive& archive, State& clip) {
   }
 }
 
-// Whether the engine can go on from there: what it indexes by lies inside what it holds.
-bool sound(const Window& window, const StageState& stage) {
-  const Progress& p = stage.progress;
-  const int64_t most = INT64_MAX / 4 / window.channels;
-  return 0 <= p.length && p.length < most && 0 <= p.begin && p.begin <= p.next && p.next < most &&
-         p.next % window.stride == 0 && p.begin <= window.pad_left + p.length &&
-         (p.started || p.begin == 0) &&
-         (static_cast<int64_t>(stage.kept.size()) == window.held(p) * window.channels ||
-          (stage.kept.empty() && p.length == 0));  // not pushed yet
+bool same(const Progress& a, const Progress& b) {
+  return a.length == b.length && a.next == b.next && a.begin == b.begin && a.started == b.started && a.ended == b.ended;
+}
+
+// Whether both have the same counts, and as many floats.
+bool alike(const PartState& a, const PartState& b) {
+  const auto alike_stages = [](const StageState& one, const StageState& other) {
+    return same(one.progress, other.progress) && one.kept.size() == other.kept.size();
+  };
+  return a.emitted == b.emitted && a.lstm.size() == b.lstm.size() &&
+         std::equal(a.chain.begin(), a.chain.end(), b.chain.begin(), b.chain.end(), alike_stages);
 }
 
 }  // namespace
@@ -97,19 +106,37 @@ void encodec_program::save(const ClipState& clip, std::vector<char>& bytes) cons
   each_field(writer, clip);
 }
 
+ClipState encodec_program::at(int64_t length, bool ended) const {
+  ClipState clip = open();
+  clip.length = length;
+  clip.ended = ended;
+  if (length == 0 && !ended) return clip;  // a push of nothing leaves a clip as it was
+  int64_t rows = length;
+  for (size_t i = 0; i < parts.size(); ++i) {
+    if (!parts[i].chain) continue;
+    const Chain& chain = *parts[i].chain;
+    std::vector<Progress> progress = progress_of(clip.parts[i].chain);
+    rows = clip.parts[i].emitted = chain.advance(progress, rows, ended);
+    for (size_t j = 0; j < progress.size(); ++j) {
+      StageState& stage = clip.parts[i].chain[j];
+      stage.progress = progress[j];
+      stage.kept.assign(chain.window(j).held(progress[j]) * chain.window(j).channels, 0.0f);
+    }
+  }
+  return clip;
+}
+
 ClipState encodec_program::load(const char* bytes, int64_t size) const {
   Reader reader(bytes, size);
   int64_t mark = 0;
   reader(mark);
   Reader::require(mark == kMark);
-  const ClipState fresh = open();
-  ClipState clip = fresh;
+  ClipState clip = open();
   each_field(reader, clip);
   reader.end();
-  for (size_t i = 0; i < parts.size(); ++i) {
-    Reader::require(clip.parts[i].lstm.size() == fresh.parts[i].lstm.size());
-    for (size_t j = 0; j < clip.parts[i].chain.size(); ++j)
-      Reader::require(sound(parts[i].chain->window(j), clip.parts[i].chain[j]));
-  }
+  Reader::require(0 <= clip.length && clip.length <= kMostSteps);
+  Reader::require(!whole_clips_only() || clip.ended || clip.length == 0);
+  const ClipState expected = at(clip.length, clip.ended);
+  Reader::require(std::equal(clip.parts.begin(), clip.parts.end(), expected.parts.begin(), expected.parts.end(), alike));
   return clip;
 }

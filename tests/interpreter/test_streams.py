@@ -92,3 +92,40 @@ def test_long_audio_in_pieces_is_the_audio_whole(model):
         assert_same_bits(model.encode_batch(list(audio), top_bandwidth(model))[0].codes[0], whole[0, 0])
     finally:
         model.config.sampling_rate, model.max_memory = rate, None
+
+
+def leaves_of(tree, path=()):
+    """(path, value, the list that it stands in) of everything in nested lists that is none."""
+    for at, part in enumerate(tree):
+        yield from leaves_of(part, (*path, at)) if isinstance(part, list) else [((*path, at), part, tree)]
+
+
+def with_leaf(tree, path, value):
+    """A copy of the tree with another value there."""
+    changed = list(tree)
+    changed[path[0]] = with_leaf(tree[path[0]], path[1:], value) if path[1:] else value
+    return changed
+
+
+def forgeries_of(value, around):
+    if isinstance(value, torch.Tensor):
+        return [value.double(), torch.cat([value, value], 1)]
+    if type(value) is not int:
+        return []
+    # whether an LSTM took an even number of steps may be either
+    parity = isinstance(around[0], torch.Tensor) and around[0].dim() == 4
+    return [other for other in (value - 1, value + 1, value + (1 << 30)) if not (parity and other in (0, 1))]
+
+
+@pytest.mark.parametrize("steps", [5, 60])
+@pytest.mark.parametrize("make", [StreamingEncoder, StreamingDecoder])
+def test_a_forged_count_or_size_is_refused(model, make, steps):
+    streams = make(model)
+    streams.push(audio_like(1, 1, steps, 1)[0] if make is StreamingEncoder else torch.ones(1, steps // 4, dtype=torch.int64))
+    state = streams.state_dict()
+    del state["checksum"]
+    streams.load_state_dict(state)
+    for path, value, around in leaves_of(state["streams"]):
+        for other in forgeries_of(value, around):
+            with pytest.raises(ValueError, match="state"):
+                streams.load_state_dict({**state, "streams": with_leaf(state["streams"], path, other)})
