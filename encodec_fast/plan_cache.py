@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-import threading
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, TypeVar, cast
 
 from torch import Tensor, nn
 
+from encodec_fast.forks import ForkSafeLock
 from encodec_fast.plan_reader import inner_modules
 
 T = TypeVar("T")
@@ -18,9 +18,12 @@ class PlanCache:
     """Derived values of one module, dropped when its weights change. Never pickled or copied along with the module."""
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
+        self._lock = ForkSafeLock(self._forget)
         self._weights: WeightsSnapshot | None = None
         self._values: dict[Hashable, Any] = {}
+
+    def _forget(self) -> None:
+        self._weights, self._values = None, {}
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         return PlanCache, ()

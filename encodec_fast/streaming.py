@@ -11,6 +11,7 @@ Only models whose layers look at the past alone can stream: weight norm and caus
 
 from __future__ import annotations
 
+import threading
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -27,8 +28,29 @@ from encodec_fast.plan import Network, stage_weights
 FINGERPRINT_VALUES = 64
 
 
+class _Turn:
+    """One call at a time: a second one, of another thread, is refused and not made to wait, for no order would be right."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return _Turn, ()
+
+    def __enter__(self) -> None:
+        # ValueError, as Python has it for a generator that is already executing
+        if not self._lock.acquire(blocking=False):
+            raise ValueError(
+                "these streams are already in a call of another thread, or were when this process was forked. A stream takes its pieces "
+                "one after the other: make one StreamingEncoder or StreamingDecoder for each thread, or call it under a lock of your own."
+            )
+
+    def __exit__(self, *raised: object) -> None:
+        self._lock.release()
+
+
 class _Streams:
-    """A batch of streams, each at its own place in time."""
+    """A batch of streams, each at its own place in time.  One call at a time may use them; another raises ValueError."""
 
     def __init__(self, model: EncodecModel, part: str, batch_size: int) -> None:
         if not isinstance(model, EncodecModel):
@@ -40,6 +62,7 @@ class _Streams:
         self._codec = _streamable(model, part)
         self._states = [self._codec.network.open() for _ in range(batch_size)]
         self._ended = [False] * batch_size
+        self._turn = _Turn()
 
     @property
     def network(self) -> Network:
@@ -78,17 +101,19 @@ class _Streams:
 
     def reset(self, mask: Sequence[bool] | Tensor | None = None) -> None:
         """Starts streams anew at time zero, whatever they still owed: those where `mask` [batch_size] is true, None for all."""
-        for index, chosen in enumerate(self._selected(mask)):
-            if chosen:
-                self._states[index], self._ended[index] = self._codec.network.open(), False
+        with self._turn:
+            for index, chosen in enumerate(self._selected(mask)):
+                if chosen:
+                    self._states[index], self._ended[index] = self._codec.network.open(), False
 
     def state_dict(self) -> dict[str, Any]:
         """All streams as nested lists of tensors, integers and strings, for `load_state_dict` in any process; `torch.save` takes it."""
-        saved = {
-            **self._made_by(),
-            "ended": [int(ended) for ended in self._ended],
-            "streams": [self._codec.network.save(state) for state in self._states],
-        }
+        with self._turn:
+            saved = {
+                **self._made_by(),
+                "ended": [int(ended) for ended in self._ended],
+                "streams": [self._codec.network.save(state) for state in self._states],
+            }
         return {**saved, "checksum": _checksum(saved)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -113,7 +138,8 @@ class _Streams:
         states = [self._codec.network.load(stream) for stream in streams]
         if ended != [int(self._codec.network.ended(state)) for state in states]:
             raise ValueError(f"state_dict: its streams ended as {ended!r}, and their states say otherwise.")
-        self._states, self._ended = states, [bool(end) for end in ended]
+        with self._turn:
+            self._states, self._ended = states, [bool(end) for end in ended]
 
     def _made_by(self) -> dict[str, Any]:
         """What must be the same where a state goes on."""
@@ -155,12 +181,14 @@ class StreamingEncoder(_Streams):
         [C, T_b] or [T_b] per stream, with None where a stream has nothing new.  Float32 in the model's scale, usually -1 ... 1.
         Raises ValueError for another shape and for samples of a stream that has ended.
         """
-        return self._search(self._push(self._pieces(samples), [False] * self.batch_size))
+        with self._turn:
+            return self._search(self._push(self._pieces(samples), [False] * self.batch_size))
 
     @torch.no_grad()
     def flush(self, mask: Sequence[bool] | Tensor | None = None) -> list[Tensor]:
         """Ends streams and gives their last codes: those where `mask` [batch_size] is true, None for all that run."""
-        return self._search(self._push(self._pieces([None] * self.batch_size), self._last(mask)))
+        with self._turn:
+            return self._search(self._push(self._pieces([None] * self.batch_size), self._last(mask)))
 
     def _search(self, embeddings: list[Tensor]) -> list[Tensor]:
         return self._codec.quantizer.search_clips(embeddings, self.num_quantizers)
@@ -199,12 +227,14 @@ class StreamingDecoder(_Streams):
         codes: [batch_size, K, F], or [K, F] for a single stream; or a list of one [K_b, F_b] per stream, with None for nothing new.
         Raises ValueError for another shape and for codes of a stream that has ended, IndexError for a code outside its codebook.
         """
-        return self._push(self._embeddings(codes), [False] * self.batch_size)
+        with self._turn:
+            return self._push(self._embeddings(codes), [False] * self.batch_size)
 
     @torch.no_grad()
     def flush(self, mask: Sequence[bool] | Tensor | None = None) -> list[Tensor]:
         """Ends streams and gives their last audio: those where `mask` [batch_size] is true, None for all that run."""
-        return self._push(self._embeddings([None] * self.batch_size), self._last(mask))
+        with self._turn:
+            return self._push(self._embeddings([None] * self.batch_size), self._last(mask))
 
     def _embeddings(self, codes: Tensor | Sequence[Tensor | None]) -> list[Tensor]:
         nothing = torch.empty(1, 0, dtype=torch.int64, device=self.network.device)

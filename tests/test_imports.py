@@ -14,7 +14,7 @@ from venvs import ROOT
 
 # A module imports only from layers above its own. A new module is one more name here.
 _LAYERS = [
-    {"children", "kernels"},
+    {"children", "forks", "kernels"},
     {"plan"},
     {"plan_reader"},
     {"executors"},
@@ -32,9 +32,9 @@ _LAYERS = [
 ]
 _RANK = {name: rank for rank, layer in enumerate(_LAYERS) for name in layer}
 # These stand on their own: they import nothing of the package.
-_LEAVES = {"children", "kernels", "audio", "ecdc", "formats"}
+_LEAVES = {"children", "forks", "kernels", "audio", "ecdc", "formats"}
 # Tools that only look at codes need not load torch.
-_TORCH_FREE = {"audio", "children", "corpus", "ecdc", "formats"}
+_TORCH_FREE = {"audio", "children", "corpus", "ecdc", "formats", "forks"}
 _SOURCES = sorted([*(ROOT / "encodec_fast").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")])
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from ctypes import c_int64, c_void_p
 
 import torch
@@ -37,7 +37,7 @@ class NativeState:
     def __init__(self, program: CpuStageProgram, handle: int | None) -> None:
         self.program = program  # the engine's state points into it
         self.handle = native.check_handle(program.library, handle)
-        weakref.finalize(self, program.library.encodec_close, self.handle)
+        _close_with(self, program.library.encodec_close)
 
 
 class CpuStageProgram(StageProgram):
@@ -49,7 +49,7 @@ class CpuStageProgram(StageProgram):
         self.library = library
         self.in_channels, self.out_channels = stages[0].in_channels, stages[-1].out_channels
         self.handle = native.check_handle(library, library.encodec_program_new(native.requested_tier()))
-        weakref.finalize(self, library.encodec_program_free, self.handle)
+        _close_with(self, library.encodec_program_free)
         for stage in stages:
             native.check(library, _append(library, self.handle, stage))
 
@@ -145,7 +145,7 @@ class CpuQuantizerProgram(QuantizerProgram):
         self.dim = codebooks.shape[2]
         made = library.encodec_codebooks_new(native.requested_tier(), codebooks.data_ptr(), *codebooks.shape)
         self.handle = native.check_handle(library, made)
-        weakref.finalize(self, library.encodec_codebooks_free, self.handle)
+        _close_with(self, library.encodec_codebooks_free)
 
     def encode(self, x: Tensor, num_quantizers: int) -> Tensor:
         """Codes [num_quantizers, B, F], int64, of embeddings x [B, D, F]; on equal distances the lowest index."""
@@ -230,6 +230,12 @@ class CpuExecutor(Executor):
         )
         native.check(library, made)
         return joined
+
+
+def _close_with(owner: NativeState | CpuStageProgram | CpuQuantizerProgram, close: Callable[[int], None]) -> None:
+    """Gives what the owner's handle stands for back once the owner is gone."""
+    # not at exit, where daemon threads may still be at work in it: the memory goes with the process
+    weakref.finalize(owner, close, owner.handle).atexit = False
 
 
 def _append(library: ctypes.CDLL, program: int, stage: Stage) -> int:

@@ -6,12 +6,13 @@ Never run on a device yet: the capture follows torch's documented steps, and `be
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from encodec_fast.forks import ForkSafeLock
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ class CudaGraphs:
         self._run = run
         self._captured: dict[tuple[object, ...], _Captured] = {}
         self._missed: set[tuple[object, ...]] = set()
-        self._lock = threading.Lock()
+        self._lock = ForkSafeLock()
         self._pool: object = None
         self._free: torch.cuda.Event | None = None
 

@@ -1,6 +1,7 @@
 #include "engine.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <exception>
 #include <numeric>
@@ -15,8 +16,12 @@
 using namespace encodec;
 
 struct encodec_state {
+  encodec_state(const encodec_program* program, ClipState clip) : program(program), clip(std::move(clip)) {}
+
   const encodec_program* program;
   ClipState clip;
+  mutable std::atomic<bool> taken = false;  // by a call
+  bool broken = false;                      // by a push that failed half way
 };
 
 struct encodec_codebooks {
@@ -65,6 +70,37 @@ void require_conv(const encodec_conv& conv) {
   require(conv.pad_left >= 0 && conv.pad_right >= 0, "a convolution's padding is not negative");
   require(conv.pad_mode >= 0 && conv.pad_mode <= 2, "pad_mode is 0 (reflect), 1 (constant) or 2 (replicate)");
   require(conv.weight != nullptr, "a convolution has weights");
+}
+
+// The states of a call, which no other call may have at the same time.
+class Taken {
+ public:
+  Taken(const encodec_state* const* states, int64_t batch) : states_(states) {
+    for (; count_ < batch; ++count_)
+      if (states[count_]->taken.exchange(true)) {
+        give_back();
+        throw std::invalid_argument("this clip is in another call, of another thread perhaps: one call at a time may use a state");
+      }
+  }
+  ~Taken() { give_back(); }
+  Taken(const Taken&) = delete;
+  Taken& operator=(const Taken&) = delete;
+
+ private:
+  void give_back() {
+    for (; count_ > 0; --count_) states_[count_ - 1]->taken = false;
+  }
+
+  const encodec_state* const* states_;
+  int64_t count_ = 0;
+};
+
+void require_whole(const encodec_state& state) { require(!state.broken, "a push of this clip failed half way: open a new state"); }
+
+int64_t ready(const encodec_state& state, int64_t added, bool final) {
+  require(added >= 0, "a piece has no negative length");
+  require_whole(state);
+  return state.clip.ended ? 0 : state.program->ready(state.clip, added, final);
 }
 
 bool pads_to_same(const encodec_conv& conv) {
@@ -182,25 +218,33 @@ int encodec_add_lstm(encodec_program* program, int64_t channels, int64_t layers,
 encodec_state* encodec_open(const encodec_program* program) {
   return guarded_new([&] {
     require(!program->parts.empty(), "a program has at least one stage");
-    return new encodec_state{program, program->open()};
+    return new encodec_state(program, program->open());
   });
 }
 
 void encodec_close(encodec_state* state) { delete state; }
 
-int encodec_ended(const encodec_state* state) { return state->clip.ended ? 1 : 0; }
+int encodec_ended(const encodec_state* state) {
+  bool ended = false;
+  const int failed = guarded([&] {
+    const Taken taken(&state, 1);
+    ended = state->clip.ended;
+  });
+  return failed ? failed : ended ? 1 : 0;
+}
 
 int encodec_ready(const encodec_state* const* states, int64_t batch, const int64_t* lengths, const int64_t* final,
                   int64_t* out_lengths) {
   return guarded([&] {
-    for (int64_t b = 0; b < batch; ++b)
-      out_lengths[b] = states[b]->clip.ended ? 0 : states[b]->program->ready(states[b]->clip, lengths[b], final[b] != 0);
+    const Taken taken(states, batch);
+    for (int64_t b = 0; b < batch; ++b) out_lengths[b] = ready(*states[b], lengths[b], final[b] != 0);
   });
 }
 
 int encodec_push(encodec_state* const* states, int64_t batch, const encodec_clips* x, const int64_t* final, int threads,
                  const encodec_clips* y) {
   return guarded([&] {
+    const Taken taken(states, batch);
     std::vector<ClipState*> clips;
     for (int64_t b = 0; b < batch; ++b) {
       ClipState& clip = states[b]->clip;
@@ -208,15 +252,20 @@ int encodec_push(encodec_state* const* states, int64_t batch, const encodec_clip
       require(!clip.ended || (x->lengths[b] == 0 && !final[b]), "this clip has ended: open a new state");
       require(!states[b]->program->whole_clips_only() || clip.ended || (final[b] && clip.length == 0),
               "a network with group norm needs whole clips: one push with `final`");
+      require(y->lengths[b] == ready(*states[b], x->lengths[b], final[b] != 0), "an output is as long as encodec_ready says");
       clips.push_back(&clip);
     }
+    for (int64_t b = 0; b < batch; ++b) states[b]->broken = true;
     if (batch > 0) states[0]->program->push(clips, *x, final, std::max(1, threads), *y);
+    for (int64_t b = 0; b < batch; ++b) states[b]->broken = false;
   });
 }
 
 int64_t encodec_save(const encodec_state* state, void* bytes, int64_t size) {
   int64_t written = 0;
   const int failed = guarded([&] {
+    const Taken taken(&state, 1);
+    require_whole(*state);
     std::vector<char> saved;
     state->program->save(state->clip, saved);
     written = static_cast<int64_t>(saved.size());
@@ -227,7 +276,7 @@ int64_t encodec_save(const encodec_state* state, void* bytes, int64_t size) {
 
 encodec_state* encodec_load(const encodec_program* program, const void* bytes, int64_t size) {
   return guarded_new([&] {
-    return new encodec_state{program, program->load(static_cast<const char*>(bytes), size)};
+    return new encodec_state(program, program->load(static_cast<const char*>(bytes), size));
   });
 }
 

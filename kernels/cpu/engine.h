@@ -1,7 +1,8 @@
 // The C interface of the CPU engine. Bound by library.py, field for field.
 //
 // A program is a run of stages with its weights packed for one instruction-set tier; it never changes once built and serves any
-// number of threads. A state is one clip on its way through a program; one call at a time may use it.
+// number of threads. A state is one clip on its way through a program; one call at a time may use it, and a second one fails. After a
+// push that failed half way, by want of memory, a state can only be closed.
 // Functions that can fail return null or -1, and encodec_error() then says why (per thread).
 #pragma once
 

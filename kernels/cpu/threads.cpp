@@ -7,6 +7,7 @@
 #include <condition_variable>
 #include <exception>
 #include <list>
+#include <memory>
 #include <mutex>
 #include <set>
 #include <system_error>
@@ -234,7 +235,21 @@ thread_local Graph* Pool::current_ = nullptr;
 
 // Never destroyed: workers may still sleep in it when the process ends.
 std::atomic<Pool*> pool = nullptr;
-std::once_flag pool_once;
+
+// A forked child has none of the workers, and perhaps a locked mutex: it leaves them and starts anew. From the library's loading on, and
+// nothing below waits for another thread to make the pool: there is no moment at which a fork would leave the child waiting.
+[[gnu::constructor]] void watch_forks() {
+  pthread_atfork(nullptr, nullptr, [] {
+    if (pool) pool = new Pool;
+  });
+}
+
+Pool& the_pool() {
+  Pool* made = pool;
+  if (made) return *made;
+  auto fresh = std::make_unique<Pool>();
+  return pool.compare_exchange_strong(made, fresh.get()) ? *fresh.release() : *made;
+}
 
 }  // namespace
 
@@ -244,12 +259,7 @@ void run_tasks(int threads, const std::vector<Task>& tasks) {
     for (const Task& task : tasks) task.body();
     return;
   }
-  std::call_once(pool_once, [] {
-    pool = new Pool;
-    // the child has none of the workers, and perhaps a locked mutex: it leaves them and starts anew
-    pthread_atfork(nullptr, nullptr, [] { pool = new Pool; });
-  });
-  pool.load()->run(threads, tasks);
+  the_pool().run(threads, tasks);
 }
 
 bool has_idle_thread(int threads) {
