@@ -236,8 +236,8 @@ def test_help_loads_nothing_heavy():
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_and_sigterm_end_the_run_with_130_and_keep_whole_shards(corpus, model_folder, tmp_path, how):
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_ctrl_c_and_sigterm_and_hangup_end_the_run_with_130_and_keep_whole_shards(corpus, model_folder, tmp_path, how):
     for index in range(400):
         os.link(corpus / "a.wav", corpus / f"more-{index}.wav")
     codes = tmp_path / "codes"

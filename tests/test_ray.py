@@ -6,6 +6,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -105,24 +106,32 @@ def test_datasets_maps_it(corpus, model, model_folder):
 # The engine
 
 
+MEMORY = {"object_store_memory": 100 << 20}
+
+
 @pytest.fixture(scope="module")
-def cluster():
-    """Two nodes of two CPUs each beside a head without any, as processes on this machine."""
+def nodes():
+    """Two nodes of two CPUs each beside a head without any, as processes on this machine; this process is connected."""
     ray = pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
-    memory = {"object_store_memory": 100 << 20}
     with pytest.MonkeyPatch.context() as environment:
         # the workers import what this process imports
         environment.setenv("PYTHONPATH", os.path.dirname(__file__), prepend=os.pathsep if "PYTHONPATH" in os.environ else None)
         environment.setenv("OMP_NUM_THREADS", "1")
-        nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **memory})
+        nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **MEMORY})
         for _ in range(2):
-            nodes.add_node(num_cpus=2, **memory)
+            nodes.add_node(num_cpus=2, **MEMORY)
         ray.init(address=nodes.address, logging_level="ERROR", log_to_driver=False)
-        yield ray
+        yield nodes
         ray.shutdown()
         nodes.shutdown()
+
+
+@pytest.fixture
+def cluster(nodes):
+    """The module ray, connected to the nodes."""
+    return pytest.importorskip("ray")
 
 
 def ray_tokenize(model, model_folder, corpus, out, progress=None, **changes):
@@ -166,6 +175,30 @@ def test_ray_ends_what_the_local_engine_began_with_its_rows_though_an_actor_is_k
     summary = ray_tokenize(model, model_folder, corpus, tmp_path, kill_one)
     assert killed and before + summary.clips == 120
     assert (content(tmp_path), read_failures(tmp_path)) == local
+
+
+def test_a_node_that_goes_away_is_said_and_costs_no_row(nodes, cluster, model, model_folder, corpus, local, tmp_path):
+    doomed = [nodes.add_node(num_cpus=2, **MEMORY)]
+
+    def lose(summary):
+        if doomed:
+            nodes.remove_node(doomed.pop(), allow_graceful=False)
+            deadline = time.monotonic() + 60
+            while sum(node["Alive"] for node in cluster.nodes()) > 3 and time.monotonic() < deadline:
+                time.sleep(0.1)
+
+    summary = ray_tokenize(model, model_folder, corpus, tmp_path, lose)
+    assert summary.warnings == ["1 of the 4 nodes of the cluster went away; others did what they had begun."]
+    assert (content(tmp_path), read_failures(tmp_path)) == local
+
+
+def test_a_full_disk_of_a_node_is_that_error_here(cluster, model, model_folder, corpus, tmp_path):
+    # for the writing task on its node, a folder where none can be
+    (tmp_path / "codes").mkdir()
+    (tmp_path / "codes" / "_encodec_fast").mkdir()
+    (tmp_path / "codes" / "_encodec_fast" / "begun").write_text("a file")
+    with pytest.raises(OSError, match="begun"):
+        ray_tokenize(model, model_folder, corpus, tmp_path / "codes")
 
 
 def test_ray_data_maps_the_tokenizer(cluster, model, model_folder, corpus):

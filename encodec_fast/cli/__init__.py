@@ -2,22 +2,49 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
 
 import encodec_fast
-from encodec_fast.cli.app import CLIPS_FAILED, INTERRUPTED, OK, STOPPED, WRONG_ARGUMENT, Stopped, WrongArgument, app
+from encodec_fast.cli.app import (
+    CLIPS_FAILED,
+    FAULT,
+    INTERRUPTED,
+    OK,
+    STOPPED,
+    WRONG_ARGUMENT,
+    Fault,
+    Stopped,
+    UsageError,
+    WrongArgument,
+    app,
+    exit_code_table,
+)
 from encodec_fast.terminal import complain, say
 
 # each adds its command to the app, in the order of --help
 from encodec_fast.cli import tokenize, decode, verify, info, demo  # isort: skip
 
-__all__ = ["CLIPS_FAILED", "INTERRUPTED", "OK", "STOPPED", "WRONG_ARGUMENT", "app", "decode", "demo", "info", "main", "tokenize", "verify"]
-
-# the class of typer's own complaints about arguments, which it doesn't export by itself
-UsageError: Any = typer.BadParameter.__base__
+__all__ = [
+    "CLIPS_FAILED",
+    "FAULT",
+    "INTERRUPTED",
+    "OK",
+    "STOPPED",
+    "WRONG_ARGUMENT",
+    "app",
+    "decode",
+    "demo",
+    "info",
+    "main",
+    "tokenize",
+    "verify",
+]
 
 
 def version_callback(asked: bool) -> None:
@@ -31,7 +58,7 @@ def version_callback(asked: bool) -> None:
     "encodec-fast demo                            try everything, no download\n\n"
     "encodec-fast tokenize corpus/ --out codes/   audio to codes\n\n"
     "encodec-fast decode codes/ --out wavs/       codes to audio\n\n"
-    "Each command has its own --help."
+    "Each command has its own --help.\n\n" + exit_code_table()
 )
 def top_level(
     version: Annotated[
@@ -42,10 +69,20 @@ def top_level(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns its exit code; an error is one line on standard error."""
-    command: Callable[..., Any] = typer.main.get_command(app).main
+    """Runs the command line and returns its exit code, one of app.EXIT_CODES; an error is one line on standard error."""
     try:
-        code = command(args=arguments, prog_name="encodec-fast", standalone_mode=False) or OK
+        return _run(arguments)
+    except BrokenPipeError:
+        # where standard error is closed too
+        return STOPPED
+    finally:
+        _leave_closed_output()
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    run: Callable[..., Any] = typer.main.get_command(app).main
+    try:
+        code = run(args=arguments, prog_name="encodec-fast", standalone_mode=False) or OK
     except UsageError as error:
         context = getattr(error, "ctx", None)
         name = context.command_path if context is not None else "encodec-fast"
@@ -59,9 +96,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Stopped as error:
         complain(f"encodec-fast: {error}")
         return STOPPED
+    except Fault as error:
+        traceback.print_exception(error.__cause__)
+        complain(f"encodec-fast: {error}. This is a fault of encodec_fast, not of the audio; what was finished is kept.")
+        return FAULT
     # typer makes an exit code of it, or Abort before 0.26
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     if code == INTERRUPTED:
         complain("encodec-fast: interrupted; what was finished is kept, and the same command goes on from there.")
     return code
+
+
+def _leave_closed_output() -> None:
+    """Where the reader of standard output is gone, lets it end in nothing: the interpreter would fail to flush it, with exit code 120."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, sys.stdout.fileno())
+        os.close(nothing)

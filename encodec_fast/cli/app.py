@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import errno
+import functools
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,7 +15,16 @@ from encodec_fast.terminal import say
 if TYPE_CHECKING:
     from encodec_fast.model import EncodecModel
 
-OK, CLIPS_FAILED, WRONG_ARGUMENT, STOPPED, INTERRUPTED = 0, 1, 2, 3, 130
+OK, CLIPS_FAILED, WRONG_ARGUMENT, STOPPED, FAULT, INTERRUPTED = 0, 1, 2, 3, 4, 130
+# The table that every --help shows
+EXIT_CODES = {
+    OK: "everything is done; verify, demo: the codes are Hugging Face's",
+    CLIPS_FAILED: "done, but some clips failed, which are listed; verify, demo: other codes than Hugging Face's",
+    WRONG_ARGUMENT: "a wrong argument, source or folder, named in one line; or another process is at work in the folder",
+    STOPPED: "stopped by the machine (a full disk, a lost GPU or node); what was finished is kept, the same command goes on",
+    FAULT: "a fault of encodec_fast itself, with a traceback; what was finished is kept",
+    INTERRUPTED: "interrupted by Ctrl-C, SIGTERM or SIGHUP; what was finished is kept, the same command goes on",
+}
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
@@ -31,12 +42,59 @@ BatchOption = Annotated[float, typer.Option(metavar="SECONDS", help="Audio per c
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier run wrote there.")]
 
 
+# the class of typer's own complaints about arguments, which it doesn't export by itself
+UsageError: Any = typer.BadParameter.__base__
+
+
 class WrongArgument(Exception):
     """Ends the command with exit code 2 and this one line."""
 
 
 class Stopped(Exception):
     """Ends the command with exit code 3 and this one line: the machine, not the arguments, is in the way."""
+
+
+# Errors that no other argument would avoid
+_OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EPIPE}
+# Ends the line of a command that stopped
+KEPT = "What was finished is kept, and the same command goes on from there."
+
+
+class Fault(Exception):
+    """Ends the command with exit code 4, after the traceback of its cause: nobody expected this."""
+
+
+def exit_code_table() -> str:
+    """EXIT_CODES as the end of a --help."""
+    return "[bold]Exit codes[/bold]\n\n" + "\n\n".join(f"{code}: {meaning}" for code, meaning in EXIT_CODES.items())
+
+
+def command(examples: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """Adds a command to the app: with examples and the exit codes in its --help, and with one exit code for each kind of end.
+
+    typer would take an EOFError for an interrupt, and end with 1, as if clips had failed, where the standard output is closed.
+    """
+
+    def add(function: Callable[..., int]) -> Callable[..., int]:
+        @functools.wraps(function)
+        def ending(*arguments: Any, **options: Any) -> int:
+            try:
+                return function(*arguments, **options)
+            except (WrongArgument, Stopped, UsageError, typer.Exit, typer.Abort):
+                raise
+            except BrokenPipeError as error:
+                raise Stopped(f"the standard output was closed. {KEPT}") from error
+            except OSError as error:
+                raise Stopped(f"{error.filename}: {error.strerror}. {KEPT}" if error.filename else f"{error}. {KEPT}") from error
+            except MemoryError as error:
+                raise Stopped(f"there is not enough memory ({error}). {KEPT}") from error
+            except Exception as error:
+                raise Fault(f"{type(error).__name__}: {error}") from error
+
+        app.command(epilog=f"{examples}\n\n{exit_code_table()}")(ending)
+        return function
+
+    return add
 
 
 def check_batch_seconds(batch_seconds: float) -> None:
@@ -54,6 +112,8 @@ def checking_arguments() -> Iterator[None]:
     except (ValueError, BackendError) as error:
         raise WrongArgument(str(error)) from error
     except OSError as error:
+        if error.errno in _OF_THE_MACHINE:
+            raise
         raise WrongArgument(f"{error.filename}: {error.strerror}." if error.filename else str(error)) from error
 
 

@@ -18,9 +18,9 @@ from encodec_fast.cli.app import (
     OverwriteOption,
     ThreadsOption,
     WrongArgument,
-    app,
     check_batch_seconds,
     checking_arguments,
+    command,
     prepared_model,
 )
 from encodec_fast.dataset.options import BATCH_SECONDS
@@ -32,12 +32,7 @@ if TYPE_CHECKING:
     from encodec_fast.model import EncodecModel
 
 
-@app.command(
-    epilog="[bold]Examples[/bold]\n\n"
-    "encodec-fast decode codes/ --out wavs/\n\n"
-    "encodec-fast decode codes/ --out wavs/ --subtype FLOAT\n\n"
-    "Exit code: 0 all clips done, 1 some clips failed (listed on standard error), 2 wrong argument."
-)
+@command("[bold]Examples[/bold]\n\nencodec-fast decode codes/ --out wavs/\n\nencodec-fast decode codes/ --out wavs/ --subtype FLOAT")
 def decode(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that `encodec-fast tokenize` wrote.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="WAVS", help="Folder for the WAV files, named after the ids.")],

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from encodec_fast.cli.app import CLIPS_FAILED, OK, ThreadsOption, app, prepared_model
+from encodec_fast.cli.app import CLIPS_FAILED, OK, ThreadsOption, command, prepared_model
 from encodec_fast.cli.decode import decode_rows
 from encodec_fast.cli.tokenize import tokenize_sources
 from encodec_fast.cli.verify import verify_tasks
@@ -20,10 +20,7 @@ if TYPE_CHECKING:
     from encodec_fast.verify import VerifyReport
 
 
-@app.command(
-    epilog="[bold]Example[/bold]\n\nencodec-fast demo --out encodec-demo\n\n"
-    "Needs no download. Exit code: 0 the codes are Hugging Face's, 1 they are not."
-)
+@command("[bold]Example[/bold]\n\nencodec-fast demo --out encodec-demo\n\nNeeds no download.")
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for codes and audio.")] = Path("encodec-fast-demo"),
     threads: ThreadsOption = 0,

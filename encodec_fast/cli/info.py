@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import encodec_fast
-from encodec_fast.cli.app import OK, app
+from encodec_fast.cli.app import OK, command
 from encodec_fast.terminal import say
 
 
-@app.command(epilog="[bold]Example[/bold]\n\nencodec-fast info")
+@command("[bold]Example[/bold]\n\nencodec-fast info")
 def info() -> int:
     """Show versions, devices, and which backends can run here, or why not."""
     import os

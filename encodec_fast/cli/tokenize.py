@@ -13,6 +13,7 @@ import typer
 
 from encodec_fast.cli.app import (
     CLIPS_FAILED,
+    KEPT,
     OK,
     BackendOption,
     BandwidthOption,
@@ -22,13 +23,13 @@ from encodec_fast.cli.app import (
     OverwriteOption,
     Stopped,
     ThreadsOption,
-    app,
     check_batch_seconds,
     checking_arguments,
+    command,
     prepared_model,
 )
 from encodec_fast.dataset.options import BATCH_SECONDS, CLIP_TIMEOUT, MAX_CLIP_BYTES
-from encodec_fast.terminal import ProgressBar, RunProgress, counted, report_failures, say, summary_lines
+from encodec_fast.terminal import ProgressBar, RunProgress, complain, counted, report_failures, say, summary_lines
 
 if TYPE_CHECKING:
     from encodec_fast.corpus.tasks import Task
@@ -41,15 +42,13 @@ RUNNING = "How to run"
 STORING = "What to store"
 
 
-@app.command(
-    epilog="[bold]Examples[/bold]\n\n"
+@command(
+    "[bold]Examples[/bold]\n\n"
     "encodec-fast tokenize corpus/ --out codes/\n\n"
     "encodec-fast tokenize 'a/**/*.flac' b/ -o codes/ -m facebook/encodec_48khz -b 12\n\n"
     "encodec-fast tokenize train.jsonl 'shards/*.tar' data.parquet --out codes/ --devices cuda\n\n"
     "encodec-fast tokenize talk.mp3 --out codes/ --model demo    (no download)\n\n"
-    "The same command continues a run that was interrupted, and adds clips that are new in the sources.\n\n"
-    "Exit code: 0 all clips done, 1 some clips failed (listed on standard error and in errors.parquet), 2 wrong argument, "
-    "3 stopped (a full disk, ...)."
+    "The same command continues a run that was interrupted, and adds clips that are new in the sources."
 )
 def tokenize(
     sources: Annotated[
@@ -147,7 +146,7 @@ def tokenize(
 
             names = parse_devices(devices)
             device = names[0]
-    with ending_on_sigterm(), prepared_model(model, device, backend, threads) as (loaded, model_id):
+    with ending_on_signals(), prepared_model(model, device, backend, threads) as (loaded, model_id):
         summary = tokenize_sources(
             sources,
             loaded,
@@ -296,7 +295,7 @@ def stopping(out: Path) -> Iterator[None]:
     from encodec_fast.dataset.devices import DeviceError
     from encodec_fast.dataset.encoding import is_lost_gpu
     from encodec_fast.dataset.ledger import LedgerError
-    from encodec_fast.dataset.ray_engine import RayError
+    from encodec_fast.dataset.ray_engine import RayError, RayLost
 
     try:
         with checking_arguments():
@@ -306,31 +305,40 @@ def stopping(out: Path) -> Iterator[None]:
                 raise
             except RayError as error:
                 raise ValueError(str(error)) from error
+            except BrokenPipeError:
+                raise
             except OSError as error:
-                raise Stopped(f"{error.filename or out}: {error.strerror or error}. {_KEPT}") from error
-    except DeviceError as error:
-        raise Stopped(f"{error} {_KEPT}") from error
+                raise Stopped(f"{error.filename or out}: {error.strerror or error}. {KEPT}") from error
+    except (DeviceError, RayLost) as error:
+        raise Stopped(f"{error} {KEPT}") from error
     except RuntimeError as error:
         if not is_lost_gpu(error):
             raise
-        raise Stopped(f"{str(error).splitlines()[0]}. {_KEPT}") from error
-
-
-_KEPT = "What was finished is kept, and the same command goes on from there."
+        raise Stopped(f"{str(error).splitlines()[0]}. {KEPT}") from error
 
 
 @contextmanager
-def ending_on_sigterm() -> Iterator[None]:
-    """Lets SIGTERM, which schedulers send before they kill, end the run as Ctrl-C does: after the shard that is open."""
+def ending_on_signals() -> Iterator[None]:
+    """Lets SIGTERM, which schedulers send before they kill, and SIGHUP, of a terminal that closes, end the run as Ctrl-C does.
+
+    That is after the shard that is open. A signal that is ignored, as SIGHUP under nohup, stays so.
+    """
+    names = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    before = {name: signal.getsignal(name) for name in names if signal.getsignal(name) is not signal.SIG_IGN}
 
     def interrupt(*_: Any) -> None:
+        # once: a second one, as systemd sends with SIGHUP, would end the finishing
+        for name in before:
+            signal.signal(name, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    for name in before:
+        signal.signal(name, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for name, handler in before.items():
+            signal.signal(name, handler)
 
 
 def finish(summary: Summary, out: Path, report: bool) -> int:
@@ -344,11 +352,14 @@ def finish(summary: Summary, out: Path, report: bool) -> int:
         say(f"wrote {path}")
     if report:
         from encodec_fast.dataset.report import ReportError, write_report
+        from encodec_fast.formats import FormatError
 
         try:
             say(f"wrote {write_report(out)}")
-        except ReportError as error:
+        except (ReportError, FormatError) as error:
             say(f"no report: {error}")
+    for warning in summary.warnings:
+        complain(warning)
     if failures:
         report_failures(failures)
     wrong = summary.verified is not None and (summary.verified["failed"] or summary.verified["changed"])

@@ -14,8 +14,8 @@ from encodec_fast.cli.app import (
     DeviceOption,
     ModelOption,
     ThreadsOption,
-    app,
     checking_arguments,
+    command,
     prepared_model,
 )
 from encodec_fast.terminal import report_failures, say
@@ -27,11 +27,10 @@ if TYPE_CHECKING:
     from encodec_fast.verify import VerifyReport
 
 
-@app.command(
-    epilog="[bold]Examples[/bold]\n\n"
+@command(
+    "[bold]Examples[/bold]\n\n"
     "encodec-fast verify --model demo\n\n"
-    "encodec-fast verify recordings/ --model facebook/encodec_48khz --bandwidth 12\n\n"
-    "Exit code: 0 the same codec, 1 not the same or a clip could not be read, 2 wrong argument."
+    "encodec-fast verify recordings/ --model facebook/encodec_48khz --bandwidth 12"
 )
 def verify(
     sources: Annotated[

@@ -32,6 +32,10 @@ class RayError(RuntimeError):
     """Ray is missing or can't be reached; the message says what to do."""
 
 
+class RayLost(RuntimeError):
+    """The cluster could not go on: a node or actor that nobody could take the place of; the message has Ray's own words."""
+
+
 def connect(address: str | None) -> Any:
     """The module ray, connected: to a cluster's address, or to one on this machine that is started for it.
 
@@ -65,18 +69,50 @@ def run_on_ray(job: RayJob, ledger: Ledger, address: str | None, progress: Calla
     with ledger.writing(check=job.options.check):
         schedules, undone = ledger.schedules(), ledger.undone()
         summary.plan(schedules, undone, undone)
-        for row in _pipeline(ray, job, _groups(schedules, [int(number) for number in undone], job.options)):
+        nodes = _alive(ray)
+        for row in _noticing_loss(ray, _pipeline(ray, job, _groups(schedules, [int(number) for number in undone], job.options))):
             for line in json.loads(row["lines"]):
                 record = Record.from_json(line)
                 ledger.append(record)
                 _count(summary, record, job.out)
+            if row["error"]:
+                raise pickle.loads(row["error"])
             summary.wall_seconds = time.perf_counter() - start
             summary.reading, summary.waited = row["reading"], 0.0
             if progress is not None:
                 progress(summary)
         ledger.write_errors()
+    if lost := nodes - _alive(ray):
+        summary.warnings.append(f"{len(lost)} of the {len(nodes)} nodes of the cluster went away; others did what they had begun.")
     summary.wall_seconds = time.perf_counter() - start
     return summary
+
+
+def _alive(ray: Any) -> set[str]:
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+
+
+def _noticing_loss(ray: Any, rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The rows. Raises RayLost where Ray gives up for want of a node, an actor or memory; what code of a stage raised stays as it is."""
+    try:
+        yield from rows
+    except Exception as error:
+        lost = _loss(ray.exceptions, error)
+        if lost is None:
+            raise
+        lines = [line.strip() for line in str(lost).splitlines() if line.strip()] or [type(lost).__name__]
+        raise RayLost(f"the Ray cluster could not go on: {' ... '.join(dict.fromkeys([lines[0], lines[-1]])).rstrip('.')}.") from error
+
+
+def _loss(kinds: Any, error: BaseException) -> BaseException | None:
+    """The error of the cluster that is behind an error, or None."""
+    of_stages = (kinds.RayTaskError, getattr(kinds, "UserCodeException", kinds.RayTaskError))
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, kinds.RayError) and not isinstance(cause, of_stages):
+            return cause
+        cause = getattr(cause, "cause", None) or cause.__cause__
+    return None
 
 
 def _count(summary: Summary, record: Record, out: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from encodec_fast.corpus.reader import LongClip, Reader, UnreadableClip
 from encodec_fast.corpus.tasks import Clip, Task
-from encodec_fast.dataset.ledger import Ledger
+from encodec_fast.dataset.ledger import Ledger, LedgerError
 from encodec_fast.dataset.options import BLOCK_SECONDS, TokenizeOptions
 from encodec_fast.dataset.records import Record
 from encodec_fast.dataset.writing import ShardWriter
@@ -45,6 +45,13 @@ class MemoryLedger(Ledger):
 
     def append(self, record: Record) -> None:
         self.lines.append(record.to_json())
+
+
+def _carried(error: Exception) -> Exception:
+    """The error as the driver can load and name it: Ray would wrap it, and lose what class it was."""
+    if isinstance(error, OSError):
+        return OSError(str(error)) if error.errno is None else OSError(error.errno, error.strerror, error.filename)
+    return LedgerError(str(error))
 
 
 def read_group(batch: dict[str, Any], job: RayJob) -> dict[str, Any]:
@@ -109,11 +116,15 @@ class GroupEncoder:
 
 
 def write_group(batch: dict[str, Any], job: RayJob) -> dict[str, Any]:
-    """The ledger's lines of the group's shards, which are on the disk then."""
+    """The ledger's lines of the group's shards, which are on the disk then; or the error, pickled, that kept them from it."""
     ledger, options = MemoryLedger(job.out), job.options
-    with ShardWriter(
-        ledger, job.info, format=options.format, packed=options.packed, rows_per_shard=options.rows_per_shard, shard_seconds=math.inf
-    ) as writer:
-        for finished in pickle.loads(batch["group"][0]):
-            writer.put(finished)
-    return {"lines": [json.dumps(ledger.lines)], "reading": batch["reading"]}
+    error = b""
+    try:
+        with ShardWriter(
+            ledger, job.info, format=options.format, packed=options.packed, rows_per_shard=options.rows_per_shard, shard_seconds=math.inf
+        ) as writer:
+            for finished in pickle.loads(batch["group"][0]):
+                writer.put(finished)
+    except (OSError, LedgerError) as refused:
+        error = pickle.dumps(_carried(refused))
+    return {"lines": [json.dumps(ledger.lines)], "reading": batch["reading"], "error": [error]}

@@ -89,7 +89,8 @@ class Summary:
     """What a run did. clips, seconds of audio: with codes. busy: seconds that the encoder worked. waited: that it had nothing to do.
 
     planned_clips, planned_seconds: what the run began with. reading: x real time of all reading processes.
-    done_before: clips that were done or had failed when it began. left: clips that other writers have to do.
+    done_before: clips that were done or had failed when it began. left: clips that other writers have to do. warnings: of what
+    happened to the machines and cost nothing but time, a sentence each.
     """
 
     clips: int = 0
@@ -105,6 +106,7 @@ class Summary:
     failures: list[ClipFailure] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
     verified: dict[str, Any] | None = None
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def times_real_time(self) -> float:
