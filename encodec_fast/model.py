@@ -17,6 +17,7 @@ from transformers.utils import ModelOutput
 
 from encodec_fast import backends, chunks, clips, compiled, dispatch, reasons
 from encodec_fast.plan import Plan
+from encodec_fast.plan_cache import forget
 from encodec_fast.plan_reader import read_plan
 from encodec_fast.prepared import capturing
 
@@ -145,6 +146,16 @@ class EncodecModel(hf.EncodecModel):
                 "explain() tells which; for the former raise max_memory or lower the bucket."
             )
         return captured
+
+    def refresh(self) -> None:
+        """Reads the weights anew at the next call: to be called after an edit that leaves no trace.
+
+        Whatever torch counts is seen without it: replaced, moved and cast tensors, edits in place, `load_state_dict`. An edit through
+        `.data` or through numpy is not counted. On a CPU it is seen where it changes the first, the middle or the last word of a tensor,
+        elsewhere, and on a GPU, it is not.
+        """
+        for part in (self.encoder, self.decoder, self.quantizer):
+            forget(part)
 
     def plan(self) -> Plan:
         """The model as data, read now.  Raises Unplannable where a submodule was replaced by something foreign."""

@@ -46,6 +46,11 @@ def cache_of(module: nn.Module) -> PlanCache:
     return cache
 
 
+def forget(module: nn.Module) -> None:
+    """Drops what was derived from the module's weights."""
+    module.__dict__.pop("_plan_cache", None)
+
+
 class WeightsSnapshot:
     """Tells whether a parameter, buffer or submodule was replaced, moved, cast or edited in place since it was taken."""
 

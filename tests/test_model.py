@@ -173,6 +173,26 @@ def test_edited_weights_are_honoured_by_the_next_call(models, name):
     assert torch.equal(codes_of(model, audio), expected)
 
 
+@pytest.mark.parametrize("name", ["one channel of a convolution", "part of a codebook"])
+def test_an_edit_that_leaves_no_trace_is_seen_after_refresh(models, name):
+    _, model = models
+    audio = audio_like(1, 1, 400, 11)
+    before = codes_of(model, audio)
+    if name == "part of a codebook":
+        # as training code replaces entries that no frame uses
+        embed = model.quantizer.layers[0].codebook.embed
+        unused = torch.ones(len(embed), 1, dtype=torch.bool)
+        unused[[0, len(embed) // 2, -1]] = False
+        embed.data.copy_(torch.where(unused, embed.flip(0), embed))
+    else:
+        model.encoder.layers[0].conv.bias.data.numpy()[1] += 3.0
+    with use_backend("reference"):
+        expected = codes_of(model, audio)
+    assert not torch.equal(expected, before), "the edit changes nothing"
+    model.refresh()
+    assert torch.equal(codes_of(model, audio), expected)
+
+
 def test_casting_the_model_is_honoured(models):
     _, model = models
     audio = audio_like(1, 1, 400, 8)
