@@ -1,10 +1,12 @@
 """What a ledger holds of a run: who may go on with it, what a cut leaves, what an overwrite removes."""
 
+import dataclasses
 import itertools
 import json
 import pathlib
 import random
 import shutil
+import time
 
 import pytest
 
@@ -13,10 +15,11 @@ from encodec_fast.corpus.tasks import Task
 from encodec_fast.dataset.ledger import FOLDER, Ledger, LedgerError
 from encodec_fast.dataset.records import Record, _runs, checked_line
 from encodec_fast.dataset.schedule import write_schedule
-from encodec_fast.formats import ClipFailure, FormatError
+from encodec_fast.formats import ClipFailure, FormatError, npy
 from encodec_fast.formats.folder import load_codes, shard_paths
 from encodec_fast.formats.parquet import read_failures
 from fixtures import pair, small_config
+from test_formats import INFO, row
 
 
 @pytest.fixture(scope="module")
@@ -218,6 +221,58 @@ def test_a_shard_is_not_written_over_a_file_that_came_meanwhile(corpus, model, t
         (tmp_path / "part-00000007.parquet").write_bytes(b"somebody's")
         with pytest.raises(LedgerError, match="this run did not make it"):
             ledger.begin("part-00000007.parquet")
+
+
+def test_a_file_that_came_while_the_shard_was_written_is_not_replaced(corpus, model, tmp_path):
+    out = tmp_path / "codes"
+
+    def come(summary):
+        deadline = time.monotonic() + 60
+        while not (out / FOLDER / "begun" / "part-00000000.parquet").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        (out / "part-00000000.parquet").write_bytes(b"somebody's")
+
+    with pytest.raises(LedgerError, match="this run did not make it"):
+        tokenize(model, [corpus], out, batch_seconds=2.0, progress=come)
+    assert [path.read_bytes() for path in shard_paths(out)] == [b"somebody's"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("format", ["parquet", "npy", "webdataset"])
+def test_a_file_under_the_name_of_a_shard_that_was_only_begun_is_kept(corpus, model, tmp_path, format, overwrite):
+    out = tmp_path / "codes"
+    tokenize(model, [corpus], out, format=format, limit=1)
+    name = f"part-00000001{shard_paths(out)[0].suffix}"
+    (out / FOLDER / "begun" / name).touch()
+    (out / name).write_bytes(b"somebody's")
+    tokenize(model, [corpus], out, format=format, overwrite=overwrite)
+    assert (out / FOLDER / "set-aside" / name).read_bytes() == b"somebody's" and len(content(out)) == 8
+
+
+def test_files_of_others_among_the_npy_files_are_left_alone(corpus, model, tmp_path):
+    out = tmp_path / "codes"
+    tokenize(model, [corpus], out)
+    theirs = {"0000.wav.npy": b"theirs", "0001.wav.npy": b""}
+    (out / "codes").mkdir()
+    for name, data in theirs.items():
+        (out / "codes" / name).write_bytes(data)
+    tokenize(model, [corpus], out, format="npy", overwrite=True)
+    assert len(content(out)) == 8
+    tokenize(model, [corpus], out, format="npy", overwrite=True)
+    assert len(content(out)) == 8 and {name: (out / "codes" / name).read_bytes() for name in theirs} == theirs
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_an_npy_shard_that_was_never_finished_leaves_no_file_behind(corpus, model, tmp_path, overwrite):
+    out = tmp_path / "codes"
+    tokenize(model, [corpus], out, format="npy", limit=2)
+    shard, ledger = npy.Shard(out, "part-00000001", INFO), Ledger(out)
+    ledger.begin("part-00000001.jsonl")
+    for index in range(2, 5):
+        shard.write(dataclasses.replace(row(0), id=f"gone-{index}.wav"))
+    del shard, ledger
+    tokenize(model, [corpus], out, format="npy", overwrite=overwrite)
+    assert sorted(path.name for path in (out / "codes").iterdir()) == [f"{index:04d}.wav.npy" for index in range(8)]
 
 
 def forge(out, **fields):

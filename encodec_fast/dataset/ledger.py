@@ -30,7 +30,7 @@ import numpy as np
 
 from encodec_fast.corpus.sources import unique_ids
 from encodec_fast.corpus.tasks import Task
-from encodec_fast.dataset.ownership import ForeignFile, OwnFiles, made_by, own_files
+from encodec_fast.dataset.ownership import ForeignFile, OwnFiles, own_files
 from encodec_fast.dataset.records import Line, Record, checked_line, read_lines, void_line
 from encodec_fast.dataset.schedule import Schedule, write_schedule
 from encodec_fast.formats import ClipFailure
@@ -160,17 +160,15 @@ class Ledger:
                     self.own.remove(name)
                 self.own.settle(name)
         if alone:
-            for path in self.own.temporaries():
-                path.unlink(missing_ok=True)
+            self.own.remove_temporaries()
             self._settle_strangers([path for path in shard_paths(self.out) if path.name not in vouched])
 
     def _settle_strangers(self, shards: Sequence[Path]) -> None:
         if not shards:
             return
-        weights = json.loads((self.folder / "run.json").read_bytes()).get("weights", "") if (self.folder / "run.json").exists() else ""
         undone = set(self.undone().tolist())
         # its line was lost, or a version that marked nothing was killed: the run is about to give it the same name again
-        lost = [path for path in shards if is_shard_name(path.name) and _number(path.name) in undone and made_by(path, weights)]
+        lost = [path for path in shards if is_shard_name(path.name) and _number(path.name) in undone and self.own.made(path)]
         if len(lost) < len(shards):
             names = ", ".join(path.name for path in shards if path not in lost)
             raise LedgerError(
@@ -235,7 +233,10 @@ class Ledger:
 
     def _remove_run(self) -> None:
         """Removes what a run wrote and nothing else; wherever it ends, the next process goes on with that."""
-        named = {record.file for record in self.records() if record.file is not None} | set(self.own.begun())
+        named = {record.file for record in self.records() if record.file is not None}
+        for name in self.own.begun():
+            if name not in named:
+                self.own.remove(name)
         self.own.begin_removal(named, own_files(json.loads((self.folder / "run.json").read_bytes())))
         self.own.finish_removal()
 
@@ -329,7 +330,7 @@ class Ledger:
             return write_errors(self.out, self.failures())
 
     def begin(self, name: str) -> None:
-        """To be called before a shard is begun. Raises LedgerError if somebody else's file has its name."""
+        """To be called before a shard is begun, and before it gets its name. Raises LedgerError if somebody else's file has its name."""
         try:
             self.own.begin(name)
         except ForeignFile as error:

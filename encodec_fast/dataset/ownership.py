@@ -1,23 +1,29 @@
 """Which files of an --out folder a run may replace or remove: its own. Whatever else lies there is left alone, or the run refused.
 
 Its own are: shards that a line of the ledger names; shards with a mark in `_encodec_fast/begun/`, which is there from before the shard
-is begun until its line is on the disk; the files named by a manifest of either; temporary names that no other program makes.
+is begun until its line is on the disk, that say they are of the run's weights; the files named by a manifest of either, or by one that
+was never finished; temporary names that no other program makes. What has such a name and can't be told from a foreign file is moved to
+`_encodec_fast/set-aside/`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from encodec_fast.formats import FormatError
+from encodec_fast.formats import npy
 from encodec_fast.formats.atomic import inside, sync_folder, temporary_of, write_atomically
 from encodec_fast.formats.folder import is_shard_name, read_info_of
-from encodec_fast.formats.npy import INFO_FILE, npy_path, read_manifest
+from encodec_fast.formats.npy import INFO_FILE
 from encodec_fast.formats.parquet import ERRORS_FILE
+
+logger = logging.getLogger("encodec_fast")
 
 BEGUN, REMOVAL, SET_ASIDE = "begun", "removal.jsonl", "set-aside"
 _OWNED_INFO = re.compile(r"part-\d{8,}\.info\.json")
@@ -43,8 +49,10 @@ class OwnFiles:
 
     def begin(self, name: str) -> None:
         """Puts on the disk that the shard of this name is ours. Raises ForeignFile if somebody else's file has the name."""
-        if not (self._marks / name).exists() and os.path.lexists(self.out / name):
-            raise ForeignFile(f"{self.out / name} is there already, and this run did not make it; move it away or choose another folder.")
+        path = self.out / name
+        # ours is there where a task of Ray is done again
+        if os.path.lexists(path) and not ((self._marks / name).exists() and self.made(path)):
+            raise ForeignFile(f"{path} is there already, and this run did not make it; move it away or choose another folder.")
         self.claim(name)
 
     def claim(self, name: str) -> None:
@@ -64,20 +72,46 @@ class OwnFiles:
         return sorted(path.name for path in self._marks.glob("*") if is_shard_name(path.name)) if self._marks.is_dir() else []
 
     def remove(self, name: str) -> None:
-        """Removes a shard that is ours."""
-        (self.out / name).unlink(missing_ok=True)
+        """Removes a shard that was begun, with its files; sets aside what is none of this run, or is too damaged to say so."""
+        path = self.out / name
+        if not os.path.lexists(path):
+            return
+        if not self.made(path):
+            logger.warning("%s can't be told from somebody else's file; it is kept as %s", path, self.set_aside(path))
+            return
+        self._remove_files(path)
+        path.unlink()
 
-    def temporaries(self) -> Iterator[Path]:
-        """What killed processes left under temporary names of ours."""
+    def remove_temporaries(self) -> None:
+        """Removes what killed processes left under temporary names of ours, and the files that an unfinished manifest names."""
         for folder in (self.out, self.folder):
             for path in folder.glob(".*.tmp"):
                 name = temporary_of(path.name) or ""
                 # without the digits, and with an owner before the name, by earlier versions
                 ours = is_shard_name(name) or _OWNED_INFO.fullmatch(name) or path.name != f".{name}.tmp"
                 if name and ours and path.is_file() and not path.is_symlink():
-                    yield path
+                    if name.endswith(npy.SUFFIX):
+                        self._remove_files(path)
+                    path.unlink(missing_ok=True)
+
+    def _remove_files(self, manifest: Path) -> None:
+        for name in self._named_by(manifest):
+            inside(self.out, name).unlink(missing_ok=True)
 
     # Shards that nobody named
+
+    def made(self, path: Path) -> bool:
+        """Whether a shard says that the weights of this run made it, and a manifest names its files as we do."""
+        if path.is_symlink() or not path.is_file():
+            return False
+        try:
+            # a number, should somebody have written one
+            weights = str(json.loads((self.folder / "run.json").read_bytes()).get("weights") or "")
+            if not weights or not read_info_of(path).weights_sha256.startswith(weights):
+                return False
+            return path.suffix != npy.SUFFIX or bool(npy.own_names(path))
+        except (ValueError, AttributeError, OSError):
+            return False
 
     def set_aside(self, path: Path) -> Path:
         """Moves a shard, whose line is damaged or was never written, out of the readers' way; its new path."""
@@ -99,20 +133,21 @@ class OwnFiles:
         """
         names: list[str] = []
         for name in sorted(set(shards)):
-            names += [*self._named_by(name), name]
+            names += [*self._named_by(self.out / name), name]
         names += [name for name in others if (self.out / name).is_file()]
         write_atomically(self.folder / REMOVAL, "".join(json.dumps(name) + "\n" for name in names).encode())
 
-    def _named_by(self, shard: str) -> list[str]:
-        """The files of a manifest that it names as we name them: what else it says is not ours."""
-        path = self.out / shard
-        if path.suffix != ".jsonl" or not path.is_file():
+    def _named_by(self, manifest: Path) -> list[str]:
+        """The files that a manifest names as we name them: what else it says is not ours."""
+        if npy.SUFFIX not in manifest.suffixes or manifest.is_symlink() or not manifest.is_file():
             return []
-        try:
-            records = list(read_manifest(path))
-        except ValueError:  # cut or damaged: its files stay
-            return []
-        return [record["npy"] for record in records if isinstance(record, dict) and _is_own_name(record)]
+        names = []
+        for name in npy.own_names(manifest):
+            # behind a link out of the folder nothing is ours
+            with contextlib.suppress(ValueError):
+                inside(self.out, name)
+                names.append(name)
+        return names
 
     def finish_removal(self) -> bool:
         """Removes what `begin_removal` noted; whether there was anything."""
@@ -124,8 +159,7 @@ class OwnFiles:
         sync_folder(self.out)
         for own in self._run_files():
             own.unlink(missing_ok=True)
-        for temporary in self.temporaries():
-            temporary.unlink(missing_ok=True)
+        self.remove_temporaries()
         # last: until it is gone, the next process begins here again
         path.unlink()
         sync_folder(self.folder)
@@ -134,16 +168,3 @@ class OwnFiles:
     def _run_files(self) -> Iterator[Path]:
         for pattern in ("ledger-*.jsonl", "schedule-*.arrow", "writer-*.lock", f"{BEGUN}/part-*", "run.json"):
             yield from self.folder.glob(pattern)
-
-
-def _is_own_name(record: dict[str, object]) -> bool:
-    id = record.get("id")
-    return isinstance(id, str) and record.get("npy") == str(npy_path(id))
-
-
-def made_by(path: Path, weights: str) -> bool:
-    """Whether a shard says that weights whose hash begins like this made it."""
-    try:
-        return bool(weights) and read_info_of(path).weights_sha256.startswith(weights)
-    except (FormatError, OSError):
-        return False

@@ -65,7 +65,7 @@ class ShardWriter:
         self._rows_per_shard, self._shard_seconds = rows_per_shard, shard_seconds
         self._shard: ShardFile | None = None
         self._record: Record | None = None
-        self._bytes, self._begun = 0, 0.0
+        self._name, self._bytes, self._begun = "", 0, 0.0
         self._waiting: queue.Queue[FinishedBatch | None] = queue.Queue(WAITING_BATCHES)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="encodec_fast writer", daemon=True)
@@ -122,7 +122,8 @@ class ShardWriter:
                 continue
             if self._shard is None:
                 first = record.batches[0] if record.batches else batch.number
-                self._ledger.begin(f"{shard_name(first)}{self._suffix}")
+                self._name = f"{shard_name(first)}{self._suffix}"
+                self._ledger.begin(self._name)
                 self._shard = self._shard_class(self._ledger.out, shard_name(first), self._info, self._packed)
             self._shard.write(result)
             self._bytes += result.codes.nbytes
@@ -149,6 +150,8 @@ class ShardWriter:
         if record is None:
             return
         if self._shard is not None:
+            # it may have come since the shard was begun
+            self._ledger.begin(self._name)
             path = self._shard.finish()
             self.files.append(path)
             record.file, record.size, record.file_crc32 = path.name, path.stat().st_size, file_crc32(path)

@@ -12,7 +12,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -42,19 +42,28 @@ class Shard:
     def write(self, row: ClipRow) -> None:
         codes = io.BytesIO()
         np.save(codes, check_codes(row, self._info))
-        name = npy_path(row.id)
-        path = self._folder / name
-        try:
-            inside(self._folder, str(name)).parent.mkdir(parents=True, exist_ok=True)
-        except ValueError as error:
-            raise FormatError(f"{row.id}: its codes can't be stored: {error}") from error
-        # what stands there is a killed run's, or a link that somebody made, which is not followed
-        path.unlink(missing_ok=True)
-        with path.open("xb") as file:
-            file.write(codes.getvalue())
-        self._written.append(path)
-        record = {"npy": str(name), "npy_crc32": f"{zlib.crc32(codes.getbuffer()):08x}", **row_record(row)}
+        name = self._free_name(row.id)
+        record = {"npy": name, "npy_crc32": f"{zlib.crc32(codes.getbuffer()):08x}", **row_record(row)}
+        # before its file is there: what a killed process leaves is named by the temporary manifest, and by that alone known as ours
         self._atomic.file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+        self._atomic.file.flush()
+        path = self._folder / name
+        with path.open("xb") as file:
+            self._written.append(path)
+            file.write(codes.getvalue())
+
+    def _free_name(self, id: str) -> str:
+        """Where the clip's codes are to lie: what stands there already is somebody's, is left alone, and so is a link."""
+        first, number = npy_path(id), 1
+        try:
+            path = inside(self._folder, str(first))
+        except ValueError as error:
+            raise FormatError(f"{id}: its codes can't be stored: {error}") from error
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while os.path.lexists(path):
+            number += 1
+            path = path.with_name(f"{first.stem}~{number}.npy")
+        return str(first.with_name(path.name))
 
     def finish(self) -> Path:
         # the manifest vouches for its files, so they go to the disk before it
@@ -80,6 +89,15 @@ def npy_path(id: str) -> PurePosixPath:
     # a name that had to be changed, or differs from others by case alone, is told apart by its hash
     mark = "" if "/".join(safe) == id and id == id.casefold() else "-" + hashlib.sha256(id.encode()).hexdigest()[:12]
     return PurePosixPath("codes", *safe[:-1], f"{safe[-1]}{mark}.npy")
+
+
+def is_own_name(record: Mapping[str, Any]) -> bool:
+    """Whether a row's record names its file as we name it."""
+    id, name = record.get("id"), record.get("npy")
+    if not isinstance(id, str) or not isinstance(name, str):
+        return False
+    first = npy_path(id)
+    return name == str(first) or re.fullmatch(re.escape(str(first.with_suffix(""))) + r"~\d+\.npy", name) is not None
 
 
 def read_shard_info(path: Path) -> DatasetInfo:
@@ -146,9 +164,14 @@ def read_shard_ids(path: Path) -> list[str]:
     return ids
 
 
-def read_manifest(path: Path) -> Iterator[dict[str, Any]]:
-    """The record of every row of a manifest, in order."""
-    # not splitlines: it ends a line at U+2028 and U+0085 too, which ids may hold
-    with path.open(encoding="utf-8", newline="\n") as lines:
-        for line in lines:
-            yield json.loads(line)
+def own_names(path: Path) -> list[str]:
+    """The files that a manifest, whole or not, names as we name them; what a damaged line says counts for nothing."""
+    names = []
+    for line in _lines(path):
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(record, dict) and is_own_name(record):
+            names.append(record["npy"])
+    return names
