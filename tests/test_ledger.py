@@ -192,7 +192,7 @@ def test_codes_may_be_written_beside_the_audio_they_are_of(model, tmp_path):
     audio = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     for _ in range(2):
         tokenize(model, [tmp_path], tmp_path)
-    assert len(content(tmp_path)) == 3
+    assert len(content(tmp_path)) == 3 and read_failures(tmp_path) == []
     assert {name: (tmp_path / name).read_bytes() for name in audio} == audio
 
 

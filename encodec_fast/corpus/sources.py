@@ -15,6 +15,8 @@ from encodec_fast.corpus.containers import CONTAINER_SUFFIXES, DamagedTable, Tab
 from encodec_fast.corpus.manifests import ManifestError, is_manifest, read_manifest
 from encodec_fast.corpus.tasks import Task, open_task
 
+# Where a run keeps its ledger, below its --out folder
+RUN_FOLDER = "_encodec_fast"
 SCAN_THREADS = 8
 # Tasks given to the scanning threads at once
 SCAN_WINDOW = 1024
@@ -58,6 +60,9 @@ def _plain_tasks(sources: list[str], audio_column: str) -> list[Task]:
     no_audio: list[TableError] = []
     named = {source if is_url(source) else os.path.abspath(source) for source in sources}
     for file in find_audio(sources, AUDIO_SUFFIXES | CONTAINER_SUFFIXES):
+        # where codes are written beside their audio, what a run keeps for itself is no source
+        if RUN_FOLDER in file.path.split(os.sep):
+            continue
         if not is_container(file.path):
             tasks.append(Task(file.id, file.path))
             continue

@@ -28,7 +28,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from encodec_fast.corpus.sources import unique_ids
+from encodec_fast.corpus.sources import RUN_FOLDER, unique_ids
 from encodec_fast.corpus.tasks import Task
 from encodec_fast.dataset.ownership import ForeignFile, OwnFiles, own_files
 from encodec_fast.dataset.records import Line, Record, checked_line, read_lines, void_line
@@ -40,7 +40,7 @@ from encodec_fast.formats.parquet import write_errors
 
 logger = logging.getLogger("encodec_fast")
 
-FOLDER = "_encodec_fast"
+FOLDER = RUN_FOLDER
 # In run.json, beside what makes the codes: which run it is.
 _RUN = "run"
 
