@@ -10,9 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import soundfile
 
 from corpora import content, put_three, small_model, tokenize
 from encodec_fast import cli
+from encodec_fast.audio.wav import is_own_wav
 from encodec_fast.dataset.decoding import StoredRows, decode
 from encodec_fast.formats import ClipFailure, ClipRow, FormatError
 from encodec_fast.formats.atomic import inside
@@ -213,3 +215,54 @@ def test_ids_are_printed_without_what_a_terminal_would_obey(stored, tmp_path, ca
 
 def test_the_rows_of_sound_codes_are_what_they_were(stored, model):
     assert {each.id for each in StoredRows(stored / "codes")} == set(content(stored / "codes"))
+
+
+def decode_command(folder, codes, wavs, capsys, *more):
+    """(exit code, standard error) of decoding with the model that made the codes."""
+    code = cli.main(["decode", str(codes), "--out", str(wavs), "--model", str(folder / "model"), *more])
+    return code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut", "fewer rows"])
+def test_decode_misses_what_the_ledger_counts(stored, tmp_path, capsys, damage):
+    codes, wavs = tmp_path / "codes", tmp_path / "wavs"
+    shutil.copytree(stored / "codes", codes)
+    second = shard_paths(codes)[1]
+    if damage == "gone":
+        second.unlink()
+    elif damage == "cut":
+        second.write_bytes(second.read_bytes()[:-20])
+    else:
+        table = pq.read_table(second)
+        pq.write_table(table.slice(0, 0), second)
+    code, err = decode_command(stored, codes, wavs, capsys)
+    assert code == cli.CLIPS_FAILED and second.name in err and "Traceback" not in err
+    assert len(list(wavs.glob("*.wav"))) == 2
+
+
+def test_decode_replaces_only_what_decode_wrote(stored, tmp_path, capsys):
+    wavs, victim = tmp_path / "wavs", tmp_path / "victim.wav"
+    assert decode_command(stored, stored / "codes", wavs, capsys)[0] == cli.OK
+    target = sorted(wavs.glob("*.wav"))[1]
+    assert is_own_wav(target)
+    victim.write_bytes(b"dear to somebody")
+    soundfile.write(tmp_path / "song.wav", np.zeros(100), 2400)
+    contents = [(tmp_path / "song.wav").read_bytes(), b"", b"RIFF"]
+    for content_there in contents:
+        target.write_bytes(content_there)
+        code, err = decode_command(stored, stored / "codes", wavs, capsys, "--overwrite")
+        assert code == cli.WRONG_ARGUMENT and "is not replaced" in err
+        assert target.read_bytes() == content_there
+    target.unlink()
+    target.symlink_to(victim)
+    assert decode_command(stored, stored / "codes", wavs, capsys, "--overwrite")[0] == cli.WRONG_ARGUMENT
+    assert victim.read_bytes() == b"dear to somebody"
+    target.unlink()
+    assert decode_command(stored, stored / "codes", wavs, capsys, "--overwrite")[0] == cli.OK
+
+
+def test_audio_that_is_not_finite_is_a_failure(stored, model, monkeypatch):
+    decode_batch = model.decode_batch
+    monkeypatch.setattr(model, "decode_batch", lambda clips: [audio * float("inf") for audio in decode_batch(clips)])
+    for _, audio in decode(model, StoredRows(stored / "codes")):
+        assert isinstance(audio, str) and "finite" in audio

@@ -4,7 +4,7 @@ from encodec_fast.audio.files import AUDIO_SUFFIXES, AudioFile, find_audio, utf8
 from encodec_fast.audio.opened import AudioError, AudioInfo
 from encodec_fast.audio.reading import MAX_CLIP_BYTES, audio_blocks, audio_info, open_audio, read_audio
 from encodec_fast.audio.samples import RESAMPLE_QUALITY, mix_channels, resample
-from encodec_fast.audio.wav import WAV_SUBTYPES, wav_paths, write_wav
+from encodec_fast.audio.wav import WAV_SUBTYPES, wav_paths, wav_targets, write_wav
 
 __all__ = [
     "AUDIO_SUFFIXES",
@@ -23,5 +23,6 @@ __all__ = [
     "resample",
     "utf8_name",
     "wav_paths",
+    "wav_targets",
     "write_wav",
 ]

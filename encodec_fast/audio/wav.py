@@ -1,4 +1,4 @@
-"""Decoded clips as WAV files: safe names for them, and writing them whole or not at all."""
+"""Decoded clips as WAV files: safe names for them, writing them whole or not at all, and knowing them again."""
 
 from __future__ import annotations
 
@@ -51,6 +51,8 @@ def _safe_name(name: str) -> str:
 
 
 WAV_SUBTYPES = ("PCM_16", "PCM_24", "FLOAT")
+# In the header of every file written here: no other may be replaced.
+_SOFTWARE = "encodec_fast"
 
 
 def write_wav(path: Path, samples: np.ndarray, sampling_rate: int, subtype: str = "PCM_16") -> None:
@@ -66,8 +68,39 @@ def write_wav(path: Path, samples: np.ndarray, sampling_rate: int, subtype: str 
     temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
         # x: a name that is there already, a link too, is an error
-        with temporary.open("x+b") as file:
-            soundfile.write(file, samples.T, sampling_rate, subtype=subtype, format="WAV")
+        with (
+            temporary.open("x+b") as file,
+            soundfile.SoundFile(file, "w", sampling_rate, samples.shape[0], subtype=subtype, format="WAV") as wav,
+        ):
+            wav.software = _SOFTWARE
+            wav.write(samples.T)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def is_own_wav(path: Path) -> bool:
+    """Whether `write_wav` wrote the file, by its header; not through a link."""
+    import soundfile
+
+    if path.is_symlink() or not path.is_file():
+        return False
+    try:
+        with soundfile.SoundFile(path) as wav:
+            return wav.software.startswith(_SOFTWARE)
+    except (OSError, soundfile.LibsndfileError):
+        return False
+
+
+def wav_targets(out: Path, ids: Sequence[str], overwrite: bool = False) -> list[Path]:
+    """The path of each id's WAV file in a folder.
+
+    Raises ValueError for a file that is there already; with overwrite, only if `write_wav` did not write it.
+    """
+    targets = [out / path for path in wav_paths(ids)]
+    for target in targets:
+        if os.path.lexists(target) and not overwrite:
+            raise ValueError(f"{target} exists already; choose another --out or add --overwrite.")
+        if os.path.lexists(target) and not is_own_wav(target):
+            raise ValueError(f"{target} was not written by `encodec-fast decode` and is not replaced; move it, or choose another --out.")
+    return targets

@@ -51,19 +51,16 @@ def decode(
     The weights must be those that made the codes; others are refused.
     """
     with checking_arguments():
-        from encodec_fast.audio import WAV_SUBTYPES, wav_paths
+        from encodec_fast.audio import WAV_SUBTYPES, wav_targets
         from encodec_fast.dataset.decoding import StoredRows
         from encodec_fast.formats.folder import read_info
 
         check_batch_seconds(batch_seconds)
         if subtype not in WAV_SUBTYPES:
             raise ValueError(f"--subtype is {subtype}; allowed are {', '.join(WAV_SUBTYPES)}.")
-        info = read_info(folder)
+        info = read_info(folder, skip_damaged=True)
         rows = StoredRows(folder)
-        targets = [out / path for path in wav_paths(rows.ids)]
-        existing = [path for path in targets if path.exists()]
-        if existing and not overwrite:
-            raise ValueError(f"{existing[0]} exists already; choose another --out or add --overwrite.")
+        targets = wav_targets(out, rows.ids, overwrite)
     with prepared_model(model or info.model_id, device, backend, threads) as (loaded, model_id):
         from encodec_fast.pretrained import weights_sha256
 

@@ -30,7 +30,7 @@ def demo(
     Speech runs through the 24 kHz architecture and music through the 48 kHz stereo one, at 6 kbps. The models are
     untrained: speed and codes are real, the decoded audio is not for listening.
     """
-    from encodec_fast.audio import wav_paths
+    from encodec_fast.audio import wav_targets
     from encodec_fast.corpus.sources import find_tasks
     from encodec_fast.dataset.decoding import StoredRows
     from encodec_fast.dataset.options import TokenizeOptions
@@ -46,7 +46,7 @@ def demo(
             codes, wavs = out / name / "codes", out / name / "wavs"
             encoded = tokenize_sources(sources, model, model_id, codes, TokenizeOptions(bandwidth, workers=0), overwrite=True)
             rows = StoredRows(codes)
-            decoded = decode_rows(rows, model, [wavs / path for path in wav_paths(rows.ids)])
+            decoded = decode_rows(rows, model, wav_targets(wavs, rows.ids, overwrite=True))
             report, _ = verify_tasks(find_tasks(sources), model, bandwidth)
         assert report is not None
         good = report.passed and not encoded.failures and not decoded.failures

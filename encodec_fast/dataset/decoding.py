@@ -12,6 +12,7 @@ import torch
 
 from encodec_fast.chunks import encoded_length
 from encodec_fast.dataset.encoding import each_or_reason
+from encodec_fast.dataset.ledger import Ledger
 from encodec_fast.dataset.options import BATCH_SECONDS
 from encodec_fast.formats import ClipFailure, ClipRow, FormatError
 from encodec_fast.formats.folder import read_rows, shard_ids, shards_of
@@ -21,12 +22,17 @@ from encodec_fast.model import EncodecModel, EncodedClip
 class StoredRows:
     """The rows of a folder of codes, as often as they are asked for: a ClipRow each, or a failure where it, or its shard, is damaged.
 
-    ids: of all of them, in order; of a shard that can't be read at all its name stands for its rows.
+    ids: of all of them, in order. A shard's name stands for its rows where it can't be read at all, and for those that the ledger
+    counts and that it does not hold.
     """
 
     def __init__(self, folder: str | os.PathLike[str]):
-        self._shards = [(path, _ids(path)) for path in shards_of(folder)]
-        self.ids = [id for _, ids in self._shards for id in ids]
+        folder = Path(folder)
+        counts = {record.file: record.clips for record in Ledger(folder).records() if record.file is not None}
+        found = {path: _ids(path) for path in shards_of(folder)}
+        self._shards = [(path, found.get(path, [])) for path in sorted({*found, *(folder / name for name in counts)})]
+        self._lost = {path: counts.get(path.name, 0) - len(ids) for path, ids in self._shards if counts.get(path.name, 0) > len(ids)}
+        self.ids = [id for path, ids in self._shards for id in (*ids, *([path.name] if path in self._lost else []))]
 
     def __iter__(self) -> Iterator[ClipRow | ClipFailure]:
         for path, ids in self._shards:
@@ -39,6 +45,8 @@ class StoredRows:
                 reason = str(error)
             # the rows behind the place where the shard can't be read on
             yield from (ClipFailure(id, str(path), reason) for id in ids[count:])
+            if path in self._lost:
+                yield ClipFailure(path.name, str(path), f"{self._lost[path]} of the rows that the ledger counts are gone.")
 
 
 def _ids(path: Path) -> list[str]:
@@ -83,8 +91,10 @@ def _decode_batch(model: EncodecModel, rows: Sequence[ClipRow]) -> Iterator[tupl
         audio = next(decoded) if problem is None else problem
         if isinstance(audio, str):
             yield row, audio if problem else f"the model can't decode it ({audio})."
-        else:
-            yield row, audio.float().cpu().numpy()
+            continue
+        samples = audio.float().cpu().numpy()
+        # of scales or codes that no encoder made
+        yield row, samples if np.isfinite(samples).all() else "its audio has samples that are no finite numbers."
 
 
 def _row_problem(row: ClipRow, model: EncodecModel) -> str | None:

@@ -98,12 +98,23 @@ def shards_of(folder: str | os.PathLike[str]) -> list[Path]:
     return shards
 
 
-def read_info(folder: str | os.PathLike[str]) -> DatasetInfo:
+def read_info(folder: str | os.PathLike[str], skip_damaged: bool = False) -> DatasetInfo:
     """What made the codes of a folder.
 
     Raises FormatError if the folder holds no shards, one isn't ours or can't be read, or they differ in what made them.
+    skip_damaged: leaves out the shards that aren't ours or can't be read, as long as there is another.
     """
-    infos = {path: read_info_of(path) for path in shards_of(folder)}
+    infos: dict[Path, DatasetInfo] = {}
+    problem: FormatError | None = None
+    for path in shards_of(folder):
+        try:
+            infos[path] = read_info_of(path)
+        except FormatError as error:
+            if not skip_damaged:
+                raise
+            problem = problem or error
+    if problem is not None and not infos:
+        raise problem
     (first_path, first), *others = infos.items()
     for path, info in others:
         if (info.model_id, info.weights_sha256) != (first.model_id, first.weights_sha256):
