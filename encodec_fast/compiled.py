@@ -44,13 +44,23 @@ class Enrolled:
 
 
 def traceable(module: nn.Module, x: Tensor) -> bool:
-    """Whether a call that is being compiled may be one op: no gradient is asked for, and the graph stays in this process."""
-    if _is_exporting():
+    """Whether a call that is being compiled may be one op: no gradient is asked for, the graph stays in this process, and the shape of
+    the result can be told.
+    """
+    if _is_exporting() or not _has_own_convs(module):
         return False
     if not torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return torch.compiler.is_compiling()
     # only now: torch before 2.7 can't trace a walk over modules that hold an LSTM
     return not (x.requires_grad or any(parameter.requires_grad for parameter in module.parameters()))
+
+
+def _has_own_convs(module: Any) -> bool:
+    """Whether no convolution was replaced by a module of another kind, as LoRA does: its stride and channels are its own."""
+    for layer in getattr(module, "layers", ()):
+        if not isinstance(getattr(layer, "conv", None), nn.Conv1d | nn.ConvTranspose1d | None):
+            return False
+    return True
 
 
 # torch before 2.7 does not tell

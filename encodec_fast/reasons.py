@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from encodec_fast.backends import REFERENCE, Request
 from encodec_fast.plan import Network, convolutions
@@ -32,6 +33,9 @@ def call_reason(x: Tensor) -> str | None:
         return "the call is being traced or compiled"
     if type(x) not in (Tensor, nn.Parameter) or torch._C._functorch.peek_interpreter_stack() is not None:
         return "the input is a tensor subclass or inside a functional transform"
+    # a level that is entered: the tangents of inputs and weights are not seen where no gradient is asked for
+    if forward_ad._current_level >= 0:
+        return "forward-mode differentiation is on"
     if x.device.type == "meta":
         return "the tensors are on the meta device"
     if x.layout is not torch.strided or x.numel() == 0:

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 from torch._dynamo.utils import counters
 
 from encodec_fast import compiled, use_backend
@@ -112,3 +113,29 @@ def test_an_exported_program_is_that_of_hf_or_none(caplog):
     # an op of ours would name a module of this process
     assert is_error(stock) == is_error(own)
     assert is_error(own) or not [node for node in own.graph.nodes if "encodec_fast" in str(node.target)]
+
+
+class Adapted(nn.Module):
+    """A convolution and what is learnt beside it, as LoRA puts it in a convolution's place."""
+
+    def __init__(self, conv):
+        super().__init__()
+        self.base_layer, self.beside = conv, copy.deepcopy(conv)
+
+    def forward(self, x):
+        return self.base_layer(x) + 0.5 * self.beside(x)
+
+
+@pytest.mark.parametrize("part, index", [("encoder", 0), ("encoder", 3), ("encoder", -1), ("decoder", -1)])
+def test_a_model_whose_convolution_was_replaced_compiles_as_hf_does(part, index):
+    models = pair(small_config())
+    given = {"encoder": audio_like(1, 1, 400, 0), "decoder": torch.randn(1, models[0].config.hidden_size, 25)}[part]
+    results = []
+    for model in models:
+        network = getattr(model, part)
+        network.layers[index].conv = Adapted(network.layers[index].conv)
+        torch.compiler.reset()
+        with torch.no_grad():
+            results.append((torch.compile(lambda x, network=network: network(x), backend="aot_eager")(given), network(given)))
+    (theirs, _), (compiled_ours, ours) = results
+    assert torch.equal(compiled_ours, ours) and torch.equal(ours, theirs)

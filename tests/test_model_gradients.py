@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 from fixtures import audio_like, config_48khz, pair, small_config
 
@@ -103,3 +104,18 @@ def test_codes_without_a_gradient_need_no_graph(models):
     _, model = models
     codes = model.encode(audio_like(1, model.config.audio_channels, whole_chunks(model), 0)).audio_codes
     assert not codes.requires_grad
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_forward_mode_tangents_equal_those_of_hf(models, part, frozen):
+    channels = models[0].config.audio_channels if part == "encoder" else models[0].config.hidden_size
+    x, tangent = (audio_like(1, channels, 400, seed) for seed in (0, 1))
+    tangents = []
+    for model in models:
+        network = getattr(model.requires_grad_(not frozen), part)
+        # oneDNN's LSTM has no forward mode
+        with torch.backends.mkldnn.flags(enabled=False), forward_ad.dual_level(), torch.set_grad_enabled(not frozen):
+            _, found = forward_ad.unpack_dual(network(forward_ad.make_dual(x, tangent)))
+            tangents.append(None if found is None else found.clone())
+    assert tangents[0] is not None and torch.equal(*tangents)
