@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from encodec_fast import dispatch
+from encodec_fast.reasons import is_exporting
 
 _modules: weakref.WeakValueDictionary[int, nn.Module] = weakref.WeakValueDictionary()
 _numbers = itertools.count()
@@ -47,10 +48,10 @@ def traceable(module: nn.Module, x: Tensor) -> bool:
     """Whether a call that is being compiled may be one op: no gradient is asked for, the graph stays in this process, and the shape of
     the result can be told.
     """
-    if _is_exporting() or not _has_own_convs(module):
+    if not torch.compiler.is_compiling() or is_exporting() or not _has_own_convs(module):
         return False
-    if not torch.compiler.is_compiling() or not torch.is_grad_enabled():
-        return torch.compiler.is_compiling()
+    if not torch.is_grad_enabled():
+        return True
     # only now: torch before 2.7 can't trace a walk over modules that hold an LSTM
     return not (x.requires_grad or any(parameter.requires_grad for parameter in module.parameters()))
 
@@ -61,10 +62,6 @@ def _has_own_convs(module: Any) -> bool:
         if not isinstance(getattr(layer, "conv", None), nn.Conv1d | nn.ConvTranspose1d | None):
             return False
     return True
-
-
-# torch before 2.7 does not tell
-_is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
 
 
 @torch.library.custom_op("encodec_fast::run_network", mutates_args=())

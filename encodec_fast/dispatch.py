@@ -20,7 +20,7 @@ from encodec_fast.plan import Quantizer, Stage, stage_tensors
 from encodec_fast.plan_cache import cache_of
 from encodec_fast.plan_reader import Unplannable, read_network, read_quantizer
 from encodec_fast.prepared import Choice, PreparedNetwork, PreparedQuantizer, note_graphs
-from encodec_fast.reasons import call_reason, codes_mismatch, mismatch, reference_reason, single_value_reason
+from encodec_fast.reasons import call_reason, codes_mismatch, is_exporting, mismatch, reference_reason, single_value_reason
 
 Prepared = TypeVar("Prepared")
 
@@ -86,6 +86,9 @@ def _served(
 
     run: the result, or why the prepared module can't give one.
     """
+    if is_exporting():
+        # as HF's own: what follows can't be traced
+        return reference()
     request = requested(module)
     reason = reference_reason(module, x, request)
     if reason is None:
@@ -157,6 +160,8 @@ def normalize(audio: Tensor) -> tuple[Tensor, Tensor] | None:
 
 def _plain_executor(*tensors: Tensor) -> Executor | None:
     """What runs functions that have no weights, or None where torch does."""
+    if is_exporting():
+        return None
     first, backend = tensors[0], requested().backend
     if call_reason(first) or (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)):
         return None

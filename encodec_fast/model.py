@@ -212,7 +212,8 @@ class EncodecModel(hf.EncodecModel):
         return hf.EncodecModel.decode(chunks.DecodeWalk(self), *args, **kwargs)
 
     def _decode_frame(self, codes: Tensor, scale: Tensor | None = None) -> Tensor:
-        audio = self._decode_long(codes)
+        # HF says what is wrong with codes that are no tensor
+        audio = self._decode_long(codes) if isinstance(codes, Tensor) else None
         if audio is None:
             return super()._decode_frame(codes, scale)
         return audio if scale is None else audio * scale.view(-1, 1, 1)
@@ -340,10 +341,11 @@ def known_bandwidth(config: Any, bandwidth: float | None) -> float:
 def _is_mask(padding_mask: Tensor | None, audio: Tensor) -> bool:
     """Whether the mask is none or one that HF's `encode` multiplies with this audio, which has samples."""
     batch, channels, samples = audio.shape
-    if padding_mask is not None and _MASKS_INSIDE:
+    if samples == 0 or padding_mask is None:
+        return samples > 0
+    if _MASKS_INSIDE or not isinstance(padding_mask, Tensor):
         return False
-    shapes = ((batch, samples), (batch, 1, samples), (batch, channels, samples))
-    return samples > 0 and (padding_mask is None or tuple(padding_mask.shape) in shapes)
+    return tuple(padding_mask.shape) in ((batch, samples), (batch, 1, samples), (batch, channels, samples))
 
 
 # Less than this is not worth the look at memory: three minutes of 24 kHz audio.

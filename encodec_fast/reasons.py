@@ -13,6 +13,9 @@ from encodec_fast.plan_reader import inner_modules, weight_norm_hook
 FLOAT_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 CODE_DTYPES = (torch.int64, torch.int32)
 
+# Whether torch.export is at work; torch before 2.7 does not tell
+is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
+
 # torch counts these itself from 2.7 on
 _GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks", "_global_backward_pre_hooks")
 

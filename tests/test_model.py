@@ -77,6 +77,8 @@ BAD_CALLS = {
     "an integer tensor": lambda model: model.encode(torch.zeros(1, 1, 100, dtype=torch.int64)),
     "another float dtype": lambda model: model.encode(torch.zeros(1, 1, 100, dtype=torch.float64)),
     "a mask of another length": lambda model: model.encode(torch.zeros(1, 1, 100), torch.ones(1, 7)),
+    "a mask that is a list": lambda model: model.encode(torch.zeros(1, 1, 100), [[1] * 100]),
+    "codes that are a list": lambda model: model.decode([[1]], [None]),
     "a list": lambda model: model.encode([0.0, 1.0]),
     "a code outside the codebook": lambda model: model.decode(torch.full((1, 1, 2, 5), 16), [None]),
     "a negative code": lambda model: model.decode(torch.full((1, 1, 2, 5), -1), [None]),
@@ -96,6 +98,14 @@ def test_bad_calls_raise_what_hf_raises(models, name, grad):
     if not is_error(theirs):
         pytest.skip(f"transformers {transformers.__version__} takes this call")
     assert ours == theirs
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_channels_of_another_model_raise_what_hf_raises(chunked_models, channels):
+    audio = torch.zeros(1, channels, 100)
+    for call in (lambda model: model.encode(audio), lambda model: model(audio), lambda model: model.encode(audio, [[1] * 100])):
+        theirs, ours = (outcome(lambda side=side, call=call: call(side)) for side in chunked_models)
+        assert is_error(theirs) and ours == theirs
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

@@ -115,6 +115,16 @@ def test_an_exported_program_is_that_of_hf_or_none(caplog):
     assert is_error(own) or not [node for node in own.graph.nodes if "encodec_fast" in str(node.target)]
 
 
+def test_a_strict_export_fails_as_that_of_hf(caplog):
+    caplog.set_level("CRITICAL")
+    audio = audio_like(1, 1, 400, 0)
+    stock, own = (outcome(lambda m=m: torch.export.export(m, (audio,), strict=True)) for m in pair(small_config()))
+    if not is_error(stock):
+        pytest.skip("transformers can be exported")
+    # the words, without the lines of code they come from
+    assert (own[0], own[1].partition("\n")[0]) == (stock[0], stock[1].partition("\n")[0])
+
+
 class Adapted(nn.Module):
     """A convolution and what is learnt beside it, as LoRA puts it in a convolution's place."""
 
