@@ -73,10 +73,10 @@ def test_more_than_a_thousand_schedules_stay_in_the_order_they_were_made(tmp_pat
     ledger = Ledger(tmp_path)
     with ledger.planning():
         for number in (999, 1000):
-            write_schedule(ledger.folder / f"schedule-{number}.arrow", [Task(str(number), "x")], 60.0, first_batch=number)
-        ledger.add_schedule([Task("1001", "x")], 60.0, "audio")
-    assert [schedule.first_batch for schedule in ledger.schedules()] == [999, 1000, 1001]
-    assert (ledger.folder / "schedule-1001.arrow").exists()
+            write_schedule(ledger.folder / f"schedule-{number}.arrow", [Task(str(number), "x")], 60.0, first_batch=number - 999)
+        ledger.add_schedule([Task("1001", "x")], 60.0)
+    assert [schedule.first_batch for schedule in ledger.schedules()] == [0, 1, 2]
+    assert list(ledger.folder.glob("schedule-1001-*.arrow"))
 
 
 def test_a_line_that_was_cut_short_counts_for_nothing(corpus, model, tmp_path):
@@ -429,3 +429,31 @@ def test_a_run_that_was_replaced_since_it_planned_does_not_write(corpus, model, 
         pass
     with Ledger(out, 1, 2, second.run).writing():
         pass
+
+
+def test_a_schedule_that_is_damaged_or_gone_is_no_reason_to_do_less(corpus, model, tmp_path):
+    out = tmp_path / "codes"
+    steps = {"rows_per_shard": 3, "batch_seconds": 2.0}
+    tokenize(model, [corpus], out, **steps)
+    put_clip(corpus / "new.wav", 4321)
+    tokenize(model, [corpus], out, **steps)
+    rows = content(out)
+    schedules = sorted((out / FOLDER).glob("schedule-*.arrow"))
+    assert len(schedules) == 2
+    for path in schedules:
+        whole = path.read_bytes()
+        for place in [*range(0, len(whole), 61), len(whole) - 1]:
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+            with pytest.raises(LedgerError, match=r"is damaged.*--overwrite"):
+                Ledger(out).schedules()
+        path.unlink()
+        with pytest.raises(LedgerError, match="is gone"):
+            tokenize(model, [corpus], out, **steps)
+        path.write_bytes(whole)
+    assert tokenize(model, [corpus], out, **steps).clips == 0 and content(out) == rows
+    # of an earlier version, whose name says nothing
+    for path in schedules:
+        path.rename(path.with_name("-".join(path.stem.split("-")[:2]) + path.suffix))
+    assert tokenize(model, [corpus], out, **steps).clips == 0 and content(out) == rows
+    next((out / FOLDER).glob("schedule-000.arrow")).write_bytes(b"")
+    assert tokenize(model, [corpus], out, overwrite=True, **steps).clips == len(rows) and set(content(out)) == set(rows)

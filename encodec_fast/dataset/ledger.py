@@ -1,7 +1,7 @@
 """What a run's folder knows about itself, beside the shards, in `_encodec_fast/`:
 
     run.json                  what makes the codes: weights, bandwidth, options. A run with others is refused. And which run it is
-    schedule-NNN.arrow        the batches; a later one holds clips that were added, or are tried again
+    schedule-NNN-CRC.arrow    the batches; a later one holds clips that were added, or are tried again
     ledger-I-of-N.jsonl       a line per shard on the disk: its file, its batches, the clips of them that failed
     begun/                    the name of each shard that is begun and that no line vouches for yet
     set-aside/                shards that had no line, or a damaged one, and were made again
@@ -32,7 +32,7 @@ from encodec_fast.corpus.sources import RUN_FOLDER, unique_ids
 from encodec_fast.corpus.tasks import Task
 from encodec_fast.dataset.ownership import ForeignFile, OwnFiles, own_files
 from encodec_fast.dataset.records import Line, Record, checked_line, read_lines, void_line
-from encodec_fast.dataset.schedule import Schedule, write_schedule
+from encodec_fast.dataset.schedule import Schedule, is_sound, write_schedule
 from encodec_fast.formats import ClipFailure
 from encodec_fast.formats.atomic import sync_folder, write_atomically
 from encodec_fast.formats.folder import is_shard_name, shard_paths, shard_problem, shard_problem_inside
@@ -41,6 +41,7 @@ from encodec_fast.formats.parquet import write_errors
 logger = logging.getLogger("encodec_fast")
 
 FOLDER = RUN_FOLDER
+_RESTORE = "Restore it, or choose another folder, or begin anew with --overwrite."
 # In run.json, beside what makes the codes: which run it is.
 _RUN = "run"
 
@@ -62,6 +63,8 @@ class Ledger:
         self.run = run
         self.own = OwnFiles(self.out, self.folder)
         self._log: IO[bytes] | None = None
+        # whose bytes were looked at
+        self._sound_schedules: set[Path] = set()
 
     # Who may write
 
@@ -243,17 +246,29 @@ class Ledger:
     # What is to be done
 
     def schedules(self) -> list[Schedule]:
-        """The schedules in the order they were made."""
-        return [Schedule(path) for path in self._schedule_paths()]
+        """The schedules in the order they were made. Raises LedgerError where one is damaged or missing."""
+        schedules = []
+        end = 0
+        for path in self._schedule_paths():
+            if path not in self._sound_schedules and not is_sound(path):
+                raise LedgerError(f"{path} is damaged: its bytes are not those that its name says. {_RESTORE}")
+            self._sound_schedules.add(path)
+            schedules.append(Schedule(path))
+            if schedules[-1].first_batch != end:
+                raise LedgerError(f"{self.folder}: the schedule before {path.name} is gone. {_RESTORE}")
+            end = schedules[-1].end_batch
+        return schedules
 
     def _schedule_paths(self) -> list[Path]:
         return sorted(self.folder.glob("schedule-*.arrow"), key=_schedule_number)
 
-    def add_schedule(self, tasks: Sequence[Task], batch_seconds: float, audio_column: str) -> None:
+    def add_schedule(self, tasks: Sequence[Task], batch_seconds: float) -> None:
         """Schedules the tasks behind what is there; to be called while planning."""
         number = max((_schedule_number(path) + 1 for path in self._schedule_paths()), default=0)
         first_batch = max((schedule.end_batch for schedule in self.schedules()), default=0)
-        write_schedule(self.folder / f"schedule-{number:03d}.arrow", tasks, batch_seconds, first_batch, audio_column)
+        # else the clips of the new one would count as done
+        self._check_records(first_batch)
+        write_schedule(self.folder / f"schedule-{number:03d}.arrow", tasks, batch_seconds, first_batch)
 
     def new_tasks(self, tasks: Sequence[Task]) -> list[Task]:
         """Those of the tasks that no schedule holds; an id that is taken gets ~2, ~3, ... after it."""
@@ -301,9 +316,16 @@ class Ledger:
         """Numbers of the batches that no line holds, int64, increasing."""
         schedules = self.schedules()
         undone = np.ones(schedules[-1].end_batch if schedules else 0, bool)
-        for record in self.records():
+        for record in self._check_records(len(undone)):
             undone[record.batches] = False
         return np.flatnonzero(undone)
+
+    def _check_records(self, end_batch: int) -> list[Record]:
+        """The records. Raises LedgerError if one is of a batch that no schedule holds."""
+        records = self.records()
+        if last := [batch for record in records for batch in record.batches if batch >= end_batch]:
+            raise LedgerError(f"{self.folder}: the schedule of batch {last[0]}, which is done, is gone. {_RESTORE}")
+        return records
 
     def failures(self) -> list[ClipFailure]:
         """The clips that have no codes after their last attempt, by id."""
@@ -356,7 +378,7 @@ def _number(shard: str) -> int:
 
 def _schedule_number(path: Path) -> int:
     # names sort as text: 1000 before 101
-    return int(path.stem.removeprefix("schedule-"))
+    return int(path.stem.split("-")[1])
 
 
 @contextmanager

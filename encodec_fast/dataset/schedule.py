@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from encodec_fast.corpus.containers import TableReader
 from encodec_fast.corpus.tasks import Task
-from encodec_fast.formats.atomic import AtomicFile
+from encodec_fast.formats.atomic import AtomicFile, file_crc32
 
 # pyarrow imports pandas, if there is one, at its first array: in the midst of a run, where an interrupt leaves half a module behind
 with contextlib.suppress(ImportError):
@@ -27,6 +26,7 @@ _COLUMNS = {
     "offset": pa.int64(),
     "size": pa.int64(),
     "row": pa.int64(),
+    "group": pa.int64(),
     "start": pa.float64(),
     "duration": pa.float64(),
     "channel": pa.int32(),
@@ -37,20 +37,14 @@ _SCHEMA = pa.schema([*_COLUMNS.items(), ("batch", pa.int64())])
 _BUILD_ROWS = 65_536
 
 
-def order(tasks: Sequence[Task], audio_column: str = "audio") -> list[Task]:
+def order(tasks: Sequence[Task]) -> list[Task]:
     """The tasks, longest first and ids in order where lengths are equal; rows of a table stay with their row group.
 
     A row group is read whole, so jumping between them would read each many times.
     """
-    tables = TableReader(audio_column)
 
     def place(task: Task) -> tuple[str, int]:
-        if task.row is None or task.problem:
-            return "", 0
-        try:
-            return task.path, tables.group(task.path, task.row)
-        except (OSError, ValueError):  # gone or damaged since: reading says so of each row
-            return task.path, 0
+        return ("", 0) if task.row is None or task.problem else (task.path, task.group or 0)
 
     return sorted(tasks, key=lambda task: (*place(task), -task.seconds, task.id))
 
@@ -71,9 +65,9 @@ def batches(seconds: Sequence[float], batch_seconds: float) -> np.ndarray:
     return numbers
 
 
-def write_schedule(path: Path, tasks: Sequence[Task], batch_seconds: float, first_batch: int, audio_column: str = "audio") -> Path:
-    """The path of a schedule of the tasks, whose batches count from first_batch on."""
-    ordered = order(tasks, audio_column)
+def write_schedule(path: Path, tasks: Sequence[Task], batch_seconds: float, first_batch: int) -> Path:
+    """The path of a schedule of the tasks, whose batches count from first_batch on: the path given, with its bytes' CRC-32 in its name."""
+    ordered = order(tasks)
     numbers = first_batch + batches([task.seconds for task in ordered], batch_seconds)
     atomic = AtomicFile(path)
     try:
@@ -84,10 +78,18 @@ def write_schedule(path: Path, tasks: Sequence[Task], batch_seconds: float, firs
                 columns["path"] = [os.fsencode(task.path) for task in part]
                 columns["batch"] = numbers[at : at + _BUILD_ROWS]
                 writer.write_table(pa.Table.from_pydict(columns, _SCHEMA))
+        atomic.file.flush()
+        atomic.path = path.with_name(f"{path.stem}-{file_crc32(atomic.temporary)}{path.suffix}")
     except BaseException:
         atomic.discard()
         raise
     return atomic.finish()
+
+
+def is_sound(path: Path) -> bool:
+    """Whether a schedule has the bytes that its name says; by earlier versions it says nothing."""
+    crc32 = path.stem.split("-")[2:]
+    return not crc32 or crc32 == [file_crc32(path)]
 
 
 class Schedule:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import secrets
+import zlib
 from pathlib import Path, PurePath
 
 # Names no other program makes, so that what a killed process left can be removed: `.NAME.16 hexadecimal digits.tmp`; by earlier versions
@@ -60,6 +61,15 @@ def write_atomically(path: Path, data: bytes) -> Path:
         file.discard()
         raise
     return file.finish()
+
+
+def file_crc32(path: Path) -> str:
+    """CRC-32 of a file's bytes, eight hexadecimal digits."""
+    crc = 0
+    with path.open("rb") as file:
+        while data := file.read(1 << 20):
+            crc = zlib.crc32(data, crc)
+    return f"{crc:08x}"
 
 
 def sync_folder(folder: Path) -> None:

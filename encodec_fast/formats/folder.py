@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib
 import os
 import re
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from encodec_fast.formats import FORMATS, ClipFailure, ClipRow, DatasetInfo, FormatError
+from encodec_fast.formats.atomic import file_crc32
 
 SHARD_PATTERN = "part-*"
 _SHARD_NAME = re.compile(r"part-\d{8,}\.(parquet|tar|jsonl)")
@@ -42,15 +42,6 @@ def read_rows(path: Path) -> Iterator[ClipRow | ClipFailure]:
 def is_shard_name(name: object) -> bool:
     """Whether a name is one that the tokenizer gives to shards, without any folder."""
     return isinstance(name, str) and _SHARD_NAME.fullmatch(name) is not None
-
-
-def file_crc32(path: Path) -> str:
-    """CRC-32 of a file's bytes, eight hexadecimal digits."""
-    crc = 0
-    with path.open("rb") as file:
-        while data := file.read(1 << 20):
-            crc = zlib.crc32(data, crc)
-    return f"{crc:08x}"
 
 
 def shard_problem(path: Path, clips: int, size: int | None) -> str | None:
