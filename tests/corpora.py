@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import soundfile
 
 from encodec_fast.audio import read_audio
@@ -69,6 +71,18 @@ def put_three(folder: Path) -> Path:
     for seed, (name, samples) in enumerate(THREE.items()):
         put_clip(folder / f"{name}.wav", samples, seed)
     return folder
+
+
+def put_table(path: Path, folder: Path, names: Any = tuple(THREE), column: str = "audio", group_rows: int = 2, **columns: Any) -> Path:
+    """A table of the clips of the folder in row groups, and columns beside them."""
+    cells = [{"bytes": (folder / f"{name}.wav").read_bytes(), "path": f"{name}.wav"} for name in names]
+    table = pa.table({column: cells, **columns})
+    if path.suffix == ".parquet":
+        pq.write_table(table, path, row_group_size=group_rows)
+    else:
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+            writer.write_table(table, max_chunksize=group_rows)
+    return path
 
 
 def samples_of(folder: Path, name: str) -> np.ndarray:

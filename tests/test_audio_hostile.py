@@ -17,10 +17,10 @@ from encodec_fast.audio.files import open_binary
 from encodec_fast.audio.opened import InMemory
 from encodec_fast.audio.sndfile import UnreadableError, check_declared, open_sndfile
 from encodec_fast.corpus import worker
-from encodec_fast.corpus.containers import TableReader
 from encodec_fast.corpus.reader import Reader, UnreadableClip
-from encodec_fast.corpus.sources import scan_seconds
-from encodec_fast.corpus.tasks import Clip, Task
+from encodec_fast.corpus.sources import find_tasks, scan_seconds
+from encodec_fast.corpus.tables import TableReader
+from encodec_fast.corpus.tasks import Clip, Task, read_task
 from encodec_fast.dataset import options
 from encoded_files import RATE, joined, lively, needed_ffmpeg
 
@@ -84,6 +84,15 @@ def test_a_special_file_is_refused_without_waiting_for_it(tmp_path, monkeypatch,
     with Reader(RATE, 1, workers=1) as reader:
         (clip,) = soon(lambda: list(reader.read([Task("a", path)])))
     assert clip == UnreadableClip(Task("a", path), f"{reason}.")
+
+
+@posix
+def test_a_special_file_that_is_named_as_a_source_is_refused_as_what_it_is(tmp_path):
+    for source in (fifo(tmp_path), "/dev/zero"):
+        with pytest.raises(ValueError, match="a pipe, socket or device"):
+            soon(find_tasks, [source])
+    with pytest.raises(AudioError, match="this is a pipe"):
+        soon(read_task, Task("a", str(tmp_path / "a.wav"), offset=0, size=8), RATE, 1)
 
 
 @posix

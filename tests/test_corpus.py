@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -14,14 +15,15 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
-from corpora import RATE, THREE, by_processes, put_clip, put_three, samples_of
-from encodec_fast.audio import AudioError, audio_info, read_audio
+from corpora import RATE, THREE, by_processes, put_clip, put_table, put_three, samples_of
+from encodec_fast.audio import MAX_CLIP_BYTES, AudioError, audio_info, read_audio
 from encodec_fast.audio.ffmpeg import FfmpegFile, ffmpeg_program
-from encodec_fast.corpus import containers
-from encodec_fast.corpus.containers import TableError
+from encodec_fast.corpus import sources, tables
 from encodec_fast.corpus.manifests import ManifestError
 from encodec_fast.corpus.reader import Reader, UnreadableClip
+from encodec_fast.corpus.scanning import scan
 from encodec_fast.corpus.sources import find_tasks, scan_seconds
+from encodec_fast.corpus.tables import TableError
 from encodec_fast.corpus.tasks import Clip, Task, read_task
 from fixtures import audio_like
 
@@ -162,17 +164,6 @@ def test_a_damaged_tar_gives_what_stands_before_the_damage_and_its_reason(folder
     assert [reason for reason in clips.values() if isinstance(reason, str)] and len(clips) <= 3
 
 
-def put_table(path, folder, names=tuple(THREE), column="audio", group_rows=2, **columns):
-    cells = [{"bytes": (folder / f"{name}.wav").read_bytes(), "path": f"{name}.wav"} for name in names]
-    table = pa.table({column: cells, **columns})
-    if path.suffix == ".parquet":
-        pq.write_table(table, path, row_group_size=group_rows)
-    else:
-        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
-            writer.write_table(table, max_chunksize=group_rows)
-    return path
-
-
 @pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
 def test_the_rows_of_a_table_are_clips(folder, tmp_path, suffix):
     path = put_table(tmp_path / f"t{suffix}", folder, text=["x", "y", "z"])
@@ -215,58 +206,59 @@ def test_tables_of_labels_beside_audio_are_no_sources(folder):
     assert [task.id for task in find_tasks([folder])] == ["a.wav", "b.wav", "c.wav"]
 
 
+def counting_groups(monkeypatch):
+    """The row groups that are read in this process from now on."""
+    read, groups = tables._Table.read, []
+    monkeypatch.setattr(tables._Table, "read", lambda self, group, columns: groups.append(group) or read(self, group, columns))
+    return groups
+
+
 def test_rows_read_in_their_groups_cost_one_reading_each(folder, tmp_path, monkeypatch):
-    path = put_table(tmp_path / "t.parquet", folder, names=("a", "b", "c", "a", "b", "c"))
-    tasks = find_tasks([path])
-    read, groups = containers._Table.read, []
-    monkeypatch.setattr(containers._Table, "read", lambda self, group, columns: groups.append(group) or read(self, group, columns))
-    with Reader(RATE, 1, workers=2) as reader:
+    tasks = find_tasks([put_table(tmp_path / "t.parquet", folder, names=("a", "b", "c", "a", "b", "c"))])
+    groups = counting_groups(monkeypatch)
+    with Reader(RATE, 1, workers=0) as reader:
         assert len([clip for clip in reader.read(tasks) if isinstance(clip, Clip)]) == 6
-    assert groups == [0, 1, 2]
+    assert groups == [0, 1, 2] and [task.group for task in tasks] == [0, 0, 1, 1, 2, 2]
 
 
 def test_lengths_are_found_group_by_group_whatever_the_ids(folder, tmp_path, monkeypatch):
     # ids in an order that has a row's neighbours far away
     names, ids = [*THREE, "a"] * 20, [f"{37 * row % 80:02d}" for row in range(80)]
     tasks = find_tasks([put_table(tmp_path / "t.parquet", folder, names=names, group_rows=16, id=ids)])
-    read, groups = containers._Table.read, []
-    monkeypatch.setattr(containers._Table, "read", lambda self, group, columns: groups.append(group) or read(self, group, columns))
-    scanned = scan_seconds(tasks)
+    (part,) = sources._parts(range(80), tasks)
+    groups = counting_groups(monkeypatch)
+    scanned = list(scan([tasks[index] for index in part], tables.TableReader("audio"), MAX_CLIP_BYTES))
     # 5 row groups; more only where a thread lags behind the others, as many as rows in the order of the ids
     assert set(groups) == set(range(5)) and len(groups) < 15
-    assert [task.id for task in scanned] == sorted(ids)
+    assert [task.id for task in scan_seconds(tasks)] == sorted(ids)
     assert all(task.seconds == THREE[names[task.row]] / RATE for task in scanned)
+    assert {task.id: task for task in scanned} == {task.id: task for task in scan_seconds(tasks)}
 
 
 # URLs
 
 
 @pytest.fixture
-def memory(folder):
-    """The folder in fsspec's memory file system."""
-    fsspec = pytest.importorskip("fsspec")
-    files = fsspec.filesystem("memory")
-    files.put(str(folder), "/bucket/audio", recursive=True)
-    yield "memory://bucket"
-    files.rm("/bucket", recursive=True)
+def bucket(folder, tmp_path):
+    """The folder behind a URL."""
+    pytest.importorskip("fsspec")
+    shutil.copytree(folder, tmp_path / "bucket" / "audio")
+    return f"file://{tmp_path}/bucket"
 
 
 @pytest.mark.parametrize("source", ["audio", "audio/*.wav", "audio/a.wav"])
-def test_a_url_is_searched_like_a_folder(folder, memory, source):
-    clips = read_all([f"{memory}/{source}"])
+def test_a_url_is_searched_like_a_folder(folder, bucket, source):
+    clips = read_all([f"{bucket}/{source}"])
     assert list(clips) == (["a.wav"] if source.endswith("a.wav") else ["a.wav", "b.wav", "c.wav"])
     for id, clip in clips.items():
         assert np.array_equal(clip, samples_of(folder, id[0]))
 
 
-def test_manifests_tars_and_tables_behind_a_url_are_read(folder, memory, tmp_path):
-    import fsspec
-
-    files = fsspec.filesystem("memory")
-    files.pipe("/bucket/m.jsonl", b'{"path": "audio/a.wav"}\n')
-    files.pipe("/bucket/x.tar", put_tar(tmp_path / "x.tar", folder).read_bytes())
-    files.pipe("/bucket/t.parquet", put_table(tmp_path / "t.parquet", folder).read_bytes())
-    clips = read_all([f"{memory}/m.jsonl", f"{memory}/x.tar", f"{memory}/t.parquet"])
+def test_manifests_tars_and_tables_behind_a_url_are_read(folder, bucket, tmp_path):
+    (tmp_path / "bucket" / "m.jsonl").write_text('{"path": "audio/a.wav"}\n')
+    put_tar(tmp_path / "bucket" / "x.tar", folder)
+    put_table(tmp_path / "bucket" / "t.parquet", folder)
+    clips = read_all([f"{bucket}/m.jsonl", f"{bucket}/x.tar", f"{bucket}/t.parquet"])
     assert sorted(clips) == ["audio/a.wav", *(f"t.parquet#{row}" for row in range(3)), *(f"x.tar/{name}.wav" for name in THREE)]
     assert not [clip for clip in clips.values() if isinstance(clip, str)]
 

@@ -135,7 +135,7 @@ def test_a_bad_line_that_a_schedule_holds_without_its_number_is_known(tmp_path):
     first, second = find_tasks([tmp_path / "m.jsonl"])
     ledger = Ledger(tmp_path / "codes")
     with ledger.planning():
-        ledger.add_schedule([dataclasses.replace(first, row=None)], 60.0, "audio")
+        ledger.add_schedule([dataclasses.replace(first, row=None)], 60.0)
         assert ledger.new_tasks([first, second]) == [second]
 
 

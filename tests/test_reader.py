@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 import soundfile
 
-from corpora import RATE, THREE, by_processes, put_clip, put_three, samples_of
+from corpora import RATE, THREE, by_processes, put_clip, put_table, put_three, samples_of
 from encodec_fast import children
 from encodec_fast.audio import AudioError
 from encodec_fast.corpus import reader as reader_module
 from encodec_fast.corpus.reader import LongClip, Reader
 from encodec_fast.corpus.sources import find_tasks, scan_seconds
+from encodec_fast.corpus.tables import TableError
 from encodec_fast.corpus.tasks import Clip, Task
+
+KILLED = "reading it ended the reading process (signal 9)."
 
 
 @pytest.fixture
@@ -90,13 +93,15 @@ def test_closing_ends_threads_and_processes_also_in_a_long_clip(folder):
 
 @pytest.fixture
 def workers_that(tmp_path, monkeypatch):
-    """Has the reading processes run an expression where they would read b.wav."""
+    """Has the reading processes run an expression where they would read b.wav; or where a function of a module is given that path."""
 
-    def install(expression):
+    def install(expression, module="worker", function="read", path="request.task.path"):
         (tmp_path / "other_worker.py").write_text(
-            "import os, time, encodec_fast.corpus.worker as worker\n"
-            "read, main = worker.read, worker.main\n"
-            f"worker.read = lambda request: {expression} if request.task.id == 'b.wav' else read(request)\n"
+            f"import os, time, encodec_fast.corpus.worker as worker, encodec_fast.corpus.{module} as module\n"
+            f"function, main = module.{function}, worker.main\n"
+            "def instead(request, *more):\n"
+            f"    return {expression} if os.path.basename({path}).startswith('b.') else function(request, *more)\n"
+            f"module.{function} = instead\n"
         )
         monkeypatch.syspath_prepend(tmp_path)
         start = children.start
@@ -111,7 +116,48 @@ def test_a_file_that_kills_the_reading_process_costs_itself_only(folder, workers
     with Reader(RATE, 1, workers=1) as reader:
         clips = list(reader.read(find_tasks([folder])))
     assert [isinstance(clip, Clip) for clip in clips] == [True, False, True]
-    assert clips[1].reason == "reading it ended the reading process (signal 9)."
+    assert clips[1].reason == KILLED
+
+
+def test_a_header_that_kills_the_reading_process_costs_itself_only(folder, workers_that):
+    workers_that("os.kill(os.getpid(), 9)", "scanning", "_scanned", "request.path")
+    scanned = scan_seconds(find_tasks([folder]))
+    assert [task.problem for task in scanned] == [None, KILLED, None]
+    assert all(task.seconds == THREE[task.id[0]] / RATE for task in scanned if task.problem is None)
+
+
+def test_a_header_that_takes_too_long_costs_itself_only(folder, workers_that):
+    workers_that("time.sleep(60)", "scanning", "_scanned", "request.path")
+    scanned = scan_seconds(find_tasks([folder]), timeout=1.0)
+    assert [task.problem for task in scanned] == [None, "reading it, or a block of it, took longer than 1 s (clip_timeout).", None]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
+def test_an_interrupt_waits_for_no_header(folder, workers_that):
+    workers_that("time.sleep(60)", "scanning", "_scanned", "request.path")
+
+    start = time.monotonic()
+    # to the process, as a terminal does
+    threading.Timer(1.0, os.kill, [os.getpid(), signal.SIGINT]).start()
+    with pytest.raises(KeyboardInterrupt):
+        scan_seconds(find_tasks([folder]))
+    assert time.monotonic() - start < 30
+
+
+def test_a_table_that_kills_the_reading_process_costs_itself_only(folder, tmp_path, workers_that):
+    paths = [put_table(tmp_path / name, folder) for name in ("a.parquet", "b.parquet", "c.parquet")]
+    named = find_tasks(paths)
+    workers_that("os.kill(os.getpid(), 9)", "tables", "_open_table", "request")
+    found = {task.id: task.problem for task in find_tasks(paths)}
+    assert [id for id, problem in found.items() if problem is None] == [f"{name}.parquet#{row}" for name in "ac" for row in range(3)]
+    assert found["b.parquet"] == f"not a table that can be read ({KILLED[:-1]})."
+    with pytest.raises(TableError, match="ended the reading process"):
+        find_tasks([paths[1]])
+    # and where its rows are read
+    with by_processes() as reader:
+        clips = {clip.task.id: clip for clip in reader.read(named)}
+    assert {id for id, clip in clips.items() if not isinstance(clip, Clip)} == {f"b.parquet#{row}" for row in range(3)}
+    assert clips["b.parquet#0"].reason == KILLED
 
 
 @pytest.mark.parametrize("first", ["clips", "reader"])

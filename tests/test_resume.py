@@ -95,8 +95,8 @@ def test_kill_9_at_random_moments_ends_with_the_rows_of_an_undisturbed_run(
 ):
     moments = random.Random(f"{workers} {format}")
     kills = runs = shards_at_kills = 0
-    # reading processes take about a second to start; without them the first shard is there at once
-    longest = 3.0 if workers else 0.8
+    # processes that read headers, and clips, take about a second to start
+    longest = 3.0 if workers else 1.6
     while kills < kills_needed or not shards_at_kills:
         out = tmp_path / str(runs)
         killed = killed_after(

@@ -42,7 +42,7 @@ def find_audio(sources: Iterable[str | os.PathLike[str]], suffixes: frozenset[st
     file's path below its folder, below the fixed part of its pattern, or its bare name. Where two roots give the same
     id, as many of each root's last folders as are needed go before its ids; the order of the sources plays no part.
     A folder that can't be listed stands in the result itself, so that it is reported when it is read.
-    Raises FileNotFoundError if a source doesn't exist or holds no audio file; the message names it.
+    Raises FileNotFoundError if a source doesn't exist or holds no audio file, ValueError for a pipe or device; the message names it.
     """
     root_of: dict[str, str] = {}
     for source in sources:
@@ -127,6 +127,8 @@ def _expand(source: str, wanted: Callable[[str], bool]) -> Iterator[tuple[str, s
         fixed = os.path.dirname(os.path.abspath(source[: _first_magic(source)] + "x"))
         found = (os.path.abspath(path) for path in glob(source, recursive=True) if os.path.isfile(path) and wanted(path))
         yield from _at_least_one(((fixed, path) for path in found), source, "the pattern matches no audio file")
+    elif os.path.exists(source):
+        raise ValueError(f"{source}: a pipe, socket or device, which is not read; copy what it gives to a file.")
     else:
         raise FileNotFoundError(f"{source}: no such file or folder.")
 

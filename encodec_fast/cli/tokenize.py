@@ -134,7 +134,7 @@ def tokenize(
         tasks = find_tasks(sources, audio_column)
         rank = local_rank(os.environ)
     if dry_run:
-        return show_plan(tasks if limit is None else tasks[:limit], audio_column, out)
+        return show_plan(tasks if limit is None else tasks[:limit], options, out)
     if said:
         say(f"shard {part[0]}/{part[1]}, as {said} say")
     if device == "auto" and rank is not None:
@@ -187,14 +187,14 @@ def _device_of_rank(rank: int) -> str:
     return f"cuda:{rank % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
 
 
-def show_plan(tasks: Sequence[Task], audio_column: str, out: Path) -> int:
+def show_plan(tasks: Sequence[Task], options: TokenizeOptions, out: Path) -> int:
     """What a run would do, from the headers alone."""
     from encodec_fast.corpus.sources import scan_seconds
     from encodec_fast.dataset.encoding import failure_of
     from encodec_fast.dataset.ledger import Ledger
 
     with ProgressBar(len(tasks), "headers") as bar:
-        scanned = scan_seconds(tasks, audio_column, bar.update)
+        scanned = scan_seconds(tasks, options.audio_column, bar.update, options.max_clip_bytes, options.clip_timeout)
     seconds = [task.seconds for task in scanned if task.problem is None]
     failures = [failure_of(task, task.problem) for task in scanned if task.problem is not None]
     say(f"{counted(len(seconds), 'clip')}, {sum(seconds) / 3600:.2f} hours, the longest {max(seconds, default=0.0):.1f} s")

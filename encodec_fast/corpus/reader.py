@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import pickle
 import queue
-import subprocess
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,19 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from encodec_fast import children
 from encodec_fast.audio import MAX_CLIP_BYTES, AudioError
 from encodec_fast.audio.files import added_protocols, allow_protocols
 from encodec_fast.corpus import worker
-from encodec_fast.corpus.containers import TableReader
+from encodec_fast.corpus.reading_process import ANSWER_SECONDS, ReadingProcess, Tables
+from encodec_fast.corpus.tables import TableReader
 from encodec_fast.corpus.tasks import Clip, Task
-from encodec_fast.corpus.worker import Block, Failed, Request
+from encodec_fast.corpus.worker import Block, Failed, ReadClip
 
 THREAD_NAME = "encodec_fast reader"
 # Blocks of a long clip that wait to be taken
 WAITING_BLOCKS = 3
-# A process that takes longer than this to answer when reading ends, at a URL that stalls for instance, is killed
-ANSWER_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -107,8 +103,8 @@ class Reader:
         self.sampling_rate, self.channels = sampling_rate, channels
         self.prefetch_seconds, self.long_seconds, self.block_seconds = prefetch_seconds, long_seconds, block_seconds
         self.rates = ReadingRates(workers=max(1, workers))
-        self._tables = TableReader(audio_column)
-        self._processes = [_Process() for _ in range(workers)]
+        self._tables = Tables(audio_column) if workers else TableReader(audio_column)
+        self._processes = [ReadingProcess() for _ in range(workers)]
         self._reads: list[_Ahead] = []
 
     def __enter__(self) -> Reader:
@@ -124,16 +120,17 @@ class Reader:
             ahead.end()
         for process in self._processes:
             process.end()
+        if isinstance(self._tables, Tables):
+            self._tables.close()
 
     def read(self, tasks: Iterable[Task]) -> Iterator[Clip | LongClip | UnreadableClip]:
         """The clip of each task, in order."""
         return self._read_ahead(iter(tasks)) if self._processes else (self._read_here(task) for task in tasks)
 
     def _read_here(self, task: Task) -> Clip | LongClip | UnreadableClip:
-        results = self._results(task, worker.read)
-        return _first(task, results)
+        return _first(task, self._results(task, worker.replies))
 
-    def _results(self, task: Task, read: Any) -> Iterator[Block | Failed | np.ndarray]:
+    def _results(self, task: Task, ask: Any) -> Iterator[Block | Failed | np.ndarray]:
         """What a reading process gives for the task: a Block, its samples, a Block, ... or at some point Failed."""
         if task.problem is not None:
             yield Failed(task.problem)
@@ -144,9 +141,15 @@ class Reader:
             yield Failed(error.reason)
             return
         block_seconds = self.block_seconds if task.seconds > self.long_seconds else None
-        limits = self.max_clip_bytes, self.clip_timeout
-        request = Request(task, self.sampling_rate, self.channels, block_seconds, data, *limits, added_protocols())
-        for result in read(request):
+        request = ReadClip(
+            self.clip_timeout, added_protocols(), task, self.sampling_rate, self.channels, block_seconds, data, self.max_clip_bytes
+        )
+        replies = ask(request)
+        for result in replies:
+            if isinstance(result, Failed) or result[0].last:
+                # to their end, behind which the next request's come; nobody asks this generator for more
+                for _ in replies:
+                    pass
             if isinstance(result, Failed):
                 yield result
                 return
@@ -157,7 +160,7 @@ class Reader:
             yield samples
 
     def _read_ahead(self, tasks: Iterator[Task]) -> Iterator[Clip | LongClip | UnreadableClip]:
-        self._processes = [_Process() if process.given_up else process for process in self._processes]
+        self._processes = [ReadingProcess() if process.given_up else process for process in self._processes]
         ahead = _Ahead(tasks, self)
         self._reads.append(ahead)
         try:
@@ -202,16 +205,16 @@ class _Ahead:
     held: float = 0.0
     stopped: bool = False
     exhausted: bool = False
-    threads: list[tuple[threading.Thread, _Process]] = field(default_factory=list)
+    threads: list[tuple[threading.Thread, ReadingProcess]] = field(default_factory=list)
 
-    def start(self, processes: Sequence[_Process]) -> None:
+    def start(self, processes: Sequence[ReadingProcess]) -> None:
         """Starts a thread for each process."""
         for process in processes:
             thread = threading.Thread(target=self.work, args=(process,), name=THREAD_NAME, daemon=True)
             self.threads.append((thread, process))
             thread.start()
 
-    def work(self, process: _Process) -> None:
+    def work(self, process: ReadingProcess) -> None:
         """Reads tasks until none is left; run by one thread per process."""
         while True:
             with self.changed:
@@ -240,8 +243,8 @@ class _Ahead:
                 with self.changed:
                     self._put(index, error)
 
-    def _read(self, index: int, task: Task, process: _Process) -> None:
-        results = self.reader._results(task, process.read)
+    def _read(self, index: int, task: Task, process: ReadingProcess) -> None:
+        results = self.reader._results(task, process.ask)
         waiting: queue.Queue[Any] = queue.Queue(WAITING_BLOCKS)
         clip = _first(task, results)
         if isinstance(clip, LongClip):
@@ -258,7 +261,7 @@ class _Ahead:
             try:
                 for block in blocks:
                     if not self._hand_over(waiting, block):
-                        process.restart()
+                        process.abandon()
                         return
                 self._hand_over(waiting, None)
             except BaseException as error:  # raised where the clip is iterated
@@ -322,7 +325,8 @@ class _Ahead:
         waiting = [(thread, process) for thread, process in self.threads if thread.is_alive()]
         for _, process in waiting:
             process.give_up()
-        # not for ever: a thread may wait for a table behind a URL, and not for its process
+        if waiting and isinstance(self.reader._tables, Tables):
+            self.reader._tables.give_up()
         self._join()
         for thread, process in waiting:
             if not thread.is_alive():
@@ -332,78 +336,3 @@ class _Ahead:
         deadline = time.monotonic() + ANSWER_SECONDS
         for thread, _ in self.threads:
             thread.join(max(0.0, deadline - time.monotonic()))
-
-
-class _Process:
-    """A reading process; started anew when it has died, unless it was given up."""
-
-    def __init__(self) -> None:
-        self._popen = self._start()
-        self.given_up = False
-
-    def read(self, request: Request) -> Iterator[tuple[Block, np.ndarray] | Failed]:
-        """worker.read, over there. A clip on which two processes die is a failure, and so is one that takes too long."""
-        started, reason = False, "the reader was closed"
-        for _ in range(2):
-            if self.given_up:
-                break
-            try:
-                for result in self._ask(request):
-                    started = True
-                    yield result
-                return
-            except (EOFError, OSError, pickle.UnpicklingError):
-                code = self.restart()
-                if code == worker.TOOK_TOO_LONG:
-                    reason = f"reading it, or a block of it, took longer than {request.timeout:g} s (clip_timeout)"
-                    break
-                reason = f"reading it ended the reading process ({children.how_it_ended(code)})"
-                if started:
-                    break
-        yield Failed(f"{reason}.")
-
-    def _ask(self, request: Request) -> Iterator[tuple[Block, np.ndarray] | Failed]:
-        assert self._popen.stdin is not None and self._popen.stdout is not None
-        worker.send(self._popen.stdin, request)
-        last = False
-        while not last:
-            message = pickle.load(self._popen.stdout)
-            if isinstance(message, Failed):
-                yield message
-                return
-            samples = np.empty(message.shape, np.float32)
-            if self._popen.stdout.readinto(samples.data.cast("B")) != samples.nbytes:  # type: ignore[attr-defined]
-                raise EOFError
-            last = message.last
-            yield message, samples
-
-    def restart(self) -> int:
-        """The exit code of the process that was, in whose place there is a new one, unless it was given up."""
-        code = self.end()
-        if not self.given_up:
-            self._popen = self._start()
-        return code
-
-    def give_up(self) -> None:
-        """Kills it, so that a thread that waits for it comes back; it is not started anew."""
-        self.given_up = True
-        self._popen.kill()
-
-    def end(self) -> int:
-        """Its exit code, after ending it. No other thread may be reading from it: the pipe's lock would be held."""
-        assert self._popen.stdin is not None and self._popen.stdout is not None
-        try:
-            self._popen.stdin.close()
-        except OSError:
-            pass  # it died with a request on its way
-        self._popen.stdout.close()
-        try:
-            return self._popen.wait(timeout=ANSWER_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._popen.kill()
-            return self._popen.wait()
-
-    @staticmethod
-    def _start() -> subprocess.Popen[bytes]:
-        # one thread each: there are as many processes as cores are to be used
-        return children.start("encodec_fast.corpus.worker", {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"})

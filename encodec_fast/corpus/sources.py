@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-import threading
+import queue
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 
-from encodec_fast.audio import AUDIO_SUFFIXES, MAX_CLIP_BYTES, AudioError, AudioFile, find_audio
-from encodec_fast.audio.files import is_url
-from encodec_fast.audio.reading import OpenAudio
-from encodec_fast.corpus.containers import CONTAINER_SUFFIXES, DamagedTable, TableError, TableReader, container_tasks, is_container
+from encodec_fast.audio import AUDIO_SUFFIXES, MAX_CLIP_BYTES, AudioFile, find_audio
+from encodec_fast.audio.files import added_protocols, is_url
+from encodec_fast.corpus.containers import CONTAINER_SUFFIXES, is_table, is_tar, tar_tasks
 from encodec_fast.corpus.manifests import ManifestError, is_manifest, read_manifest
-from encodec_fast.corpus.tasks import Task, open_task
+from encodec_fast.corpus.reading_process import ReadingProcess, Tables
+from encodec_fast.corpus.tables import DamagedTable, TableError
+from encodec_fast.corpus.tasks import Task
+from encodec_fast.corpus.worker import CLIP_TIMEOUT, Failed, ScanTasks
 
 # Where a run keeps its ledger, below its --out folder
 RUN_FOLDER = "_encodec_fast"
-SCAN_THREADS = 8
-# Tasks given to the scanning threads at once
-SCAN_WINDOW = 1024
-# Seconds of audio held at once where a length has to be measured
-MEASURED_SECONDS = 10
+# Processes that read headers, at most
+SCAN_PROCESSES = 4
+# What one of them is given at once: files, or rows of one table
+SCAN_FILES = 64
+SCAN_ROWS = 4096
 
 
 def find_tasks(sources: Iterable[str | os.PathLike[str]], audio_column: str = "audio") -> list[Task]:
@@ -59,24 +62,28 @@ def _plain_tasks(sources: list[str], audio_column: str) -> list[Task]:
     tasks: list[Task] = []
     no_audio: list[TableError] = []
     named = {source if is_url(source) else os.path.abspath(source) for source in sources}
-    for file in find_audio(sources, AUDIO_SUFFIXES | CONTAINER_SUFFIXES):
-        # where codes are written beside their audio, what a run keeps for itself is no source
-        if RUN_FOLDER in file.path.split(os.sep):
-            continue
-        if not is_container(file.path):
-            tasks.append(Task(file.id, file.path))
-            continue
-        try:
-            tasks += container_tasks(file.path, file.id, audio_column)
-        except DamagedTable as error:
-            if len(sources) == 1 and file.path in named:
-                raise
-            tasks.append(Task(file.id, file.path, problem=str(error).removeprefix(f"{file.path}: ")))
-        except TableError as error:
-            # a table that lies in a folder may hold anything, such as the labels of the audio beside it
-            if file.path in named:
-                raise
-            no_audio.append(error)
+    with Tables(audio_column) as tables:
+        for file in find_audio(sources, AUDIO_SUFFIXES | CONTAINER_SUFFIXES):
+            # where codes are written beside their audio, what a run keeps for itself is no source
+            if RUN_FOLDER in file.path.split(os.sep):
+                continue
+            if is_tar(file.path):
+                tasks += tar_tasks(file.path, file.id)
+                continue
+            if not is_table(file.path):
+                tasks.append(Task(file.id, file.path))
+                continue
+            try:
+                tasks += tables.tasks(file.path, file.id)
+            except DamagedTable as error:
+                if len(sources) == 1 and file.path in named:
+                    raise
+                tasks.append(Task(file.id, file.path, problem=str(error).removeprefix(f"{file.path}: ")))
+            except TableError as error:
+                # a table that lies in a folder may hold anything, such as the labels of the audio beside it
+                if file.path in named:
+                    raise
+                no_audio.append(error)
     if not tasks and no_audio:
         raise no_audio[0]
     if not tasks:
@@ -103,54 +110,71 @@ def scan_seconds(
     audio_column: str = "audio",
     progress: Callable[[int], None] | None = None,
     max_bytes: int = MAX_CLIP_BYTES,
+    timeout: float = CLIP_TIMEOUT,
 ) -> list[Task]:
-    """The tasks with their lengths, read from the headers of those that have none; or with the reason why they can't be read.
+    """The tasks with their lengths, read by processes from the headers of those that have none; or with why they can't be read.
 
-    A clip whose header has no length, as browsers record WebM, is decoded once: batches and memory are planned by lengths.
-    progress: called with the tasks scanned so far. max_bytes: a file of more is refused.
+    progress: called with the tasks scanned so far. max_bytes: a file of more is refused. timeout: seconds that one may take.
     """
-    tables = TableReader(audio_column)
-    stopped = threading.Event()
-
-    def measured(task: Task, file: OpenAudio) -> float:
-        rate, samples = file.info.sampling_rate, 0
-        frames = None if task.duration is None else round(task.duration * rate)
-        for block in file.blocks(round(task.start * rate), frames, MEASURED_SECONDS * rate):
-            samples += len(block)
-            if stopped.is_set():
-                break
-        return samples / rate
-
-    def scan(task: Task) -> Task:
-        if task.problem is not None or task.seconds > 0:
-            return task
-        try:
-            with open_task(task, None if task.row is None else tables.audio(task), max_bytes) as file:
-                if not file.info.num_samples:
-                    return replace(task, seconds=measured(task, file))
-                left = max(0.0, file.info.duration - task.start)
-        except AudioError as error:
-            return replace(task, problem=error.reason)
-        except (OSError, ValueError, MemoryError) as error:
-            return replace(task, problem=f"the file can't be read ({type(error).__name__}: {error}).")
-        return replace(task, seconds=left if task.duration is None else min(left, task.duration))
-
-    def place(index: int) -> tuple[str, int]:
-        row = tasks[index].row
-        return ("", 0) if row is None else (tasks[index].path, row)
-
-    # rows in the order of their tables, whatever their ids: a row group is read whole, and few are kept
-    order = sorted(range(len(tasks)), key=place)
     scanned = list(tasks)
-    with ThreadPoolExecutor(SCAN_THREADS) as pool:
-        # in windows: map() would take up all tasks at once, and Ctrl-C would wait for them
+    parts = _parts([index for index, task in enumerate(tasks) if task.problem is None and task.seconds <= 0], tasks)
+    done = len(tasks) - sum(map(len, parts))
+    if progress is not None:
+        progress(done)
+    count = min(len(parts), SCAN_PROCESSES, os.cpu_count() or 1)
+    processes = [ReadingProcess() for _ in range(count)]
+    free: queue.SimpleQueue[ReadingProcess] = queue.SimpleQueue()
+    for process in processes:
+        free.put(process)
+
+    def scan_part(part: Sequence[int]) -> list[Task]:
+        process = free.get()
         try:
-            for at in range(0, len(order), SCAN_WINDOW):
-                window = order[at : at + SCAN_WINDOW]
-                for index, task in zip(window, pool.map(scan, [tasks[index] for index in window]), strict=True):
-                    scanned[index] = task
-                if progress is not None:
-                    progress(at + len(window))
+            return _scan_part(process, [tasks[index] for index in part], audio_column, max_bytes, timeout)
         finally:
-            stopped.set()
+            free.put(process)
+
+    pool = ThreadPoolExecutor(max(1, count))
+    try:
+        futures = {pool.submit(scan_part, part): part for part in parts}
+        for future in as_completed(futures):
+            for index, task in zip(futures[future], future.result(), strict=True):
+                scanned[index] = task
+            done += len(futures[future])
+            if progress is not None:
+                progress(done)
+    finally:
+        # an interrupt waits for no file
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in processes:
+            process.give_up()
+        pool.shutdown()
+        for process in processes:
+            process.end()
+    return scanned
+
+
+def _parts(wanted: Sequence[int], tasks: Sequence[Task]) -> list[list[int]]:
+    """Indices of tasks by what one process scans at once. Rows of a table in their order: a row group is read whole, and few are kept."""
+    files = [index for index in wanted if tasks[index].row is None]
+    parts = [files[at : at + SCAN_FILES] for at in range(0, len(files), SCAN_FILES)]
+    rows = sorted((index for index in wanted if tasks[index].row is not None), key=lambda index: (tasks[index].path, tasks[index].row))
+    for _, group in itertools.groupby(rows, key=lambda index: tasks[index].path):
+        table = list(group)
+        parts += [table[at : at + SCAN_ROWS] for at in range(0, len(table), SCAN_ROWS)]
+    return parts
+
+
+def _scan_part(process: ReadingProcess, tasks: list[Task], audio_column: str, max_bytes: int, timeout: float) -> list[Task]:
+    """The tasks as the process scans them; where it dies, each that is left alone, to find the one that it dies of."""
+    scanned: list[Task] = []
+    for reply in process.ask(ScanTasks(timeout, added_protocols(), tasks, audio_column, max_bytes)):
+        if isinstance(reply, Failed):
+            left = tasks[len(scanned) :]
+            if len(tasks) == 1 or process.given_up:
+                scanned += [replace(task, problem=reply.reason) for task in left]
+            else:
+                scanned += [one for task in left for one in _scan_part(process, [task], audio_column, max_bytes, timeout)]
+        else:
+            scanned.append(reply)
     return scanned

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from encodec_fast.audio import MAX_CLIP_BYTES, AudioError, audio_blocks, open_audio, read_audio, utf8_name
-from encodec_fast.audio.files import file_system, is_url
+from encodec_fast.audio.files import file_system, is_url, open_binary
 from encodec_fast.audio.reading import OpenAudio
 
 # Half a character: what JSON may hold and no file's name, and what stands for bytes that are no UTF-8.
@@ -23,8 +23,9 @@ class Task:
     """A clip to tokenize, small enough to exist a million times and to be sent to another process.
 
     id: unique in its data set. path: file or URL; of the container where offset (and size, in bytes: a tar member) or row is not None:
-    of a table, or with a problem the line of a manifest. start, duration: the part wanted, in seconds; None: to the end. channel: only
-    this one. seconds: length of the clip as far as known; 0.0 else. problem: why it can't be read, if that is known already.
+    of a table, where group is its row group, or with a problem the line of a manifest. start, duration: the part wanted, in seconds;
+    None: to the end. channel: only this one. seconds: length of the clip as far as known; 0.0 else. problem: why it can't be read, if
+    that is known already.
     """
 
     id: str
@@ -32,6 +33,7 @@ class Task:
     offset: int | None = None
     size: int | None = None
     row: int | None = None
+    group: int | None = None
     start: float = 0.0
     duration: float | None = None
     channel: int | None = None
@@ -113,7 +115,7 @@ def _member(task: Task) -> bytes:
         data = files.cat_file(path, start=task.offset, end=task.offset + task.size)
     else:
         try:
-            with open(task.path, "rb") as file:
+            with open_binary(task.path) as file:
                 file.seek(task.offset)
                 data = file.read(task.size)
         except OSError as error:

@@ -1,10 +1,12 @@
-"""A reading process: takes tasks from standard input, gives clips on standard output, ends when its parent does.
+"""A reading process: takes requests from standard input, gives replies on standard output, ends when its parent does.
 
-A process and not a thread: a file that crashes the decoder costs itself, and Python's lock is not shared with the encoder.
+A process and not a thread: a file that crashes the decoder costs itself, and Python's lock is not shared with the encoder. So whatever
+lies in files that libraries parse is looked at here: audio, their headers, tables.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import pickle
@@ -13,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import IO, Any
 
 import numpy as np
@@ -20,21 +23,36 @@ import numpy as np
 from encodec_fast.audio import MAX_CLIP_BYTES, AudioError
 from encodec_fast.audio.files import allow_protocols
 from encodec_fast.children import take_output
+from encodec_fast.corpus.scanning import scan
+from encodec_fast.corpus.tables import TableError, TableReader, table_tasks
 from encodec_fast.corpus.tasks import Task, open_task, read_task, read_task_blocks
 
 # Seconds that a clip, or a block of a long one, may take
 CLIP_TIMEOUT = 600.0
 # The exit code of a process whose time is up: killed by the kernel, since neither a decoder nor a server that is waited for listens
 TOOK_TOO_LONG = -getattr(signal, "SIGALRM", 0) or None
+# Rows of a table in one reply
+LISTED_ROWS = 65_536
 
 
 @dataclass(frozen=True)
 class Request:
-    """A task to read at a rate in Hz and a number of channels. data: the audio file's bytes, where the caller has them.
+    """What a reading process is asked for.
 
-    block_seconds: give the clip in blocks of this length; None: whole. max_bytes: a file of more is refused.
-    timeout: seconds that the clip, or a block of it, may take; what takes longer ends the process by TOOK_TOO_LONG.
+    timeout: seconds that each reply may take; what takes longer ends the process by TOOK_TOO_LONG.
     protocols: of URLs that are opened besides the usual ones.
+    """
+
+    timeout: float
+    protocols: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ReadClip(Request):
+    """A clip at a rate in Hz and a number of channels, answered by a Block and its samples, or several, or by Failed.
+
+    data: the audio file's bytes, where the caller has them. block_seconds: give the clip in blocks of this length; None: whole.
+    max_bytes: a file of more is refused.
     """
 
     task: Task
@@ -43,8 +61,32 @@ class Request:
     block_seconds: float | None = None
     data: bytes | None = None
     max_bytes: int = MAX_CLIP_BYTES
-    timeout: float = CLIP_TIMEOUT
-    protocols: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ScanTasks(Request):
+    """The lengths of clips, answered by each task with it."""
+
+    tasks: list[Task]
+    audio_column: str
+    max_bytes: int
+
+
+@dataclass(frozen=True)
+class ListTable(Request):
+    """The clips of a table, answered by lists of tasks, or by a TableError."""
+
+    path: str
+    id: str
+    audio_column: str
+
+
+@dataclass(frozen=True)
+class ReadRow(Request):
+    """The bytes in a row of a table, answered by them or by Failed."""
+
+    task: Task
+    audio_column: str
 
 
 @dataclass(frozen=True)
@@ -59,15 +101,46 @@ class Block:
 
 @dataclass(frozen=True)
 class Failed:
-    """The clip, or what is left of it, can't be read."""
+    """What was asked for, or what is left of it, can't be read."""
 
     reason: str
 
 
-def read(request: Request) -> Iterator[tuple[Block, np.ndarray] | Failed]:
+@dataclass(frozen=True)
+class Done:
+    """The request is answered."""
+
+
+def replies(request: Request) -> Iterator[Any]:
+    """What a request is answered by; samples come in a pair with their Block."""
+    allow_protocols(request.protocols)
+    if isinstance(request, ReadClip):
+        yield from read(request)
+    elif isinstance(request, ScanTasks):
+        yield from scan(request.tasks, _tables(request.audio_column), request.max_bytes)
+    elif isinstance(request, ReadRow):
+        try:
+            yield _tables(request.audio_column).audio(request.task)
+        except AudioError as error:
+            yield Failed(error.reason)
+    else:
+        assert isinstance(request, ListTable)
+        try:
+            tasks = table_tasks(request.path, request.id, request.audio_column)
+            while part := list(islice(tasks, LISTED_ROWS)):
+                yield part
+        except TableError as error:
+            yield error
+
+
+@functools.lru_cache(maxsize=1)
+def _tables(audio_column: str) -> TableReader:
+    return TableReader(audio_column)
+
+
+def read(request: ReadClip) -> Iterator[tuple[Block, np.ndarray] | Failed]:
     """The blocks of a clip; a whole clip is one block. A failure ends it."""
     task, start = request.task, time.perf_counter()
-    allow_protocols(request.protocols)
     try:
         if request.block_seconds is None:
             clip = read_task(task, request.sampling_rate, request.channels, request.data, request.max_bytes)
@@ -108,15 +181,15 @@ def main() -> None:
     try:
         while True:
             request = pickle.load(sys.stdin.buffer)
-            results = read(request)
+            results = replies(request)
             while True:
                 # not while it waits for its parent to take what it has
                 _limit(request.timeout)
-                result = next(results, None)
+                result = next(results, Done())
                 _limit(0)
-                if result is None:
-                    break
                 send(output, *(result if isinstance(result, tuple) else (result,)))
+                if isinstance(result, Done):
+                    break
     except (EOFError, BrokenPipeError):
         # the parent is done, or gone
         os._exit(0)

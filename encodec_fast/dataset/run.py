@@ -79,8 +79,8 @@ def plan(
             new += ledger.failed_tasks(tasks)
         if new:
             report = None if progress is None else lambda done: progress(done, len(new))
-            scanned = scan_seconds(new, options.audio_column, report, options.max_clip_bytes)
-            ledger.add_schedule(scanned, options.batch_seconds, options.audio_column)
+            scanned = scan_seconds(new, options.audio_column, report, options.max_clip_bytes, options.clip_timeout)
+            ledger.add_schedule(scanned, options.batch_seconds)
         return len(new)
 
 
