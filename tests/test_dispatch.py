@@ -11,6 +11,7 @@ import torch
 import encodec_fast
 from encodec_fast import BackendError, backends, use_backend, use_precision
 from encodec_fast.executors.torch_executor import TorchExecutor
+from encodec_fast.executors.triton_executor import interpreter_problem
 from fixtures import audio_like, pair, small_config
 
 
@@ -206,3 +207,10 @@ def test_explain_names_stage_shape_backend_and_prints_a_table(model):
         encodec_fast.explain(model, torch.zeros(800))
     with pytest.raises(TypeError, match="model"):
         encodec_fast.explain(torch.nn.Linear(1, 1), torch.zeros(1, 1, 8))
+
+
+@pytest.mark.parametrize("triton, numpy, works", [("3.6.0", "2.4.0", False), ("3.6.0", "2.3.5", True), ("3.7.1", "2.5.5", True)])
+def test_an_interpreter_that_fails_with_this_numpy_is_named_with_the_remedy(triton, numpy, works):
+    problem = interpreter_problem(triton, numpy)
+    assert (problem is None) == works
+    assert works or (problem.endswith("pip install 'triton>=3.7' or 'numpy<2.4'") and "3.6.0" in problem and "2.4.0" in problem)

@@ -31,7 +31,12 @@ class TritonExecutor(Executor):
     def unavailable(self) -> str | None:
         if importlib.util.find_spec("triton") is None:
             return "triton is not installed; pip install triton (Linux; CUDA and ROCm builds of torch bring it along)"
-        if _interpreted() or torch.cuda.is_available():
+        if _interpreted():
+            import numpy
+            import triton
+
+            return interpreter_problem(triton.__version__, numpy.__version__)
+        if torch.cuda.is_available():
             return None
         return "no CUDA or ROCm device is visible to torch"
 
@@ -85,6 +90,19 @@ def _refused_tensors(dtype: torch.dtype, device: torch.device) -> str | None:
     if dtype == torch.bfloat16 and _interpreted():
         return "Triton's interpreter rounds bfloat16 wrongly"
     return None
+
+
+def interpreter_problem(triton: str, numpy: str) -> str | None:
+    """Why the interpreter of this version of Triton does not work with this version of NumPy, or None: its `range` takes an array of one
+    element for a number.
+    """
+    if _release(triton) < (3, 7) and _release(numpy) >= (2, 4):
+        return f"the interpreter of triton {triton} fails with numpy {numpy}; pip install 'triton>=3.7' or 'numpy<2.4'"
+    return None
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:2])
 
 
 def _interpreted() -> bool:

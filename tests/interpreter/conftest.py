@@ -20,9 +20,15 @@ import types
 import numpy as np
 import pytest
 import torch
+import triton
+
+from encodec_fast.executors.triton_executor import interpreter_problem
 
 if os.environ.get("TRITON_INTERPRET") != "1":
     collect_ignore_glob = ["test_*.py"]
+
+elif problem := interpreter_problem(triton.__version__, np.__version__):
+    pytest.exit(f"{problem}.", returncode=2)
 
 # products here are single-threaded, and the references are small
 torch.set_num_threads(1)
