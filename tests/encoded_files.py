@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import subprocess
 from pathlib import Path
 
@@ -49,4 +50,38 @@ def counted(path: Path) -> int:
 def joined(path: Path, *parts: Path | bytes) -> Path:
     """One file of the parts' bytes, one after the other."""
     path.write_bytes(b"".join(part if isinstance(part, bytes) else part.read_bytes() for part in parts))
+    return path
+
+
+def quicktime_reference(path: Path, other: Path, frames: int) -> Path:
+    """A QuickTime file whose samples, 16-bit mono at RATE, lie behind the header of another file, a WAV, that it names by an alias."""
+
+    def box(kind: bytes, *parts: bytes) -> bytes:
+        data = b"".join(parts)
+        return struct.pack(">I4s", 8 + len(data), kind) + data
+
+    def words(*numbers: int) -> bytes:
+        return struct.pack(f">{len(numbers)}I", *numbers)
+
+    full, name = str(other).encode(), other.name.encode()
+    volume = bytes(10) + bytes([4]) + b"root".ljust(27, b"\0") + bytes(12)
+    alias = volume + bytes([len(name)]) + name.ljust(63, b"\0") + bytes(16) + struct.pack(">hh", 1, 1) + bytes(16)
+    for kind in (2, 18):  # the path from the root, and as POSIX has it
+        alias += struct.pack(">hH", kind, len(full)) + full + bytes(len(full) % 2)
+    reference = box(b"dref", words(0, 1), box(b"alis", words(0), alias, struct.pack(">hH", -1, 0)))
+    sound = bytes(6) + struct.pack(">HHHIHHHHI", 1, 0, 0, 0, 1, 16, 0, 0, RATE << 16)
+    table = [
+        box(b"stsd", words(0, 1), box(b"sowt", sound)),
+        box(b"stts", words(0, 1, frames, 1)),
+        box(b"stsc", words(0, 1, 1, frames, 1)),
+        box(b"stsz", words(0, 2, frames)),
+        box(b"stco", words(0, 1, 44)),
+    ]
+    information = box(b"minf", box(b"smhd", bytes(8)), box(b"dinf", reference), box(b"stbl", *table))
+    handler = box(b"hdlr", words(0), b"mhlrsoun", bytes(13))
+    media = box(b"mdia", box(b"mdhd", words(0, 0, 0, RATE, frames, 0)), handler, information)
+    track = box(b"trak", box(b"tkhd", words(1, 0, 0, 1, 0, frames), bytes(60)), media)
+    matrix = words(1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
+    header = box(b"mvhd", words(0, 0, 0, RATE, frames, 1 << 16), struct.pack(">H", 256), bytes(10), matrix, bytes(24), words(2))
+    path.write_bytes(box(b"ftyp", b"qt  ", bytes(4), b"qt  ") + box(b"moov", header, track))
     return path

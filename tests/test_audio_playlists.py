@@ -1,12 +1,14 @@
 """ffmpeg opens the file that is named and nothing else: no playlist, script or description in it leads to another one."""
 
+import subprocess
+
 import numpy as np
 import pytest
 import soundfile
 
 from encodec_fast.audio import AudioError, read_audio
 from encodec_fast.audio.ffmpeg import FfmpegFile
-from encoded_files import RATE, encoded, joined, lively, needed_ffmpeg
+from encoded_files import RATE, encoded, joined, lively, needed_ffmpeg, quicktime_reference
 
 # What each form takes for the way to the secret file
 PLAYLISTS = {
@@ -48,6 +50,17 @@ def test_a_playlist_does_not_lead_to_another_file(folder, playlist, suffix):
 def test_the_reason_says_that_it_is_a_playlist(folder):
     with pytest.raises(AudioError, match="a playlist, or a format that is not among those of audio; name the files"):
         read_audio(joined(folder / "a.mp3", b"ffconcat version 1.0\nfile secret.wav\n"), RATE, 1)
+
+
+def test_a_movie_does_not_lead_to_another_file(folder):
+    frames = soundfile.info(folder / "secret.wav").frames
+    path = quicktime_reference(folder / "movie.mov", folder / "secret.wav", frames)
+    follow = ["-v", "quiet", "-enable_drefs", "1", "-use_absolute_path", "1", "-i", path, "-f", "s16le", "-"]
+    followed = subprocess.run([needed_ffmpeg(), *follow], stdout=subprocess.PIPE, check=True).stdout
+    assert len(followed) == 2 * frames  # it is one that can be followed
+    for source in (path, path.read_bytes()):
+        with pytest.raises(AudioError, match=r"0\.00 s there"):
+            read_audio(source, RATE, 1)
 
 
 NAMES = [

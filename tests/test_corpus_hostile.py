@@ -62,7 +62,8 @@ LINES = [
     *(json.dumps({"path": "a.wav", "id": value}) for value in ({}, [1], True, "\0", "\ud800")),
     *(json.dumps({"path": value}) for value in ({}, [1], True, "a\0.wav", "\udfff.wav")),
     *('{"path": "a.wav", "duration": ' + value + "}" for value in ('"abc"', "NaN", "-1", "1e400", "true", "[]", "1" * 400, "1" * 5000)),
-    *('{"path": "a.wav", "offset": ' + value + "}" for value in ('"abc"', "{}", "true")),
+    *('{"path": "a.wav", "duration": ' + value + "}" for value in ("1e300", "1e15", "9.3e18", "5e-324")),
+    *('{"path": "a.wav", "offset": ' + value + "}" for value in ('"abc"', "{}", "true", "1e300", "1e15", "9.3e18")),
     *('{"id": "x", "sources": ' + value + "}" for value in ("5", "[5]", "[]", '[{"type": "file"}]', '"x"')),
     *('{"recording": ' + value + "}" for value in ("5", "[]", '"x"', '{"sources": [{"type": "file", "channels": 5, "source": "a.wav"}]}')),
     "[" * 100_000,
@@ -73,7 +74,7 @@ LINES = [
 def test_a_hostile_line_is_one_failure(folder, line):
     (folder / "m.jsonl").write_text(line + "\n" + json.dumps({"path": "b.wav"}) + "\n")
     clips = read_all(folder / "m.jsonl")
-    assert [isinstance(clip, UnreadableClip) for _, clip in sorted(clips.items())] == [False, True]
+    assert len(clips) == 2 and [id for id, clip in clips.items() if not isinstance(clip, UnreadableClip)] == ["b.wav"]
 
 
 @pytest.mark.parametrize("channel", [-1, True, 1.5, "0", [-1], {}, 1 << 40])

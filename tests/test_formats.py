@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import encodec_fast
 from encodec_fast.formats import FORMATS, ClipFailure, ClipRow, DatasetInfo, FormatError, format_module, npy, parquet
 from encodec_fast.formats.atomic import AtomicFile, temporary_of, write_atomically
-from encodec_fast.formats.folder import load_codes, read_ids, read_info, shard_paths
+from encodec_fast.formats.folder import load_codes, read_ids, read_info, read_rows, shard_paths
 from encodec_fast.formats.packing import code_bits, pack_codes, unpack_codes
 from encodec_fast.formats.parquet import read_failures, write_errors
 
@@ -195,11 +195,37 @@ def test_writers_that_begin_together_do_not_meet_in_the_file_they_share(tmp_path
     assert read_ids(tmp_path) == [row(0).id, row(1).id] and read_info(tmp_path) == INFO
 
 
+# Of one name in folders too deep for any system; in many; and in such of other depths
+LONG_IDS = ["/".join(["y" * 200] * 30), "/".join(["y" * 200] * 31), "z/" * 3000 + "a.wav", "x" * 5000, "é" * 400]
+
+
 def test_no_two_ids_share_an_npy_file_whatever_the_file_system():
-    ids = ["a.wav", "A.wav", "a/b.wav", "a\\b.wav", "../a.wav", "/a.wav", "a.wav.", "x" * 300, "x" * 301, "", "a:b", "a?b", "ü.wav"]
+    ids = [
+        "a.wav",
+        "A.wav",
+        "a/b.wav",
+        "a\\b.wav",
+        "../a.wav",
+        "/a.wav",
+        "a.wav.",
+        "x" * 300,
+        "x" * 301,
+        "",
+        "a:b",
+        "a?b",
+        "ü.wav",
+        *LONG_IDS,
+    ]
     paths = [str(npy.npy_path(id)).casefold() for id in ids]
     assert len(set(paths)) == len(ids)
     assert all(path.startswith("codes/") and ".." not in path and len(path.rpartition("/")[2].encode()) < 255 for path in paths)
+    assert all(len(path.encode()) < 1300 for path in paths)
+
+
+@pytest.mark.parametrize("format, packed", KINDS)
+def test_a_row_is_stored_under_any_id(tmp_path, format, packed):
+    rows = [dataclasses.replace(row(index), id=id) for index, id in enumerate(LONG_IDS)]
+    assert [each.id for each in read_rows(write(tmp_path, rows, format, packed))] == LONG_IDS
 
 
 # Parquet

@@ -104,10 +104,14 @@ def _native_blocks(
             yield mix_channels(block.T, channels)
         except ValueError as error:
             raise AudioError(file.name, str(error)) from error
+    if total == 0 and frames == 0:
+        raise AudioError(file.name, f"the part that is asked for, {duration:g} s, is shorter than a sample.")
     if total == 0:
         raise AudioError(file.name, "the file holds no samples." if not first else f"the file ends before {start:g} s.")
     if frames is not None and total < frames - PART_SLACK * rate:
-        raise AudioError(file.name, f"the file ends {(frames - total) / rate:.2f} s before the part that is asked for.")
+        missing = (frames - total) / rate
+        shown = f"{missing:.2f}" if missing < 1e6 else f"{missing:g}"
+        raise AudioError(file.name, f"the file ends {shown} s before the part that is asked for.")
 
 
 def _check_samples(name: str, block: np.ndarray) -> None:

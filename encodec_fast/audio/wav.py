@@ -13,6 +13,9 @@ import numpy as np
 
 from encodec_fast.audio.files import AUDIO_SUFFIXES
 
+# Folders that are longer than that together are left out: systems allow 4096 for a path, with all that stands before
+_MAX_PATH_BYTES = 1024
+
 
 def wav_paths(ids: Sequence[str]) -> list[PurePosixPath]:
     """A relative path for each id's WAV file: its folders kept, its suffix replaced, safe on every file system.
@@ -37,8 +40,8 @@ def wav_paths(ids: Sequence[str]) -> list[PurePosixPath]:
 def _safe_path(id: str) -> PurePosixPath:
     *folders, name = [part for part in re.split(r"[/\\]", id) if part not in ("", ".", "..")] or ["clip"]
     stem, suffix = os.path.splitext(name)
-    name = stem if suffix.lower() in AUDIO_SUFFIXES else name
-    return PurePosixPath(*map(_safe_name, folders), _safe_name(name) + ".wav")
+    path = PurePosixPath(*map(_safe_name, folders), _safe_name(stem if suffix.lower() in AUDIO_SUFFIXES else name) + ".wav")
+    return path if len(str(path).encode()) <= _MAX_PATH_BYTES else PurePosixPath(path.name)
 
 
 def _safe_name(name: str) -> str:

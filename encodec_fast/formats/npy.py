@@ -24,6 +24,8 @@ from encodec_fast.formats.records import damaged_row, info_of, info_record, load
 
 SUFFIX = ".jsonl"
 INFO_FILE = "info.json"
+# An id whose folders are longer than that together loses them: systems allow 4096 for a path, with all that stands before
+MAX_PATH_BYTES = 1024
 
 
 class Shard:
@@ -88,6 +90,8 @@ def npy_path(id: str) -> PurePosixPath:
     safe = [re.sub(r'[<>:"|?*\x00-\x1f\x7f]', "_", part).rstrip(". ").encode()[:180].decode(errors="ignore") or "_" for part in parts]
     # a name that had to be changed, or differs from others by case alone, is told apart by its hash
     mark = "" if "/".join(safe) == id and id == id.casefold() else "-" + hashlib.sha256(id.encode()).hexdigest()[:12]
+    if sum(len(part.encode()) + 1 for part in safe) > MAX_PATH_BYTES:
+        safe, mark = safe[-1:], "-" + hashlib.sha256(id.encode()).hexdigest()[:12]
     return PurePosixPath("codes", *safe[:-1], f"{safe[-1]}{mark}.npy")
 
 
