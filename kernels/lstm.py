@@ -32,7 +32,8 @@ def lstm_ref(
     """x + lstm(x); hidden and cell move on in place.
 
     x: [B, H, T].  input_weight: [4 * H, H] of the first layer, gates in torch's order i, f, g, o.
-    weights: [L, 4 * H, 2 * H], input and recurrent weight of each layer side by side (the first layer's left half is not read).
+    weights: [L, 2 * H, 4 * H], transposed input and recurrent weight of each layer, one above the other (the first layer's upper half is
+        not read): threads that stand side by side read units that do.
     bias: [L, 4 * H], the sum of both.
     hidden: [L, 2, B, H] float32; the state after step t of the whole signal is in slot t % 2.  cell: [L, B, H] float32.
     time: steps of the whole signal that came before x.
@@ -45,9 +46,9 @@ def lstm_ref(
     for t in range(x.shape[2]):
         below = x[:, :, t]
         for layer in range(weights.shape[0]):
-            w_ih = input_weight if layer == 0 else weights[layer, :, :width]
+            w_ih = input_weight.T if layer == 0 else weights[layer, :width]
             past = hidden[layer, (time + t + 1) % 2]
-            gates = below @ w_ih.T + past @ weights[layer, :, width:].T + bias[layer]
+            gates = below @ w_ih + past @ weights[layer, width:] + bias[layer]
             i, f, g, o = gates.chunk(4, 1)
             cell[layer] = f.sigmoid() * cell[layer] + i.sigmoid() * g.tanh()
             hidden[layer, (time + t) % 2] = below = o.sigmoid() * cell[layer].tanh()
@@ -57,17 +58,16 @@ def lstm_ref(
 
 @triton.jit
 def _gate_sums(acc_i, acc_f, acc_g, acc_o, h_ptr, w_ptr, rows, units, B, H, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr):
-    """Adds h [B, H] @ w[gate * H + units, H].T to the sum of each gate; rows of w are 2 * H apart."""
+    """Adds h [B, H] @ w[H, gate * H + units] to the sum of each gate; rows of w are 4 * H apart."""
     for k0 in tl.range(0, H, BLOCK_K):
         k = k0 + tl.arange(0, BLOCK_K)  # [BLOCK_K]
         h = tl.load(h_ptr + rows[:, None] * H + k[None, :], mask=(rows < B)[:, None] & (k < H)[None, :], other=0.0)
-        w_block = w_ptr + (units * 2 * H)[None, :] + k[:, None]  # [BLOCK_K, BLOCK_U]
+        w_block = w_ptr + (k * 4 * H)[:, None] + units[None, :]  # [BLOCK_K, BLOCK_U]
         inside = (units < H)[None, :] & (k < H)[:, None]
-        gate = 2 * H * H
         acc_i = add_product(acc_i, h, tl.load(w_block, mask=inside, other=0.0).to(tl.float32), PRECISION)
-        acc_f = add_product(acc_f, h, tl.load(w_block + gate, mask=inside, other=0.0).to(tl.float32), PRECISION)
-        acc_g = add_product(acc_g, h, tl.load(w_block + 2 * gate, mask=inside, other=0.0).to(tl.float32), PRECISION)
-        acc_o = add_product(acc_o, h, tl.load(w_block + 3 * gate, mask=inside, other=0.0).to(tl.float32), PRECISION)
+        acc_f = add_product(acc_f, h, tl.load(w_block + H, mask=inside, other=0.0).to(tl.float32), PRECISION)
+        acc_g = add_product(acc_g, h, tl.load(w_block + 2 * H, mask=inside, other=0.0).to(tl.float32), PRECISION)
+        acc_o = add_product(acc_o, h, tl.load(w_block + 3 * H, mask=inside, other=0.0).to(tl.float32), PRECISION)
     return acc_i, acc_f, acc_g, acc_o
 
 
@@ -124,7 +124,8 @@ def _lstm_step_kernel(
             below = hidden_ptr + ((layer - 1) * 2 + now) * B * H
             acc_i, acc_f, acc_g, acc_o = _gate_sums(acc_i, acc_f, acc_g, acc_o, below, w_layer, rows, units, B, H, PRECISION, BLOCK_K)
         past = hidden_ptr + (layer * 2 + 1 - now) * B * H
-        acc_i, acc_f, acc_g, acc_o = _gate_sums(acc_i, acc_f, acc_g, acc_o, past, w_layer + H, rows, units, B, H, PRECISION, BLOCK_K)
+        w_past = w_layer + 4 * H * H
+        acc_i, acc_f, acc_g, acc_o = _gate_sums(acc_i, acc_f, acc_g, acc_o, past, w_past, rows, units, B, H, PRECISION, BLOCK_K)
 
         cell_block = cell_ptr + (layer * B + rows[:, None]) * H + units[None, :]
         c = sigmoid(acc_f) * tl.load(cell_block, mask=inside, other=0.0) + sigmoid(acc_i) * tanh(acc_g)

@@ -269,7 +269,7 @@ class LSTMLayer(Layer):
         self.stage, self.precision = stage, precision
         layers = stage.layers
         self.input_weight = layers[0].w_ih.contiguous()
-        self.weights = torch.stack([torch.cat((layer.w_ih, layer.w_hh), 1) for layer in layers])
+        self.weights = torch.stack([torch.cat((layer.w_ih.T, layer.w_hh.T)) for layer in layers])
         self.bias = torch.stack([layer.b_ih.float() + layer.b_hh.float() for layer in layers])
 
     def _launch(self, x: Tensor, state: Recurrent, lengths: Tensor | None) -> Tensor:

@@ -11,7 +11,7 @@ class Case:
     def __init__(self, width, layers, batch):
         self.lstm = torch.nn.LSTM(width, width, layers).requires_grad_(False)
         groups = self.lstm.all_weights
-        self.weights = torch.stack([torch.cat((w_ih, w_hh), 1) for w_ih, w_hh, _, _ in groups])
+        self.weights = torch.stack([torch.cat((w_ih.T, w_hh.T)) for w_ih, w_hh, _, _ in groups])
         self.bias = torch.stack([b_ih + b_hh for _, _, b_ih, b_hh in groups])
         self.hidden, self.cell = torch.zeros(layers, 2, batch, width), torch.zeros(layers, batch, width)
 

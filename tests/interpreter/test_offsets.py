@@ -28,8 +28,8 @@ def transposed(x):
 
 
 def lstm(x):
-    weight, state = torch.ones(1, 4 * CHANNELS, 2 * CHANNELS), torch.zeros(1, 2, x.shape[0], CHANNELS)
-    return lstm_triton(x, weight[0, :, :CHANNELS].contiguous(), weight, torch.zeros(1, 12), state, state[:, 0].clone(), precision="ieee")
+    weight, state = torch.ones(1, 2 * CHANNELS, 4 * CHANNELS), torch.zeros(1, 2, x.shape[0], CHANNELS)
+    return lstm_triton(x, torch.ones(4 * CHANNELS, CHANNELS), weight, torch.zeros(1, 12), state, state[:, 0].clone(), precision="ieee")
 
 
 def search(x):
