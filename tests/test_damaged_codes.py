@@ -236,7 +236,7 @@ def test_decode_misses_what_the_ledger_counts(stored, tmp_path, capsys, damage):
         table = pq.read_table(second)
         pq.write_table(table.slice(0, 0), second)
     code, err = decode_command(stored, codes, wavs, capsys)
-    assert code == cli.CLIPS_FAILED and second.name in err and "Traceback" not in err
+    assert code == cli.CLIPS_FAILED and second.name in err and "Traceback" not in err and "1 of the clips failed" in err
     assert len(list(wavs.glob("*.wav"))) == 2
 
 

@@ -13,8 +13,9 @@ import pytest
 import torch
 
 import encodec_fast
-from corpora import BANDWIDTH, RATE, content, put_corpus, small_model, tokenize
+from corpora import BANDWIDTH, RATE, content, put_clip, put_corpus, small_model, tokenize
 from encodec_fast.audio import read_audio
+from encodec_fast.corpus import worker
 from encodec_fast.corpus.sources import find_tasks
 from encodec_fast.corpus.tasks import Task
 from encodec_fast.dataset import ray_engine
@@ -22,7 +23,7 @@ from encodec_fast.dataset.encoding import dataset_info
 from encodec_fast.dataset.ledger import Ledger
 from encodec_fast.dataset.options import TokenizeOptions
 from encodec_fast.dataset.ray_engine import RayError, run_on_ray
-from encodec_fast.dataset.ray_stages import GroupEncoder, RayJob
+from encodec_fast.dataset.ray_stages import GroupEncoder, RayJob, read_group
 from encodec_fast.dataset.run import identity, plan
 from encodec_fast.dataset.schedule import Schedule, write_schedule
 from encodec_fast.formats.parquet import read_failures
@@ -223,6 +224,23 @@ def test_clips_of_any_length_are_cut_into_groups_that_actors_can_share(tmp_path,
     schedule = Schedule(write_schedule(tmp_path / "s.arrow", tasks, 60.0, 0))
     groups = ray_engine._groups([schedule], list(range(8)), TokenizeOptions(BANDWIDTH, long_clip_seconds=long_clip_seconds))
     assert [[number for number, _ in pickle.loads(group["group"])] for group in groups] == [[0], [1], [2], [3], [4, 5], [6, 7]]
+
+
+@pytest.mark.skipif(worker.TOOK_TOO_LONG is None, reason="no clock that ends a process on this system")
+def test_a_file_that_is_never_read_to_its_end_costs_itself_only(model, model_folder, tmp_path, monkeypatch):
+    # an ffmpeg that never answers, and ends with the process that started it
+    program = tmp_path / "ffmpeg"
+    program.write_text("#!/bin/sh\nwhile kill -0 $PPID 2>/dev/null; do sleep 0.05; done\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    (tmp_path / "a.m4a").write_bytes(b"no audio")
+    tasks = [Task("a", str(tmp_path / "a.m4a")), Task("b", str(put_clip(tmp_path / "b.wav", 5000)))]
+    tasks.append(dataclasses.replace(tasks[1], id="c", seconds=1e6))
+    options = TokenizeOptions(BANDWIDTH, clip_timeout=2.0)
+    job = RayJob(str(model_folder), "auto", dataset_info(model, "m", "0", {}), options, str(tmp_path / "codes"), RATE, 1)
+    sizes, clips = pickle.loads(read_group({"group": [pickle.dumps([(0, tasks[:1]), (1, tasks[1:])])]}, job)["group"][0])
+    assert sizes == [(0, 1), (1, 2)] and clips[2] == tasks[2]
+    assert clips[0].reason.startswith("reading it, or a block of it, took longer than 2 s") and clips[1].num_samples == 5000
 
 
 def test_an_actor_with_another_backend_or_other_weights_than_the_driver_refuses_to_work(model, model_folder, tmp_path):

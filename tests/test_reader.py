@@ -2,8 +2,11 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +16,9 @@ from corpora import RATE, THREE, by_processes, put_clip, put_table, put_three, s
 from encodec_fast import children
 from encodec_fast.audio import AudioError
 from encodec_fast.corpus import reader as reader_module
+from encodec_fast.corpus import sources
 from encodec_fast.corpus.reader import LongClip, Reader
+from encodec_fast.corpus.reading_process import TABLE_TIMEOUT
 from encodec_fast.corpus.sources import find_tasks, scan_seconds
 from encodec_fast.corpus.tables import TableError
 from encodec_fast.corpus.tasks import Clip, Task
@@ -182,6 +187,60 @@ def test_closing_does_not_wait_for_a_file_that_never_answers(folder, workers_tha
     assert all(process.poll() is not None for process in processes)
 
 
+def test_closing_does_not_wait_for_a_table_that_never_answers(folder, tmp_path, workers_that):
+    tasks = find_tasks([put_table(tmp_path / "b.parquet", folder, names=("a", "b", "c") * 4)])
+    workers_that("time.sleep(60)", "tables", "_open_table", "request")
+    reader = Reader(RATE, 1, workers=4)
+    clips = reader.read(tasks)
+    threading.Timer(2.0, reader.close).start()
+    start = time.monotonic()
+    with pytest.raises(RuntimeError, match="the reader was closed"):
+        list(clips)
+    reader.close()
+    assert time.monotonic() - start < 30
+    assert not [thread for thread in threading.enumerate() if thread.name == reader_module.THREAD_NAME]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kills the parent by a signal")
+def test_a_reading_process_ends_with_its_parent_also_in_the_midst_of_a_file(folder, tmp_path, workers_that):
+    workers_that("time.sleep(600)", "scanning", "_scanned", "request.path")
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from encodec_fast import children\n"
+        "start = children.start\n"
+        "def noted(module, environment):\n"
+        "    child = start('other_worker', environment)\n"
+        "    print(child.pid, flush=True)\n"
+        "    return child\n"
+        "children.start = noted\n"
+        "from encodec_fast.corpus.sources import find_tasks, scan_seconds\n"
+        "scan_seconds(find_tasks([sys.argv[2]]))\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program, str(tmp_path), str(folder)], stdout=subprocess.PIPE, text=True)
+    child = int(parent.stdout.readline())
+    time.sleep(2.0)  # it is to be in the midst of the file; were it not yet, the test would pass all the same
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 30
+    while Path(f"/proc/{child}").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not Path(f"/proc/{child}").exists()
+
+
+@pytest.mark.parametrize("timeout", [1e300, float("inf")])
+def test_a_time_limit_may_be_as_long_as_one_likes(folder, timeout):
+    assert [task.problem for task in scan_seconds(find_tasks([folder]), timeout=timeout)] == [None] * 3
+
+
+def test_an_error_of_a_library_costs_its_own_clip_and_no_process(folder, workers_that):
+    workers_that("(_ for _ in ()).throw(EOFError('its end'))")
+    with Reader(RATE, 1, workers=1) as reader:
+        process = reader._processes[0]._popen
+        clips = list(reader.read(find_tasks([folder])))
+        assert clips[1].reason == "the file can't be read (EOFError: its end)." and reader._processes[0]._popen is process
+    assert [isinstance(clip, Clip) for clip in clips] == [True, False, True]
+
+
 def test_an_error_in_the_tasks_is_raised_where_the_reader_is_iterated(folder):
     def tasks():
         yield Task("a", str(folder / "a.wav"))
@@ -199,3 +258,18 @@ def test_ctrl_c_is_left_to_the_parent(folder):
         first = next(clips)
         reader._processes[0]._popen.send_signal(signal.SIGINT)
         assert [first, *clips][2].task.id == "c.wav"
+
+
+def test_a_row_has_the_time_of_its_row_group():
+    seen = []
+
+    class Process:
+        given_up = False
+
+        def ask(self, request):
+            seen.append(request.timeout)
+            yield from request.tasks
+
+    for task in (Task("a", "a.wav"), Task("a", "t.parquet", row=0)):
+        assert sources._scan_part(Process(), [task], "audio", 1, 5.0) == [task]
+    assert seen == [5.0, TABLE_TIMEOUT]

@@ -27,12 +27,15 @@ def wav_paths(ids: Sequence[str]) -> list[PurePosixPath]:
     # a file must not stand where another clip's folder has to be
     used = {str(folder).casefold() for path in wanted for folder in path.parents}
     paths = []
+    # up to which all are taken: many clips may have one name
+    numbers: dict[str, int] = {}
     for path in wanted:
-        unique, number = path, 1
+        unique, number = path, numbers.get(str(path).casefold(), 1)
         while str(unique).casefold() in used:
             number += 1
             unique = path.with_name(f"{path.stem}~{number}.wav")
         used.add(str(unique).casefold())
+        numbers[str(path).casefold()] = number
         paths.append(unique)
     return paths
 
@@ -105,5 +108,8 @@ def wav_targets(out: Path, ids: Sequence[str], overwrite: bool = False) -> list[
         if os.path.lexists(target) and not overwrite:
             raise ValueError(f"{target} exists already; choose another --out or add --overwrite.")
         if os.path.lexists(target) and not is_own_wav(target):
-            raise ValueError(f"{target} was not written by `encodec-fast decode` and is not replaced; move it, or choose another --out.")
+            raise ValueError(
+                f"{target} is not replaced: it does not say that `encodec-fast decode` wrote it (an earlier version's does not); "
+                "move it, or choose another --out."
+            )
     return targets

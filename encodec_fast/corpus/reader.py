@@ -161,6 +161,8 @@ class Reader:
 
     def _read_ahead(self, tasks: Iterator[Task]) -> Iterator[Clip | LongClip | UnreadableClip]:
         self._processes = [ReadingProcess() if process.given_up else process for process in self._processes]
+        if isinstance(self._tables, Tables):
+            self._tables.resume()
         ahead = _Ahead(tasks, self)
         self._reads.append(ahead)
         try:

@@ -109,6 +109,7 @@ class Tables:
         self._audio_column = audio_column
         self._lock = threading.Lock()
         self._process: ReadingProcess | None = None
+        self._stopped = False
 
     def __enter__(self) -> Tables:
         return self
@@ -129,21 +130,29 @@ class Tables:
 
     def audio(self, task: Task) -> bytes:
         """The audio file in the task's row. Raises AudioError where there is none."""
-        (reply,) = self._ask(ReadRow(TABLE_TIMEOUT, added_protocols(), task, self._audio_column))
+        reply = self._ask(ReadRow(TABLE_TIMEOUT, added_protocols(), task, self._audio_column))[0]
         if isinstance(reply, Failed):
             raise AudioError(task.shown_path, reply.reason)
         return reply
 
     def _ask(self, request: Request) -> list[Any]:
         with self._lock:
+            # by now: who waited for the lock meanwhile must not ask what others were given up for
+            if self._stopped:
+                return [Failed("the reader was closed.")]
             if self._process is None or self._process.given_up:
                 self._process = ReadingProcess()
             return list(self._process.ask(request))
 
     def give_up(self) -> None:
-        """Kills the process, so that a thread that waits for it comes back; it is started anew for the next that asks."""
+        """Kills the process, so that threads that wait for it come back; whoever asks is refused until `resume`."""
+        self._stopped = True
         if (process := self._process) is not None:
             process.give_up()
+
+    def resume(self) -> None:
+        """Answers again, by a new process."""
+        self._stopped = False
 
     def close(self) -> None:
         """Ends the process."""

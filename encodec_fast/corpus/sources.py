@@ -13,7 +13,7 @@ from encodec_fast.audio import AUDIO_SUFFIXES, MAX_CLIP_BYTES, AudioFile, find_a
 from encodec_fast.audio.files import added_protocols, is_url
 from encodec_fast.corpus.containers import CONTAINER_SUFFIXES, is_table, is_tar, tar_tasks
 from encodec_fast.corpus.manifests import ManifestError, is_manifest, read_manifest
-from encodec_fast.corpus.reading_process import ReadingProcess, Tables
+from encodec_fast.corpus.reading_process import TABLE_TIMEOUT, ReadingProcess, Tables
 from encodec_fast.corpus.tables import DamagedTable, TableError
 from encodec_fast.corpus.tasks import Task
 from encodec_fast.corpus.worker import CLIP_TIMEOUT, Failed, ScanTasks
@@ -94,13 +94,16 @@ def _plain_tasks(sources: list[str], audio_column: str) -> list[Task]:
 def unique_ids(tasks: Iterable[Task], taken: Iterable[str] = ()) -> list[Task]:
     """The tasks, sorted by id; of several with one id, or of one that is taken, the later ones with ~2, ~3, ... after it."""
     known = set(taken)
+    # up to which all are taken: a million clips may have one id
+    numbers: dict[str, int] = {}
     unique = []
     for task in sorted(tasks, key=lambda task: (task.id, repr(task.key))):
-        id, number = task.id, 1
+        id, number = task.id, numbers.get(task.id, 1)
         while id in known:
             number += 1
             id = f"{task.id}~{number}"
         known.add(id)
+        numbers[task.id] = number
         unique.append(task if id == task.id else replace(task, id=id))
     return unique
 
@@ -168,6 +171,8 @@ def _parts(wanted: Sequence[int], tasks: Sequence[Task]) -> list[list[int]]:
 def _scan_part(process: ReadingProcess, tasks: list[Task], audio_column: str, max_bytes: int, timeout: float) -> list[Task]:
     """The tasks as the process scans them; where it dies, each that is left alone, to find the one that it dies of."""
     scanned: list[Task] = []
+    # a row's header comes with the whole row group
+    timeout = timeout if tasks[0].row is None else max(timeout, TABLE_TIMEOUT)
     for reply in process.ask(ScanTasks(timeout, added_protocols(), tasks, audio_column, max_bytes)):
         if isinstance(reply, Failed):
             left = tasks[len(scanned) :]

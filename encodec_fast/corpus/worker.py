@@ -22,7 +22,7 @@ import numpy as np
 
 from encodec_fast.audio import MAX_CLIP_BYTES, AudioError
 from encodec_fast.audio.files import allow_protocols
-from encodec_fast.children import take_output
+from encodec_fast.children import end_with_parent, take_output
 from encodec_fast.corpus.scanning import scan
 from encodec_fast.corpus.tables import TableError, TableReader, table_tasks
 from encodec_fast.corpus.tasks import Task, open_task, read_task, read_task_blocks
@@ -172,24 +172,35 @@ def send(stream: IO[bytes], message: Any, samples: np.ndarray | None = None) -> 
 def _limit(seconds: float) -> None:
     """Ends the process in so many seconds; 0: not any more. Nowhere but where there is such a clock."""
     if TOOK_TOO_LONG is not None and seconds < math.inf:
-        signal.setitimer(signal.ITIMER_REAL, seconds)
+        # more is more than the clock takes
+        signal.setitimer(signal.ITIMER_REAL, min(seconds, 1e8))
 
 
 def main() -> None:
     """Serves requests until standard input ends."""
     output = take_output()
+    end_with_parent()
     try:
         while True:
             request = pickle.load(sys.stdin.buffer)
-            results = replies(request)
-            while True:
-                # not while it waits for its parent to take what it has
-                _limit(request.timeout)
-                result = next(results, Done())
-                _limit(0)
+            for result in _limited(replies(request), request.timeout):
                 send(output, *(result if isinstance(result, tuple) else (result,)))
-                if isinstance(result, Done):
-                    break
+            send(output, Done())
     except (EOFError, BrokenPipeError):
         # the parent is done, or gone
         os._exit(0)
+
+
+def _limited(results: Iterator[Any], seconds: float) -> Iterator[Any]:
+    """The results, each within its time; not while this process waits for its parent to take what it has."""
+    while True:
+        _limit(seconds)
+        try:
+            result = next(results)
+        except StopIteration:
+            return
+        except Exception as error:  # of a library that nobody expected it of: no reason to end
+            result, results = Failed(f"the file can't be read ({type(error).__name__}: {error})."), iter(())
+        finally:
+            _limit(0)
+        yield result

@@ -31,7 +31,8 @@ class StoredRows:
         counts = {record.file: record.clips for record in Ledger(folder).records() if record.file is not None}
         found = {path: _ids(path) for path in shards_of(folder)}
         self._shards = [(path, found.get(path, [])) for path in sorted({*found, *(folder / name for name in counts)})]
-        self._lost = {path: counts.get(path.name, 0) - len(ids) for path, ids in self._shards if counts.get(path.name, 0) > len(ids)}
+        missing = {path: counts.get(path.name, 0) - len(ids) for path, ids in self._shards if path.name not in ids}
+        self._lost = {path: count for path, count in missing.items() if count > 0}
         self.ids = [id for path, ids in self._shards for id in (*ids, *([path.name] if path in self._lost else []))]
 
     def __iter__(self) -> Iterator[ClipRow | ClipFailure]:

@@ -293,8 +293,12 @@ class Ledger:
             for batch in undone[(undone >= schedule.first_batch) & (undone < schedule.end_batch)]:
                 failed -= {task.id for task in schedule.tasks(int(batch))}
         known = {task.id: task for schedule in schedules for task in schedule.tasks() if task.id in failed}
-        there = {task.key for task in tasks if task.problem is None} if known else set()
-        return [replace(task, problem=None, seconds=task.duration or 0.0) for task in known.values() if task.key in there]
+        there = {task.key: task for task in tasks if task.problem is None} if known else {}
+        return [
+            replace(task, problem=None, seconds=task.duration or 0.0, group=there[task.key].group)
+            for task in known.values()
+            if task.key in there
+        ]
 
     # What is done
 

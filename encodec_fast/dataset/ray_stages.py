@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 import pickle
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from encodec_fast.corpus.reader import LongClip, Reader, UnreadableClip
-from encodec_fast.corpus.tasks import Clip, Task
+from encodec_fast.corpus.reader import Reader
+from encodec_fast.corpus.tasks import Task
 from encodec_fast.dataset.ledger import Ledger, LedgerError
 from encodec_fast.dataset.options import BLOCK_SECONDS, TokenizeOptions
 from encodec_fast.dataset.records import Record
@@ -54,23 +55,31 @@ def _carried(error: Exception) -> Exception:
     return LedgerError(str(error))
 
 
-def read_group(batch: dict[str, Any], job: RayJob) -> dict[str, Any]:
-    """The group's clips, decoded, in place of its tasks; a long clip stays a task."""
+def _reader(job: RayJob, tasks: Sequence[Task]) -> Reader:
+    """One that reads the tasks by a process of its own: a file that ends it, or never ends, costs itself and not this stage."""
     options = job.options
-    with Reader(
+    return Reader(
         job.sampling_rate,
         job.channels,
-        workers=0,
+        workers=min(1, len(tasks)),
+        long_seconds=options.long_clip_seconds,
+        block_seconds=BLOCK_SECONDS,
         audio_column=options.audio_column,
+        clip_timeout=options.clip_timeout,
         max_clip_bytes=options.max_clip_bytes,
         protocols=options.protocols,
-    ) as reader:
-        clips: list[Clip | LongClip | UnreadableClip | Task] = []
-        sizes = []
-        for number, tasks in pickle.loads(batch["group"][0]):
-            sizes.append((number, len(tasks)))
-            for task in tasks:
-                clips += [task] if task.seconds > options.long_clip_seconds else reader.read([task])
+    )
+
+
+def read_group(batch: dict[str, Any], job: RayJob) -> dict[str, Any]:
+    """The group's clips, decoded, in place of its tasks; a long clip stays a task."""
+    batches = pickle.loads(batch["group"][0])
+    tasks = [task for _, tasks in batches for task in tasks]
+    short = [task for task in tasks if task.seconds <= job.options.long_clip_seconds]
+    with _reader(job, short) as reader:
+        read = reader.read(short)
+        clips = [next(read) if task.seconds <= job.options.long_clip_seconds else task for task in tasks]
+        sizes = [(number, len(tasks)) for number, tasks in batches]
         return {"group": [pickle.dumps((sizes, clips))], "reading": [reader.rates.times_real_time]}
 
 
@@ -98,19 +107,10 @@ class GroupEncoder:
         job, options = self._job, self._job.options
         sizes, items = pickle.loads(batch["group"][0])
         verifier = ShareVerifier(self._encoder.model, options.bandwidth, options.verify_share)
-        reader = Reader(
-            job.sampling_rate,
-            job.channels,
-            workers=0,
-            long_seconds=options.long_clip_seconds,
-            block_seconds=BLOCK_SECONDS,
-            audio_column=options.audio_column,
-            clip_timeout=options.clip_timeout,
-            max_clip_bytes=options.max_clip_bytes,
-            protocols=options.protocols,
-        )
-        clips = (clip for item in items for clip in (reader.read([item]) if isinstance(item, Task) else [item]))
-        with backends.prefer_backend(job.backend):
+        long_ones = [item for item in items if isinstance(item, Task)]
+        with _reader(job, long_ones) as reader, backends.prefer_backend(job.backend):
+            read = reader.read(long_ones)
+            clips = (next(read) if isinstance(item, Task) else item for item in items)
             finished = list(BatchEncoder(self._encoder, verifier).finished(sizes, clips))
         return {"group": [pickle.dumps(finished)], "reading": batch["reading"]}
 
