@@ -74,8 +74,7 @@ def verify_tasks(tasks: Sequence[Task], model: EncodecModel, bandwidth: float | 
     from encodec_fast.verify import verify as compare
 
     clips, failures = [], []
-    # few clips: processes would take longer to start than to read them
-    with Reader(model.config.sampling_rate, model.config.audio_channels, workers=0) as reader:
+    with Reader(model.config.sampling_rate, model.config.audio_channels, workers=1) as reader:
         for clip in reader.read(tasks):
             assert not isinstance(clip, LongClip)
             if isinstance(clip, UnreadableClip):
