@@ -6,7 +6,7 @@ import itertools
 import os
 import queue
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
 from encodec_fast.audio import AUDIO_SUFFIXES, MAX_CLIP_BYTES, AudioFile, find_audio
@@ -140,7 +140,11 @@ def scan_seconds(
     pool = ThreadPoolExecutor(max(1, count))
     try:
         futures = {pool.submit(scan_part, part): part for part in parts}
-        for future in as_completed(futures):
+        finished: queue.SimpleQueue[Future[list[Task]]] = queue.SimpleQueue()
+        for future in futures:
+            future.add_done_callback(finished.put)
+        for _ in futures:
+            future = _next(finished)
             for index, task in zip(futures[future], future.result(), strict=True):
                 scanned[index] = task
             done += len(futures[future])
@@ -155,6 +159,15 @@ def scan_seconds(
         for process in processes:
             process.end()
     return scanned
+
+
+def _next(finished: queue.SimpleQueue[Future[list[Task]]]) -> Future[list[Task]]:
+    """The next one; in short waits, for where a library had waiting calls go on after a signal an interrupt would not end a long one."""
+    while True:
+        try:
+            return finished.get(timeout=0.5)
+        except queue.Empty:
+            pass
 
 
 def _parts(wanted: Sequence[int], tasks: Sequence[Task]) -> list[list[int]]:
