@@ -210,6 +210,11 @@ def test_demo_tokenizes_decodes_verifies_and_prints_one_table(capsys, tmp_path, 
     assert len(list((tmp_path / "out").rglob("*.wav"))) == 8
     # a second run replaces what the first one wrote
     assert run(capsys, "demo", "--out", tmp_path / "out", "--threads", "1")[0] == cli.OK
+    # and nothing else
+    song = next((tmp_path / "out").rglob("*.wav"))
+    song.write_bytes(b"somebody's")
+    code, _, err = run(capsys, "demo", "--out", tmp_path / "out", "--threads", "1")
+    assert code == cli.WRONG_ARGUMENT and "is not replaced" in err and song.read_bytes() == b"somebody's"
 
 
 def command(*arguments):

@@ -203,7 +203,8 @@ def test_closing_does_not_wait_for_a_table_that_never_answers(folder, tmp_path, 
 
 @pytest.mark.skipif(os.name != "posix", reason="kills the parent by a signal")
 def test_a_reading_process_ends_with_its_parent_also_in_the_midst_of_a_file(folder, tmp_path, workers_that):
-    workers_that("time.sleep(600)", "scanning", "_scanned", "request.path")
+    busy = tmp_path / "busy"
+    workers_that(f"open({str(busy)!r}, 'w').close() or time.sleep(600)", "scanning", "_scanned", "request.path")
     program = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from encodec_fast import children\n"
@@ -218,9 +219,12 @@ def test_a_reading_process_ends_with_its_parent_also_in_the_midst_of_a_file(fold
     )
     parent = subprocess.Popen([sys.executable, "-c", program, str(tmp_path), str(folder)], stdout=subprocess.PIPE, text=True)
     child = int(parent.stdout.readline())
-    time.sleep(2.0)  # it is to be in the midst of the file; were it not yet, the test would pass all the same
+    deadline = time.monotonic() + 60
+    while not busy.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
     parent.kill()
     parent.wait()
+    assert busy.exists()
     deadline = time.monotonic() + 30
     while Path(f"/proc/{child}").exists() and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from encodec_fast.cli.app import CLIPS_FAILED, OK, ThreadsOption, command, prepared_model
+from encodec_fast.cli.app import CLIPS_FAILED, OK, ThreadsOption, checking_arguments, command, prepared_model
 from encodec_fast.cli.decode import decode_rows
 from encodec_fast.cli.tokenize import tokenize_sources
 from encodec_fast.cli.verify import verify_tasks
@@ -46,7 +46,9 @@ def demo(
             codes, wavs = out / name / "codes", out / name / "wavs"
             encoded = tokenize_sources(sources, model, model_id, codes, TokenizeOptions(bandwidth, workers=0), overwrite=True)
             rows = StoredRows(codes)
-            decoded = decode_rows(rows, model, wav_targets(wavs, rows.ids, overwrite=True))
+            with checking_arguments():
+                targets = wav_targets(wavs, rows.ids, overwrite=True)
+            decoded = decode_rows(rows, model, targets)
             report, _ = verify_tasks(find_tasks(sources), model, bandwidth)
         assert report is not None
         good = report.passed and not encoded.failures and not decoded.failures
