@@ -1,88 +1,109 @@
-"""Prints what every kernel takes on GPUs that need not be there: python bench/aot.py [--arch sm_90 ...] [--precision ieee ...]
+"""Prints what every kernel costs on a GPU that need not be there: python bench/aot.py [--arch sm_90] [--model demo] [--details]
 
-Registers, shared memory and instructions are read from compiled machine code. Times are PROJECTIONS from bytes and FLOPs
-of a perfectly fused stage; nothing here has run on a GPU.
+Each kernel is compiled and its machine code read. Its whole-number arithmetic is carried out for all threads of a block: that gives the
+rounds of every loop, the bank conflicts of shared memory and the sectors of global memory. A launch takes as long as its longest pipe.
+All times are PROJECTED: what waits, collides or overlaps badly on a real GPU is left out. Clock and rates: bench/projection/hardware.py.
+--write puts the rows of all cases into bench/results/projected.jsonl, which docs/benchmarks.md shows.
+With another version of Triton the same kernels cost something else: run it with the one that your GPU has.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 
-import torch
-from encodec_fast.kernels import aot
+import triton
+from projection.calls import CASES, PARTS, Projection, project
+from projection.cost import PIPES
+from projection.hardware import GPUS
+from results import RESULTS, read
 from rich.console import Console
 from rich.table import Table
-from roofline import PEAKS
-from transformers import EncodecConfig, EncodecModel
 
-from encodec_fast.executors.triton_launches import model_launches
-from encodec_fast.plan import fused_bytes, multiply_adds
-from encodec_fast.plan_reader import read_plan
-
-# The work that the projections are for.
-CLIPS, SECONDS = 32, 10
+STORED = RESULTS / "projected.jsonl"
+# Columns of --details.
+TIMES = (*PIPES, "l2", "memory", "latency")
 
 
-def projected_milliseconds(config: EncodecConfig, arch: str, precision: str) -> dict[str, float]:
-    """The longer of memory and arithmetic time of each stage, and nothing for launches, latency or imperfect overlap."""
-    peak, times = PEAKS[arch], {}
-    with torch.device("meta"):
-        plan = read_plan(EncodecModel(config))
-    for part, network, length in (
-        ("encoder", plan.encoder, SECONDS * config.sampling_rate),
-        ("decoder", plan.decoder, plan.encoder.output_length(SECONDS * config.sampling_rate)),
-    ):
-        for stage in network.stages:
-            moved, flops = CLIPS * fused_bytes(stage, length), 2 * CLIPS * multiply_adds(stage, length)
-            times[f"{part}.{stage.name}"] = peak.milliseconds(moved, flops, precision)
-            length = stage.output_length(length)
-    return times
-
-
-def report(arch: str, precision: str, workers: int) -> Table:
-    config = EncodecConfig()
-    search = "ieee" if arch.startswith("gfx") else "rerank"
-    found = model_launches(config, arch, precision, search)
-    compiled = aot.compile_all([launch for _, launch in found], arch, workers)
-    times = projected_milliseconds(config, arch, precision)
-    table = Table(title=f"{arch} {precision}, projected for {CLIPS} clips of {SECONDS} s on {PEAKS[arch].device}")
-    for heading in ("stage", "kernel", "registers", "stack B", "shared KiB", "instructions", "compile s", "PROJECTED ms"):
-        table.add_column(heading, justify="left" if heading in ("stage", "kernel", "instructions") else "right")
-    shown: set[str] = set()
-    for (stage, launch), needs in zip(found, compiled, strict=True):
-        if isinstance(needs, Exception):
-            raise needs
-        name = stage.split(" ")[0]
-        time = f"{times[name]:.2f}" if name in times and name not in shown else ""
-        shown.add(name)
-        counts = " ".join(f"{kind} {count}" for kind, count in needs.instructions.items() if count)
-        kernel = launch.name.removeprefix("_").removesuffix("_kernel")
-        over = "[red]" if needs.stack or needs.shared > aot.SHARED_LIMITS[arch] else ""
-        memory = f"{over}{needs.stack}", f"{over}{needs.shared / 1024:.0f}"
-        table.add_row(stage, kernel, str(needs.registers), *memory, counts, f"{needs.seconds:.1f}", time)
-    encoder, decoder = _sum(times, "encoder"), _sum(times, "decoder")
-    table.caption = f"PROJECTED: encoder {encoder:.1f} ms, decoder {decoder:.1f} ms, without launches and the latency of the LSTM"
+def summary(found: Projection, call: str) -> Table:
+    """A row per launch, in 80 columns."""
+    table = Table(title=f"{call}: {found.case} on {GPUS[found.arch].name}", caption=_total(found, call), pad_edge=False)
+    for heading in ("stage", "kernel", "times", "bound by", "PROJECTED ms", "floor ms"):
+        table.add_column(heading, justify="left" if heading in ("stage", "kernel", "bound by") else "right")
+    for stage in found.part(call):
+        floor = "" if stage.floor is None else f"{stage.floor:.3f}"
+        time = f"{stage.milliseconds(GPUS[found.arch].launch):.3f}"
+        table.add_row(_short(stage.stage), _kernel(stage.cost.kernel), str(stage.times), stage.cost.bound, time, floor)
     return table
 
 
-def _sum(times: dict[str, float], part: str) -> float:
-    return sum(time for name, time in times.items() if name.startswith(part))
+def details(found: Projection, call: str) -> Table:
+    """What each launch takes, ms by what could bound it, and the loops that bank conflicts bound."""
+    table = Table(title=f"{call}: {found.case} on {GPUS[found.arch].name}, ms", caption=_total(found, call))
+    headings = ("stage", "kernel", "blocks", "waves", "registers", "shared KiB", *TIMES, "conflicts", "sectors", "bound by conflicts")
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in ("stage", "kernel", "bound by conflicts") else "right")
+    for stage in found.part(call):
+        cost = stage.cost
+        times = [f"{'[bold]' * (name == cost.bound)}{stage.times * cost.milliseconds[name]:.3f}" for name in TIMES]
+        resources = str(cost.blocks), str(cost.waves), str(cost.registers), f"{cost.shared / 1024:.0f}"
+        conflicted = " ".join(region.line for region in cost.regions if region.bound_by_conflicts)
+        sectors = f"{cost.sectors / cost.least_sectors:.2f} x" if cost.least_sectors else ""
+        table.add_row(_short(stage.stage), _kernel(cost.kernel), *resources, *times, f"{cost.conflicts:.0%}", sectors, conflicted)
+    return table
+
+
+def _total(found: Projection, call: str) -> str:
+    gpu = GPUS[found.arch]
+    seconds = found.case.clips * 10
+    total = found.milliseconds(call)
+    return (
+        f"PROJECTED {total:.1f} ms ({seconds * 1000 / total:,.0f} x real time), floor {found.floor(call):.1f} ms; "
+        f"{found.launches(call)} launches, {gpu.launch} us each in a graph; triton {triton.__version__}"
+    )
+
+
+def _short(stage: str) -> str:
+    return stage.replace(".layers.", " ")
+
+
+def _kernel(name: str) -> str:
+    return name.removeprefix("_").removesuffix("_kernel")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--arch", nargs="+", default=["sm_80", "sm_90"], choices=list(PEAKS))
-    parser.add_argument("--precision", nargs="+", default=["ieee"], choices=["ieee", "tf32", "tf32x3"])
-    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--arch", nargs="+", default=["sm_90"], choices=list(GPUS))
+    parser.add_argument("--model", nargs="+", choices=sorted({case.model for case in CASES}), help="all by default")
+    parser.add_argument("--clips", nargs="+", type=int, choices=sorted({case.clips for case in CASES}), help="all by default")
+    parser.add_argument("--precision", nargs="+", default=["parity", "fast"], choices=sorted({case.precision for case in CASES}))
+    parser.add_argument("--details", action="store_true", help="a wide table: every pipe, registers, conflicts, sectors")
+    parser.add_argument("--write", action="store_true", help=f"store all cases of all architectures in {STORED.name}")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that compile (one per core)")
     arguments = parser.parse_args()
-    console = Console(width=200)
+    console = Console(width=230 if arguments.details else None)
+    if arguments.write:
+        write(console, arguments.workers)
+        return
     for arch in arguments.arch:
-        for precision in arguments.precision:
-            if precision in PEAKS[arch].flops:
-                console.print(report(arch, precision, arguments.workers))
-            else:
-                console.print(f"{arch} has no {precision}")
+        for case in CASES:
+            wanted = ((arguments.model, case.model), (arguments.clips, case.clips), (arguments.precision, case.precision))
+            if all(allowed is None or value in allowed for allowed, value in wanted):
+                found = project(case, arch, arguments.workers)
+                for call in PARTS:
+                    console.print(details(found, call) if arguments.details else summary(found, call))
+
+
+def write(console: Console, workers: int | None) -> None:
+    """Every case of every architecture, in place of what was stored for this version of Triton."""
+    lines = [json.dumps(row) for row in read(STORED) if row["triton"] != triton.__version__]
+    for arch in GPUS:
+        for case in CASES:
+            found = project(case, arch, workers)
+            lines += [json.dumps({**row, "triton": triton.__version__}) for row in found.rows()]
+            console.print(f"{arch} {case}: " + ", ".join(f"{call} {found.milliseconds(call):.1f} ms" for call in PARTS))
+    STORED.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import triton
 from triton.backends.compiler import GPUTarget
@@ -140,16 +140,21 @@ def _fresh_caches(kernel: JITFunction) -> dict[str, Any]:
     return {"device_caches": defaultdict(kernel.create_binder), "cache": defaultdict(dict), "binder": None}
 
 
+def compiled(launch: Launch, arch: str) -> Any:
+    """What Triton makes of one launch: `asm`, `metadata`.  Raises what Triton and its assembler raise."""
+    source, options = specialise(launch, arch)
+    return triton.compile(source, target=target_of(arch), options=options)
+
+
 def compile_launch(launch: Launch, arch: str) -> Resources:
     """Compiles one launch and reads its machine code.  Raises what Triton and its assembler raise."""
     target = target_of(arch)
-    source, options = specialise(launch, arch)
     began = _cpu_seconds()
-    compiled = triton.compile(source, target=target, options=options)
+    made = compiled(launch, arch)
     seconds = _cpu_seconds() - began
     read = _read_amd if target.backend == "hip" else _read_nvidia
-    registers, stack, instructions = read(compiled)
-    return Resources(registers, stack, compiled.metadata.shared, options["num_warps"] * target.warp_size, instructions, seconds)
+    registers, stack, instructions = read(made)
+    return Resources(registers, stack, made.metadata.shared, made.metadata.num_warps * target.warp_size, instructions, seconds)
 
 
 def compile_all(launches: Sequence[Launch], arch: str, workers: int | None = None) -> list[Resources | Exception]:
@@ -160,10 +165,23 @@ def compile_all(launches: Sequence[Launch], arch: str, workers: int | None = Non
     specialised = [specialise(launch, arch) for launch in launches]
     keys = [(source.hash(), str(options)) for source, options in specialised]
     distinct = dict(zip(keys, launches, strict=True))
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), _inherit, (list(distinct.values()), arch)) as pool:
-        jobs = {key: pool.submit(_compile_inherited, index) for index, key in enumerate(distinct)}
-    made = {key: error if isinstance(error := job.exception(), Exception) else job.result() for key, job in jobs.items()}
+    made = dict(zip(distinct, for_each(list(distinct.values()), arch, compile_launch, workers), strict=True))
     return [made[key] for key in keys]
+
+
+Found = TypeVar("Found")
+
+
+def for_each(
+    launches: Sequence[Launch], arch: str, each: Callable[[Launch, str], Found], workers: int | None = None
+) -> list[Found | Exception]:
+    """each(launch, arch) of every launch, or its error, by forked processes that share the work.
+
+    each: a function that a module holds, whose result can be pickled.  workers: processes, by default one per core.
+    """
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), _inherit, (list(launches), arch)) as pool:
+        jobs = [pool.submit(_call_inherited, each, index) for index in range(len(launches))]
+    return [error if isinstance(error := job.exception(), Exception) else job.result() for job in jobs]
 
 
 _inherited: list[Launch] = []
@@ -175,8 +193,8 @@ def _inherit(launches: list[Launch], arch: str) -> None:
     _inherited, _inherited_arch = launches, arch
 
 
-def _compile_inherited(index: int) -> Resources:
-    return compile_launch(_inherited[index], _inherited_arch)
+def _call_inherited(each: Callable[[Launch, str], Found], index: int) -> Found:
+    return each(_inherited[index], _inherited_arch)
 
 
 def _cpu_seconds() -> float:
@@ -185,8 +203,8 @@ def _cpu_seconds() -> float:
     return times.user + times.system + times.children_user + times.children_system
 
 
-def _read_amd(compiled: Any) -> tuple[int, int, Counter[str]]:
-    code = compiled.asm["amdgcn"]
+def _read_amd(made: Any) -> tuple[int, int, Counter[str]]:
+    code = made.asm["amdgcn"]
 
     def field(name: str) -> int:
         return max(map(int, re.findall(rf"\.{name}:\s+(\d+)", code)))
@@ -195,19 +213,23 @@ def _read_amd(compiled: Any) -> tuple[int, int, Counter[str]]:
     return field("vgpr_count"), field("private_segment_fixed_size"), counts
 
 
-def _read_nvidia(compiled: Any) -> tuple[int, int, Counter[str]]:
+def _read_nvidia(made: Any) -> tuple[int, int, Counter[str]]:
     # LOCAL stays 0 in kernels that spill, and a failed allocation shows as 32 registers: STACK is the one to read
-    with tempfile.TemporaryDirectory() as folder:
-        cubin = Path(folder) / "kernel.cubin"
-        cubin.write_bytes(compiled.asm["cubin"])
-        usage = _tool("cuobjdump", "-res-usage", str(cubin))
-        code = _tool("nvdisasm", "-c", str(cubin))
-    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
-    assert found, usage
-    opcodes = Counter(re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\d+\s+)?([A-Z0-9]+)", code, re.MULTILINE))
+    found = re.search(r"REG:(\d+) STACK:(\d+)", read_cubin(made, "cuobjdump", "-res-usage"))
+    assert found
+    opcodes = Counter(re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\d+\s+)?([A-Z0-9]+)", disassembly(made), re.MULTILINE))
     return int(found[1]), int(found[2]), Counter({name: opcodes[name] for name in NVIDIA_INSTRUCTIONS})
 
 
-def _tool(name: str, *arguments: str) -> str:
+def disassembly(made: Any) -> str:
+    """The machine code of a kernel for an NVIDIA architecture as text."""
+    return read_cubin(made, "nvdisasm", "-c")
+
+
+def read_cubin(made: Any, name: str, option: str) -> str:
+    """What one of the tools that come with Triton prints of a kernel."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
-    return subprocess.run([str(tool), *arguments], capture_output=True, text=True, check=True).stdout
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder) / "kernel.cubin"
+        cubin.write_bytes(made.asm["cubin"])
+        return subprocess.run([str(tool), option, str(cubin)], capture_output=True, text=True, check=True).stdout

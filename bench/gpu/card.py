@@ -114,12 +114,12 @@ def compiled(setting: Setting, model: str, precision: str) -> Row:
     launches = [
         launch
         for clips, samples in length
-        for _, launch in model_launches(config, setting.arch, products, search, batch=clips, samples=samples)
+        for _, launch, _ in model_launches(config, setting.arch, products, search, batch=clips, samples=samples)
     ]
     # the same kernels with each clip's own length
     clips, samples = length[0]
     launches += [
-        launch for _, launch in model_launches(config, setting.arch, products, search, batch=clips, samples=samples - 1, ragged=True)
+        launch for _, launch, _ in model_launches(config, setting.arch, products, search, batch=clips, samples=samples - 1, ragged=True)
     ]
     results = aot.compile_all(launches, setting.arch)
     failed = sorted({f"{launch.name}: {made}" for launch, made in zip(launches, results, strict=True) if isinstance(made, Exception)})

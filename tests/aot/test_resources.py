@@ -62,11 +62,11 @@ def variants(precision):
 def one_of_each(found):
     """Of the launches of one kernel with one tile, the one with the widest window."""
     kept = {}
-    for stage, launch in found:
+    for stage, launch, times in found:
         blocks = [value for name, value in sorted(launch.kwargs.items()) if name.startswith(("BLOCK", "num_"))]
         key, width = (launch.name, *blocks), launch.kwargs.get("KERNEL", 0)
         if key not in kept or width > kept[key][1].kwargs.get("KERNEL", 0):
-            kept[key] = stage, launch
+            kept[key] = stage, launch, times
     return list(kept.values())
 
 
@@ -81,7 +81,7 @@ def collect():
             for what, call in variants(precision) if arch in SPECIAL_CALLS else PLAIN:
                 launches = model_launches(arch=arch, precision=precision, search=search, **call)
                 launches = launches if arch in EVERY_LAYER and "dtype" not in call else one_of_each(launches)
-                found += [(precision, f"{stage} {what}".strip(), launch) for stage, launch in launches]
+                found += [(precision, f"{stage} {what}".strip(), launch) for stage, launch, _ in launches]
         for precision, stage, launch in found:
             source, options = aot.specialise(launch, arch)
             cases.setdefault((arch, source.hash(), str(options)), (f"{arch}-{precision}-{launch.name}-{stage}", arch, launch))
