@@ -74,19 +74,19 @@ def _kernel(name: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--arch", nargs="+", default=["sm_90"], choices=list(GPUS))
+    parser.add_argument("--arch", nargs="+", choices=list(GPUS), help="sm_90 by default, with --write all")
     parser.add_argument("--model", nargs="+", choices=sorted({case.model for case in CASES}), help="all by default")
     parser.add_argument("--clips", nargs="+", type=int, choices=sorted({case.clips for case in CASES}), help="all by default")
     parser.add_argument("--precision", nargs="+", default=["parity", "fast"], choices=sorted({case.precision for case in CASES}))
     parser.add_argument("--details", action="store_true", help="a wide table: every pipe, registers, conflicts, sectors")
-    parser.add_argument("--write", action="store_true", help=f"store all cases of all architectures in {STORED.name}")
+    parser.add_argument("--write", action="store_true", help=f"store all cases in {STORED.name}")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that compile (one per core)")
     arguments = parser.parse_args()
     console = Console(width=230 if arguments.details else None)
     if arguments.write:
-        write(console, arguments.workers)
+        write(console, arguments.arch or list(GPUS), arguments.workers)
         return
-    for arch in arguments.arch:
+    for arch in arguments.arch or ["sm_90"]:
         for case in CASES:
             wanted = ((arguments.model, case.model), (arguments.clips, case.clips), (arguments.precision, case.precision))
             if all(allowed is None or value in allowed for allowed, value in wanted):
@@ -95,10 +95,10 @@ def main() -> None:
                     console.print(details(found, call) if arguments.details else summary(found, call))
 
 
-def write(console: Console, workers: int | None) -> None:
-    """Every case of every architecture, in place of what was stored for this version of Triton."""
-    lines = [json.dumps(row) for row in read(STORED) if row["triton"] != triton.__version__]
-    for arch in GPUS:
+def write(console: Console, archs: list[str], workers: int | None) -> None:
+    """Every case, in place of what was stored for these architectures and this version of Triton."""
+    lines = [json.dumps(row) for row in read(STORED) if row["triton"] != triton.__version__ or row["arch"] not in archs]
+    for arch in archs:
         for case in CASES:
             found = project(case, arch, workers)
             lines += [json.dumps({**row, "triton": triton.__version__}) for row in found.rows()]

@@ -276,8 +276,45 @@ def page(read: dict[str, list[Row]]) -> str:
     parts += [gpu_part(path) for path in reports]
     if not read["gpu"] and not reports:
         parts += ["## GPUs", NO_GPU]
+    projected = results.read(results.RESULTS / "projected.jsonl")
+    if projected:
+        parts += ["## PROJECTED: GPU kernels by their machine code", PROJECTED, projected_totals(projected), projected_stages(projected)]
     parts += ["## Instructions of the native kernels", INSTRUCTIONS, instruction_table()]
     return "\n\n".join(parts) + "\n"
+
+
+def projected_totals(rows: list[Row]) -> str:
+    """Each call on each GPU with each version of Triton."""
+    found: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        found.setdefault(tuple(row[key] for key in ("gpu", "triton", "model", "clips", "precision")), []).append(row)
+    lines = []
+    for (gpu, triton, model, clips, precision), own in found.items():
+        sums = []
+        for call in ("encode", "decode"):
+            time = sum(row["ms"] for row in own if row["call"] == call)
+            floor = sum(row["floor_ms"] or 0.0 for row in own if row["call"] == call)
+            sums += [f"{time:.1f}", f"{clips * 10_000 / time:,.0f}", f"{floor:.1f}"]
+        rate = "48 kHz" if "48" in model else "24 kHz"
+        lines.append([f"{rate}, {clips} x 10 s, {precision}", gpu, triton, *sums])
+    headings = ["PROJECTED", "GPU", "triton"]
+    headings += [f"{call} {word}" for call in ("encode", "decode") for word in ("ms", "x real time", "floor ms")]
+    return table(headings, lines, left=3)
+
+
+def projected_stages(rows: list[Row]) -> str:
+    """The launches of one case: 32 clips in parity on the newest architecture, with the newest Triton."""
+    last = max((row["arch"], row["triton"]) for row in rows)
+    own = [r for r in rows if (r["arch"], r["triton"], r["model"], r["clips"], r["precision"]) == (*last, "demo", 32, "parity")]
+    lines = []
+    for row in own:
+        pipes = [f"{row['by'][name]:.3f}" for name in own[0]["by"]]
+        floor = "" if row["floor_ms"] is None else f"{row['floor_ms']:.3f}"
+        kernel = row["kernel"].removeprefix("_").removesuffix("_kernel")
+        lines.append([row["stage"], kernel, str(row["times"]), f"{row['ms']:.3f}", floor, row["bound"], *pipes])
+    headings = ["stage", "kernel", "times", "PROJECTED ms", "floor ms", "bound by", *own[0]["by"]]
+    title = f"24 kHz, 32 x 10 s, 6 kbps, parity on {own[0]['gpu']} with triton {last[1]}; each pipe's ms:"
+    return title + "\n\n" + table(headings, lines, left=2)
 
 
 def gpu_part(path: Path) -> str:
@@ -385,6 +422,9 @@ LEVELS = (
 DATASET = (
     "From files to codes on disk, process start and loading of the model included; the loop reads, resamples and encodes file by file."
 )
+PROJECTED = """Not measured: `python bench/aot.py --write` compiles every launch, follows the addresses of all threads of a block
+through its machine code and counts what each pipe and each memory has to do; the longest bounds the launch. What waits, collides or
+overlaps badly is left out. Floors are of perfectly fused stages at the vendor's figures."""
 NO_GPU = (
     "Nothing here has run on a GPU. `python bench/gpu_report.py` tells all of one in under ten minutes; the report's JSON lines, kept as "
     "`bench/results/gpu_report-CARD.jsonl`, become a section of this page. `python bench/run.py --suite gpu` adds joules per hour of audio."

@@ -23,7 +23,7 @@ COPY_FLOATS = 32 << 20
 
 
 class Peak(NamedTuple):
-    """memory: TB/s.  flops: dense TFLOP/s of each precision of products; tf32x3 is a third of tf32."""
+    """memory: TB/s.  flops: dense TFLOP/s of each precision of products; split is a third of tf32."""
 
     device: str
     memory: float
@@ -35,9 +35,9 @@ class Peak(NamedTuple):
 
 
 PEAKS = {
-    "sm_80": Peak("A100 SXM 80 GB", 2.0, {"ieee": 19.5, "tf32": 156, "tf32x3": 52}),
-    "sm_90": Peak("H100 SXM", 3.35, {"ieee": 67, "tf32": 495, "tf32x3": 165}),
-    "sm_100": Peak("B200", 8.0, {"ieee": 75, "tf32": 1100, "tf32x3": 367}),
+    "sm_80": Peak("A100 SXM 80 GB", 2.0, {"ieee": 19.5, "tf32": 156, "split": 52}),
+    "sm_90": Peak("H100 SXM", 3.35, {"ieee": 67, "tf32": 495, "split": 165}),
+    "sm_100": Peak("B200", 8.0, {"ieee": 75, "tf32": 1100, "split": 367}),
     "gfx942": Peak("MI300X", 5.3, {"ieee": 163, "tf32": 653}),
 }
 

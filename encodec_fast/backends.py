@@ -34,8 +34,9 @@ EXECUTORS = {
 }
 PREFERENCE = {"cpu": ("cpu", "torch"), "cuda": ("triton", "torch")}
 REFERENCE = "reference"
-# parity  float32 products: the codes of Hugging Face's float32, and the same bits for a clip in any batch.
-# tf32x3  three tf32 products on tensor cores for each float32 one: about twice float32's error.
+# parity  float32's accuracy: the codes of Hugging Face's float32, and the same bits for a clip in any batch. On GPUs with tensor cores
+#         three tf32 products for each one, whose operands are split in two.
+# tf32x3  the earlier name of those products: parity.
 # fast    one tf32 product, and the library's recurrence: other codes than Hugging Face's float32, and bits that follow the batch.
 PRECISIONS = ("parity", "tf32x3", "fast")
 

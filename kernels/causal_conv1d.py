@@ -1,7 +1,8 @@
-"""1-d convolution with EnCodec's padding, as one implicit matrix product.
+"""1-d convolution as one matrix product whose rows overlap.
 
-Y[C_out, T_out] = W[C_out, C_in * kernel] @ X[C_in * kernel, T_out]: the columns of X are gathered from the unpadded signal by index
-arithmetic, so neither a padded copy nor an unfolded one exists. Taps run innermost, so a tile's samples stay in L1.
+Y[T_out, C_out] = X[T_out, kernel * C_in] @ W[kernel * C_in, C_out]: with channels last, row t of X is what stands in memory from step
+t * stride on, so neither a padded copy nor an unfolded one exists. Padding is written beside the signal beforehand (rows.py).
+A transposed convolution is the same product: see transposed_conv1d.py.
 """
 
 from __future__ import annotations
@@ -12,200 +13,274 @@ import triton.language as tl
 from torch import Tensor
 
 from .activation import elu as _elu
-from .group_norm import apply_norm, group_norm_apply_ref, store_partial
-from .padding import pad_ref, padded_index
-from .product import add_product
+from .group_norm import store_partial
+from .padding import pad_ref
+from .product import DEPTH, add_product, load_weight, split_matrix
+from .rows import Padding, Rows
 from .tiles import Tile, conv_tile
+
+# A convolution of so few terms or outputs is bound by memory, and no matrix unit has work for it.
+FEW_TERMS, FEW_OUTPUTS, MOST_CHANNELS = 16, 4, 512
 
 
 def causal_conv1d_ref(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
+    padding: Padding,
     *,
-    stride: int = 1,
     dilation: int = 1,
-    pad_left: int,
-    pad_right: int = 0,
-    pad_mode: str = "reflect",
     elu: bool = False,
-    residual: Tensor | None = None,
-    norm: tuple[Tensor, Tensor, Tensor] | None = None,
     lengths: Tensor | None = None,
     start: int = 0,
     out_start: int = 0,
     out_length: int | None = None,
-    out: Tensor | None = None,
 ) -> Tensor:
-    """Convolution of the optionally normalised, optionally ELU'd, padded input, plus a residual.
+    """Convolution of the padded input, then an optional ELU.
 
-    x: [B, C_in, T].  weight: [C_out, C_in, kernel].  bias: [C_out] or None.  residual: [B, C_out, T_out] or None, added to the output.
-    pad_left, pad_right: padding of the whole signal; its right end is padded by what completes the last stride as well.
-    norm: (statistics [B, 2] of `group_norm_statistics`, weight [C_in], bias [C_in]) applied to x before the ELU.
+    x: [B, T, C_in].  weight: [C_out, C_in, kernel].  bias: [C_out] or None.
+    padding: of the whole signal; its stride is that of the convolution.
     lengths: [B] integers, each clip's own T; a clip is padded at its own end, and its output is zero past ceil(T / stride).
-    start, out_start: where x[..., 0] and the first output stand in the whole signal, for a signal that comes in pieces.
+    start, out_start: where x[:, 0] and the first output stand in the whole signal, for a signal that comes in pieces.
     out_length: outputs to compute; ceil(T / stride) - out_start of the whole signal when None.
-    out: [B, C_out, T_out] to write to, of any strides.
-    Returns [B, C_out, T_out] in x's dtype.
+    Returns [B, T_out, C_out] in x's dtype.
     Source: EncodecConv1d.forward, transformers 5.23 modeling_encodec.py.
     """
-    kernel_span = (weight.shape[2] - 1) * dilation + 1
+    stride = padding.stride
+    span = (weight.shape[2] - 1) * dilation + 1
     if out_length is None:
-        out_length = -(-(start + x.shape[2]) // stride) - out_start
-    y = x.new_zeros(x.shape[0], weight.shape[0], out_length)
-    signal = x if norm is None else group_norm_apply_ref(x, norm)
-    signal = torch.nn.functional.elu(signal) if elu else signal
-    origin = out_start * stride - pad_left - start
+        out_length = -(-(start + x.shape[1]) // stride) - out_start
+    y = x.new_zeros(x.shape[0], out_length, weight.shape[0])
+    origin = out_start * stride - padding.left - start
     for clip in range(x.shape[0]):
-        length = x.shape[2] if lengths is None else int(lengths[clip])
+        length = x.shape[1] if lengths is None else int(lengths[clip])
         steps = out_length if lengths is None else -(-length // stride)
-        end = origin + (steps - 1) * stride + kernel_span
-        padded = pad_ref(signal[clip, :, :length], max(0, -origin), max(0, end - length), pad_mode)[..., max(0, origin) :]
-        y[clip, :, :steps] = torch.nn.functional.conv1d(padded, weight, bias, stride, dilation=dilation)[..., :steps]
-        if residual is not None:
-            y[clip, :, :steps] += residual[clip, :, :steps]
-    return y if out is None else out.copy_(y)
+        end = origin + (steps - 1) * stride + span
+        # what stands before x is not padding if the signal began earlier
+        left = max(0, -origin) if start == 0 else 0
+        padded = pad_ref(x[clip, :length].T, left, max(0, end - length), padding.mode)
+        window = padded[None, :, max(0, origin) :][..., : end - origin]
+        y[clip, :steps] = torch.nn.functional.conv1d(window, weight, bias, stride, dilation=dilation)[0].T
+    return torch.nn.functional.elu(y) if elu else y
+
+
+def conv_precision(weight: Tensor, precision: str, normed: bool = False) -> str:
+    """'thin' for a weight [C_out, C_in, kernel] of few terms or few outputs, otherwise `precision`.
+
+    normed: a group norm follows, whose partial sums few outputs don't leave.
+    """
+    outputs, channels, kernel = weight.shape
+    thin = channels * kernel <= FEW_TERMS or (outputs <= FEW_OUTPUTS and channels <= MOST_CHANNELS and not normed)
+    return "thin" if thin else precision
+
+
+def conv_matrix(weight: Tensor, precision: str) -> Tensor:
+    """What the kernel multiplies by, of a weight [C_out, C_in, kernel]: the matrix of `split_matrix`, taps outside, channels inside.
+
+    For a thin convolution of few terms it is transposed, [1, terms, C_out].
+    """
+    matrix = split_matrix(weight.transpose(1, 2).reshape(weight.shape[0], -1), precision)
+    few_terms = precision == "thin" and matrix.shape[2] <= FEW_TERMS
+    return matrix.transpose(1, 2).contiguous() if few_terms else matrix
+
+
+@triton.jit
+def _store_rows(
+    acc, y_ptr, lengths_ptr, partials_ptr, stride_yb, stride_yt, clip, t, n, pid, rows, N,
+    KERNEL: tl.constexpr, STRIDE: tl.constexpr, PHASES: tl.constexpr, ELU: tl.constexpr, EVEN_N: tl.constexpr,
+):  # fmt: skip
+    """Leaves a tile of outputs, and what group norm needs of it."""
+    inside = (t < rows)[:, None] & (n < N)[None, :]
+    if partials_ptr is not None:
+        counted = inside
+        if lengths_ptr is not None:
+            length = tl.load(lengths_ptr + clip).to(tl.int32)
+            if PHASES == 1:
+                counted = counted & (t < tl.cdiv(length, STRIDE))[:, None]
+            else:
+                counted = counted & (t[:, None] * PHASES + n[None, :] // (N // PHASES) < (length - 1) * PHASES + KERNEL)
+        store_partial(partials_ptr + pid.to(tl.int64) * 3, acc, counted)
+    if ELU:
+        acc = _elu(acc)
+    y_block = y_ptr + clip * stride_yb + (t.to(tl.int64) * stride_yt)[:, None] + n[None, :]
+    if EVEN_N:
+        inside = (t < rows)[:, None]
+    tl.store(y_block, acc.to(y_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def _causal_conv1d_kernel(
-    x_ptr,
-    w_ptr,
-    b_ptr,
-    residual_ptr,
-    stats_ptr,
-    gamma_ptr,
-    beta_ptr,
-    lengths_ptr,
-    y_ptr,
-    partials_ptr,
-    stride_xb,
-    stride_xc,
-    stride_xt,
-    stride_rb,
-    stride_rc,
-    stride_rt,
-    stride_yb,
-    stride_yc,
-    stride_yt,
-    C_in,
-    C_out,
-    T_in,
-    T_out,
-    start,
-    out_start,
-    KERNEL: tl.constexpr,
-    STRIDE: tl.constexpr,
-    DILATION: tl.constexpr,
-    PAD_LEFT: tl.constexpr,
-    PAD_RIGHT: tl.constexpr,
-    PAD_MODE: tl.constexpr,
-    ELU: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    """y[b, m, t] = b[m] + sum over k = (c, tap) of w[m, k] * f(x[b, c, pad(t * STRIDE + tap * DILATION - PAD_LEFT)]) + residual[b, m, t].
+    x_ptr, w_ptr, b_ptr, lengths_ptr, y_ptr, partials_ptr,
+    stride_xb, stride_yb, stride_yt, C, rows, N,
+    KERNEL: tl.constexpr, TERMS: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, PHASES: tl.constexpr, ELU: tl.constexpr,
+    EVEN_N: tl.constexpr, PRECISION: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """y[b, t, n] = f(b[n] + sum over k of w[n, k] x[b, t * STRIDE * C + k]), k over TERMS.
 
-    f is the optional group norm and ELU.  Grid: B x time tiles x channel tiles, channel tiles fastest, so that they share x in L2.
-    Reference: causal_conv1d_ref.
+    Grid: B x tiles of rows x tiles of columns.  Reference: causal_conv1d_ref.
     """
     pid = tl.program_id(0)
-    tiles_m = tl.cdiv(C_out, BLOCK_M)
-    tiles_n = tl.cdiv(T_out, BLOCK_N)
-    clip = (pid // (tiles_m * tiles_n)).to(tl.int64)
-    m = pid % tiles_m * BLOCK_M + tl.arange(0, BLOCK_M)  # [BLOCK_M]
-    t = pid // tiles_m % tiles_n * BLOCK_N + tl.arange(0, BLOCK_N)  # [BLOCK_N]
-    length = T_in
-    steps = T_out
-    if lengths_ptr is not None:
-        length = tl.load(lengths_ptr + clip).to(tl.int32)
-        steps = tl.cdiv(length, STRIDE)
-    total = start + length
-    extra = tl.cdiv(total, STRIDE) * STRIDE - total
-    mirror = tl.maximum(total, tl.maximum(PAD_LEFT, PAD_RIGHT + extra) + 1) - start
-    window = (out_start + t) * STRIDE - PAD_LEFT - start  # [BLOCK_N]
-
-    depth = C_in * KERNEL
-    acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-    for k0 in tl.range(0, depth, BLOCK_K):
+    tiles_n = tl.cdiv(N, BLOCK_N)
+    tiles_t = tl.cdiv(rows, BLOCK_T)
+    clip = (pid // (tiles_n * tiles_t)).to(tl.int64)
+    t = pid // tiles_n % tiles_t * BLOCK_T + tl.arange(0, BLOCK_T)  # [BLOCK_T]
+    n = pid % tiles_n * BLOCK_N + tl.arange(0, BLOCK_N)  # [BLOCK_N]
+    # past the last row it is read again, and past the last column the first: no mask where the sum is made
+    x_row = x_ptr + clip * stride_xb + tl.minimum(t, rows - 1).to(tl.int64) * (STRIDE * C)
+    column = n if EVEN_N else tl.where(n < N, n, 0)
+    w_row = w_ptr + column * TERMS
+    EVEN_K: tl.constexpr = TERMS % BLOCK_K == 0
+    acc = tl.zeros((BLOCK_T, BLOCK_N), dtype=tl.float32)
+    for k0 in tl.range(0, TERMS, BLOCK_K):
         k = k0 + tl.arange(0, BLOCK_K)  # [BLOCK_K]
-        c = k // KERNEL
-        u = padded_index(window[None, :] + (k % KERNEL * DILATION)[:, None], length, mirror, PAD_MODE)  # [BLOCK_K, BLOCK_N]
-        inside = (k < depth)[:, None] & (u >= 0) & (u < length)
-        x_row = x_ptr + clip * stride_xb + c.to(tl.int64) * stride_xc
-        x = tl.load(x_row[:, None] + u * stride_xt, mask=inside, other=0.0).to(tl.float32)
-        if stats_ptr is not None:
-            # padding comes after the norm, so what lies outside is zero again
-            x = tl.where(inside, apply_norm(x, stats_ptr, gamma_ptr, beta_ptr, clip, c, k < depth), 0.0)
-        if ELU:
-            x = _elu(x)
-        w = tl.load(w_ptr + m[:, None] * depth + k[None, :], mask=(m < C_out)[:, None] & (k < depth)[None, :], other=0.0)
-        acc = add_product(acc, w.to(tl.float32), x, PRECISION)
-
+        offset = k if DILATION == 1 else k // C * (DILATION * C) + k % C
+        w_block = w_row[None, :] + k[:, None]
+        if EVEN_K:
+            x = tl.load(x_row[:, None] + offset[None, :])
+        else:
+            x = tl.load(x_row[:, None] + offset[None, :], mask=(k < TERMS)[None, :], other=0.0)
+        w, w_low = load_weight(w_block, k[:, None], TERMS, N * TERMS, EVEN_K, PRECISION)
+        acc = add_product(acc, x.to(tl.float32), w, w_low, PRECISION)
     if b_ptr is not None:
-        acc += tl.load(b_ptr + m, mask=m < C_out, other=0.0).to(tl.float32)[:, None]
-    # a strided output, such as the gates of an LSTM, passes 2^31 elements within one clip
-    row, column = m.to(tl.int64), t.to(tl.int64)
-    inside = (m < C_out)[:, None] & (t < steps)[None, :]
-    if residual_ptr is not None:
-        r_block = residual_ptr + clip * stride_rb + (row * stride_rc)[:, None] + (column * stride_rt)[None, :]
-        acc += tl.load(r_block, mask=inside, other=0.0).to(tl.float32)
-    if partials_ptr is not None:
-        store_partial(partials_ptr + pid.to(tl.int64) * 3, acc, inside)
-    y_block = y_ptr + clip * stride_yb + (row * stride_yc)[:, None] + (column * stride_yt)[None, :]
-    acc = tl.where(inside, acc, 0.0)
-    tl.store(y_block, acc.to(y_ptr.dtype.element_ty), mask=(m < C_out)[:, None] & (t < T_out)[None, :])
+        acc += tl.load(b_ptr + column).to(tl.float32)[None, :]
+    _store_rows(acc, y_ptr, lengths_ptr, partials_ptr, stride_yb, stride_yt, clip, t, n, pid, rows, N, KERNEL, STRIDE, PHASES, ELU, EVEN_N)
+
+
+@triton.jit
+def _few_terms_kernel(
+    x_ptr, w_ptr, b_ptr, lengths_ptr, y_ptr, partials_ptr,
+    stride_xb, stride_yb, stride_yt, C, rows, N,
+    KERNEL: tl.constexpr, TERMS: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, PHASES: tl.constexpr, ELU: tl.constexpr,
+    EVEN_N: tl.constexpr, PRECISION: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """As `_causal_conv1d_kernel`, of few terms, in one chain of float32 multiply-adds; w [TERMS, N]."""
+    pid = tl.program_id(0)
+    tiles_n = tl.cdiv(N, BLOCK_N)
+    tiles_t = tl.cdiv(rows, BLOCK_T)
+    clip = (pid // (tiles_n * tiles_t)).to(tl.int64)
+    t = pid // tiles_n % tiles_t * BLOCK_T + tl.arange(0, BLOCK_T)  # [BLOCK_T]
+    n = pid % tiles_n * BLOCK_N + tl.arange(0, BLOCK_N)  # [BLOCK_N]
+    x_row = x_ptr + clip * stride_xb + tl.minimum(t, rows - 1).to(tl.int64) * (STRIDE * C)
+    column = n if EVEN_N else tl.where(n < N, n, 0)
+    acc = tl.zeros((BLOCK_T, BLOCK_N), dtype=tl.float32)
+    for k in tl.static_range(TERMS):
+        offset = k if DILATION == 1 else k // C * (DILATION * C) + k % C
+        x = tl.load(x_row + offset).to(tl.float32)
+        w = tl.load(w_ptr + k * N + column).to(tl.float32)
+        acc += x[:, None] * w[None, :]
+    if b_ptr is not None:
+        acc += tl.load(b_ptr + column).to(tl.float32)[None, :]
+    _store_rows(acc, y_ptr, lengths_ptr, partials_ptr, stride_yb, stride_yt, clip, t, n, pid, rows, N, KERNEL, STRIDE, PHASES, ELU, EVEN_N)
+
+
+@triton.jit
+def _few_outputs_kernel(
+    x_ptr, w_ptr, b_ptr, y_ptr, stride_xb, stride_yb, stride_yt, C, rows,
+    KERNEL: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, OUTPUTS: tl.constexpr, ELU: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """As `_causal_conv1d_kernel`, for few outputs: one chain over the taps for each channel, then the sum of the channels."""
+    pid = tl.program_id(0)
+    tiles_t = tl.cdiv(rows, BLOCK_T)
+    clip = (pid // tiles_t).to(tl.int64)
+    t = pid % tiles_t * BLOCK_T + tl.arange(0, BLOCK_T)  # [BLOCK_T]
+    c = tl.arange(0, BLOCK_C)  # [BLOCK_C]
+    x_row = x_ptr + clip * stride_xb + tl.minimum(t, rows - 1).to(tl.int64) * (STRIDE * C)
+    y_row = y_ptr + clip * stride_yb + t.to(tl.int64) * stride_yt
+    for n in tl.static_range(OUTPUTS):
+        acc = tl.zeros((BLOCK_T, BLOCK_C), dtype=tl.float32)
+        for tap in tl.static_range(KERNEL):
+            x = tl.load(x_row[:, None] + (tap * DILATION * C + c)[None, :], mask=(c < C)[None, :], other=0.0).to(tl.float32)
+            w = tl.load(w_ptr + (n * KERNEL + tap) * C + c, mask=c < C, other=0.0).to(tl.float32)
+            acc += x * w[None, :]
+        y = tl.sum(acc, axis=1)
+        if b_ptr is not None:
+            y += tl.load(b_ptr + n).to(tl.float32)
+        if ELU:
+            y = _elu(y)
+        tl.store(y_row + n, y.to(y_ptr.dtype.element_ty), mask=t < rows)
 
 
 def causal_conv1d_triton(
-    x: Tensor,
-    weight: Tensor,
+    x: Rows,
+    matrix: Tensor,
     bias: Tensor | None,
+    padding: Padding,
     *,
-    stride: int = 1,
+    kernel: int,
     dilation: int = 1,
-    pad_left: int,
-    pad_right: int = 0,
-    pad_mode: str = "reflect",
     elu: bool = False,
-    residual: Tensor | None = None,
-    norm: tuple[Tensor, Tensor, Tensor] | None = None,
     lengths: Tensor | None = None,
     start: int = 0,
     out_start: int = 0,
     out_length: int | None = None,
+    lead: int = 0,
+    tail: int = 0,
     out: Tensor | None = None,
     partials: bool = False,
     precision: str,
     tile: Tile | None = None,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """As `causal_conv1d_ref`.
+) -> Rows | tuple[Rows, Tensor]:
+    """As `causal_conv1d_ref`, of rows whose padding is written; past the end of a clip the output is unspecified.
 
-    precision: of the products, 'ieee', 'tf32x3' or 'tf32'; sums are float32.
+    matrix: `conv_matrix` of the weight.  lengths: matter to `partials` alone.
+    lead, tail: rows to leave free before and behind each clip's output.  out: [B, T_out, C_out] to write to, channels contiguous.
     partials: also returns [B, tiles, 3] float32, count, mean and squared deviation of each output tile, for `group_norm_statistics`.
+    precision: of the products, 'split', 'tf32' or 'ieee', as in `add_product`; sums are float32.
     """
-    batch, channels, length = x.shape
-    if weight.shape[1] != channels or not weight.is_contiguous():
-        raise ValueError(f"weight must be contiguous [C_out, {channels}, kernel] for x {tuple(x.shape)}, got {tuple(weight.shape)}")
-    out_channels, _, kernel = weight.shape
+    stride = padding.stride
     if out_length is None:
-        out_length = -(-(start + length) // stride) - out_start
-    y = x.new_empty(batch, out_channels, out_length) if out is None else out
-    tile = tile or conv_tile(x.device, out_channels, channels * kernel, precision)
-    tiles = triton.cdiv(out_channels, tile.block_m) * triton.cdiv(out_length, tile.block_n)
-    sums = x.new_empty(batch, tiles, 3, dtype=torch.float32) if partials else None
-    if y.numel():
-        stats, gamma, beta = norm or (None, None, None)
-        residual_strides = (0, 0, 0) if residual is None else residual.stride()
-        _causal_conv1d_kernel[(batch * tiles,)](
-            x, weight, bias, residual, stats, gamma, beta, lengths, y, sums,
-            *x.stride(), *residual_strides, *y.stride(),
-            channels, out_channels, length, out_length, start, out_start,
-            KERNEL=kernel, STRIDE=stride, DILATION=dilation,
-            PAD_LEFT=pad_left, PAD_RIGHT=pad_right, PAD_MODE=pad_mode, ELU=elu,
-            PRECISION=precision, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k,
-            **tile.options,
+        out_length = -(-(start + x.length) // stride) - out_start
+    window = x.first(out_start * stride - padding.left - start)
+    made = multiply_rows(
+        window, matrix, bias, out_length, 1, kernel=kernel, stride=stride, dilation=dilation, elu=elu, lengths=lengths,
+        lead=lead, tail=tail, out=out, partials=partials, precision=precision, tile=tile,
+    )  # fmt: skip
+    rows = Rows(made[0], lead, out_length)
+    return (rows, made[1]) if partials else rows
+
+
+def multiply_rows(
+    x: Tensor, matrix: Tensor, bias: Tensor | None, rows: int, phases: int, *, kernel: int, stride: int = 1, dilation: int = 1,
+    elu: bool = False, lengths: Tensor | None = None, lead: int = 0, tail: int = 0, out: Tensor | None = None, partials: bool = False,
+    precision: str, tile: Tile | None = None,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """The product of the overlapping rows of x, [B, T, C] of which the first starts at x[:, 0], with a matrix.
+
+    phases: steps of output that a row gives, side by side; lead and tail count these steps.
+    Returns the buffer of `lead` + rows * phases + `tail` steps, and the partial sums where asked for.
+    """
+    batch, _, channels = x.shape
+    parts, columns, terms = matrix.shape
+    if precision == "thin" and columns <= FEW_TERMS and columns == kernel * channels:
+        columns, terms = terms, columns
+    taps = kernel if phases == 1 else -(-kernel // phases)
+    expected = 2 if precision == "split" else 1, taps * channels
+    if (parts, terms) != expected or not matrix.is_contiguous():
+        raise ValueError(f"matrix must be contiguous [{expected[0]}, C_out, {expected[1]}] in {precision}, got {tuple(matrix.shape)}")
+    if x.stride(2) != 1 or x.stride(1) != channels:
+        raise ValueError(f"x must have its channels last and its steps side by side, got strides {x.stride()}")
+    y = x.new_empty(batch, lead + rows * phases + tail, columns // phases) if out is None else out
+    first = y[:, lead:]
+    strides = x.stride(0), first.stride(0), first.stride(1) * phases
+    tile = tile or conv_tile(x.device, columns, terms, precision)
+    sums = None
+    if precision == "thin" and terms > FEW_TERMS:
+        if batch and rows > 0:
+            _few_outputs_kernel[(batch * triton.cdiv(rows, tile.block_m),)](
+                x, matrix, bias, first, *strides, channels, rows,
+                KERNEL=taps, STRIDE=stride, DILATION=dilation, OUTPUTS=columns, ELU=elu,
+                BLOCK_T=tile.block_m, BLOCK_C=triton.next_power_of_2(channels), **tile.options,
+            )  # fmt: skip
+        return y, sums
+    tiles = triton.cdiv(rows, tile.block_m) * triton.cdiv(columns, tile.block_n)
+    if partials:
+        sums = x.new_empty(batch, tiles, 3, dtype=torch.float32)
+    if batch and rows > 0:
+        run = _few_terms_kernel if precision == "thin" else _causal_conv1d_kernel
+        run[(batch * tiles,)](
+            x, matrix, bias, lengths, first, sums, *strides, channels, rows, columns,
+            KERNEL=kernel, TERMS=terms, STRIDE=stride, DILATION=dilation, PHASES=phases, ELU=elu, EVEN_N=columns % tile.block_n == 0,
+            PRECISION=precision, BLOCK_T=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=DEPTH.get(precision, 0), **tile.options,
         )  # fmt: skip
-    return y if sums is None else (y, sums)
+    return y, sums

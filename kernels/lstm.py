@@ -13,9 +13,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .activation import elu as _elu
 from .activation import sigmoid, tanh
 from .causal_conv1d import causal_conv1d_triton
 from .product import add_product
+from .rows import Padding, Rows, empty_rows
 from .tiles import Tile, lstm_tile
 
 
@@ -27,24 +29,24 @@ def lstm_ref(
     hidden: Tensor,
     cell: Tensor,
     time: int = 0,
-    lengths: Tensor | None = None,
+    *,
+    elu: bool = False,
 ) -> Tensor:
-    """x + lstm(x); hidden and cell move on in place.
+    """x + lstm(x), then an optional ELU; hidden and cell move on in place.
 
-    x: [B, H, T].  input_weight: [4 * H, H] of the first layer, gates in torch's order i, f, g, o.
+    x: [B, T, H].  input_weight: [4 * H, H] of the first layer, gates in torch's order i, f, g, o.
     weights: [L, 2 * H, 4 * H], transposed input and recurrent weight of each layer, one above the other (the first layer's upper half is
         not read): threads that stand side by side read units that do.
     bias: [L, 4 * H], the sum of both.
     hidden: [L, 2, B, H] float32; the state after step t of the whole signal is in slot t % 2.  cell: [L, B, H] float32.
     time: steps of the whole signal that came before x.
-    lengths: [B], each clip's own T; past it the output is zero.
-    Returns [B, H, T] in x's dtype.
+    Returns [B, T, H] in x's dtype.
     Source: EncodecLSTM.forward, transformers 5.23 modeling_encodec.py; torch.nn.LSTM.
     """
-    width = x.shape[1]
+    width = x.shape[2]
     y = torch.empty_like(x)
-    for t in range(x.shape[2]):
-        below = x[:, :, t]
+    for t in range(x.shape[1]):
+        below = x[:, t]
         for layer in range(weights.shape[0]):
             w_ih = input_weight.T if layer == 0 else weights[layer, :width]
             past = hidden[layer, (time + t + 1) % 2]
@@ -52,8 +54,8 @@ def lstm_ref(
             i, f, g, o = gates.chunk(4, 1)
             cell[layer] = f.sigmoid() * cell[layer] + i.sigmoid() * g.tanh()
             hidden[layer, (time + t) % 2] = below = o.sigmoid() * cell[layer].tanh()
-        y[:, :, t] = below + x[:, :, t]
-    return y if lengths is None else y * (torch.arange(x.shape[2], device=x.device) < lengths[:, None])[:, None]
+        y[:, t] = below + x[:, t]
+    return torch.nn.functional.elu(y) if elu else y
 
 
 @triton.jit
@@ -64,10 +66,14 @@ def _gate_sums(acc_i, acc_f, acc_g, acc_o, h_ptr, w_ptr, rows, units, B, H, PREC
         h = tl.load(h_ptr + rows[:, None] * H + k[None, :], mask=(rows < B)[:, None] & (k < H)[None, :], other=0.0)
         w_block = w_ptr + (k * 4 * H)[:, None] + units[None, :]  # [BLOCK_K, BLOCK_U]
         inside = (units < H)[None, :] & (k < H)[:, None]
-        acc_i = add_product(acc_i, h, tl.load(w_block, mask=inside, other=0.0).to(tl.float32), PRECISION)
-        acc_f = add_product(acc_f, h, tl.load(w_block + H, mask=inside, other=0.0).to(tl.float32), PRECISION)
-        acc_g = add_product(acc_g, h, tl.load(w_block + 2 * H, mask=inside, other=0.0).to(tl.float32), PRECISION)
-        acc_o = add_product(acc_o, h, tl.load(w_block + 3 * H, mask=inside, other=0.0).to(tl.float32), PRECISION)
+        w_i = tl.load(w_block, mask=inside, other=0.0).to(tl.float32)
+        acc_i = add_product(acc_i, h, w_i, w_i, PRECISION)
+        w_f = tl.load(w_block + H, mask=inside, other=0.0).to(tl.float32)
+        acc_f = add_product(acc_f, h, w_f, w_f, PRECISION)
+        w_g = tl.load(w_block + 2 * H, mask=inside, other=0.0).to(tl.float32)
+        acc_g = add_product(acc_g, h, w_g, w_g, PRECISION)
+        w_o = tl.load(w_block + 3 * H, mask=inside, other=0.0).to(tl.float32)
+        acc_o = add_product(acc_o, h, w_o, w_o, PRECISION)
     return acc_i, acc_f, acc_g, acc_o
 
 
@@ -78,19 +84,18 @@ def _lstm_step_kernel(
     x_ptr,
     w_ptr,
     b_ptr,
-    lengths_ptr,
     hidden_ptr,
     cell_ptr,
     y_ptr,
     stride_xb,
-    stride_xc,
-    stride_xt,
+    stride_yb,
     step,
     time,
     B,
     H,
     T,
     L,
+    ELU: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_U: tl.constexpr,
@@ -98,7 +103,7 @@ def _lstm_step_kernel(
 ):
     """i, f, g, o = w_ih below + w_hh past + b;  c = sigmoid(f) c + sigmoid(i) tanh(g);  h = sigmoid(o) tanh(c).
 
-    gates: [T, B, 4 * H], input product and bias of the first layer.  y contiguous.
+    gates: [T, B, 4 * H], input product and bias of the first layer.  x, y: steps of H channels side by side.
     Grid: blocks of units x blocks of clips x layers.  Reference: lstm_ref.
     """
     layer = tl.program_id(2)
@@ -133,41 +138,47 @@ def _lstm_step_kernel(
         tl.store(cell_block, c, mask=inside)
         tl.store(hidden_ptr + ((layer * 2 + now) * B + rows[:, None]) * H + units[None, :], h, mask=inside)
         if layer == L - 1:
-            clip, channel = rows.to(tl.int64), units.to(tl.int64)
-            x_block = x_ptr + (clip * stride_xb + t * stride_xt)[:, None] + (channel * stride_xc)[None, :]
-            y = h + tl.load(x_block, mask=inside, other=0.0).to(tl.float32)
-            if lengths_ptr is not None:
-                length = tl.load(lengths_ptr + rows, mask=rows < B, other=0)
-                y = tl.where((t < length)[:, None], y, 0.0)
-            tl.store(y_ptr + (clip * H * T + t)[:, None] + (channel * T)[None, :], y.to(y_ptr.dtype.element_ty), mask=inside)
+            step_block = (t.to(tl.int64) * H + units)[None, :]
+            y = h + tl.load(x_ptr + (rows.to(tl.int64) * stride_xb)[:, None] + step_block, mask=inside, other=0.0).to(tl.float32)
+            if ELU:
+                y = _elu(y)
+            tl.store(y_ptr + (rows.to(tl.int64) * stride_yb)[:, None] + step_block, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
 def lstm_triton(
-    x: Tensor,
-    input_weight: Tensor,
+    x: Rows,
+    input_matrix: Tensor,
     weights: Tensor,
     bias: Tensor,
     hidden: Tensor,
     cell: Tensor,
     time: int = 0,
-    lengths: Tensor | None = None,
     *,
+    elu: bool = False,
+    lead: int = 0,
+    tail: int = 0,
     precision: str,
     tile: Tile | None = None,
-) -> Tensor:
-    """As `lstm_ref`; T + L - 1 launches after one for the input product of the first layer at all steps."""
-    batch, width, length = x.shape
-    layers = weights.shape[0]
-    y = x.new_empty(x.shape)
-    if y.numel() == 0:
+) -> Rows:
+    """As `lstm_ref`; T + L - 1 launches after one for the input product of the first layer at all steps.
+
+    input_matrix: `split_matrix` of the first layer's input weight.  lead, tail: as in `causal_conv1d_triton`.
+    precision: of the input product; the recurrence multiplies in float32 where that is 'split'.
+    """
+    batch, _, width = x.buffer.shape
+    length, layers = x.length, weights.shape[0]
+    y = empty_rows(x.buffer, batch, length, width, lead, tail)
+    if batch == 0 or length == 0:
         return y
-    gates = torch.empty(length, batch, 4 * width, dtype=torch.float32, device=x.device)
-    causal_conv1d_triton(x, input_weight[:, :, None], bias[0], pad_left=0, out=gates.permute(1, 2, 0), precision=precision)
-    tile = tile or lstm_tile(x.device, width, precision)
+    gates = torch.empty(length, batch, 4 * width, dtype=torch.float32, device=x.buffer.device)
+    causal_conv1d_triton(x, input_matrix, bias[0], Padding(), kernel=1, out=gates.transpose(0, 1), precision=precision)
+    precision = "ieee" if precision == "split" else precision
+    tile = tile or lstm_tile(x.buffer.device, width, precision)
     grid = (triton.cdiv(width, tile.block_n), triton.cdiv(batch, tile.block_m), layers)
     for step in range(length + layers - 1):
         _lstm_step_kernel[grid](
-            gates, x, weights, bias, lengths, hidden, cell, y, *x.stride(), step, time, batch, width, length, layers,
-            PRECISION=precision, BLOCK_B=tile.block_m, BLOCK_U=tile.block_n, BLOCK_K=tile.block_k, **tile.options,
+            gates, x.first(0), weights, bias, hidden, cell, y.first(0), x.buffer.stride(0), y.buffer.stride(0),
+            step, time, batch, width, length, layers,
+            ELU=elu, PRECISION=precision, BLOCK_B=tile.block_m, BLOCK_U=tile.block_n, BLOCK_K=tile.block_k, **tile.options,
         )  # fmt: skip
     return y

@@ -1,4 +1,4 @@
-"""EnCodec's residual block as one read and one write; as two kernels where its registers do not suffice.
+"""EnCodec's residual block as one read and one write.
 
 h = ELU(conv1(ELU(x)));  y = conv2(h) + shortcut(x)        conv2 and shortcut have kernel 1; the shortcut may be the identity
 """
@@ -11,10 +11,10 @@ import triton.language as tl
 from torch import Tensor
 
 from .activation import elu as _elu
-from .causal_conv1d import causal_conv1d_ref, causal_conv1d_triton
-from .padding import padded_index
-from .product import add_product
-from .tiles import Tile, block_of, merge_tile, residual_tile
+from .causal_conv1d import causal_conv1d_ref
+from .product import DEPTH, add_product, load_weight
+from .rows import Padding, Rows, empty_rows
+from .tiles import Tile, block_of, residual_tile
 
 
 def residual_block_ref(
@@ -25,250 +25,138 @@ def residual_block_ref(
     bias2: Tensor | None,
     shortcut: Tensor | None,
     shortcut_bias: Tensor | None,
+    padding: Padding,
     *,
     dilation: int = 1,
-    pad_left: int,
-    pad_right: int = 0,
-    pad_mode: str = "reflect",
+    elu: bool = False,
     lengths: Tensor | None = None,
     start: int = 0,
     out_start: int = 0,
     out_length: int | None = None,
 ) -> Tensor:
-    """The block's output, one step for each step of x.
+    """The block's output, one step for each step of x, then an optional ELU.
 
-    x: [B, C, T].  weight1: [H, C, kernel].  weight2: [C_out, H, 1].  shortcut: [C_out, C, 1], or None for the identity.
+    x: [B, T, C].  weight1: [H, C, kernel].  weight2: [C_out, H, 1].  shortcut: [C_out, C, 1], or None for the identity.
     Biases: [H], [C_out], [C_out], or None.
-    dilation, pad_left, pad_right, pad_mode: of conv1.  lengths, start, out_start, out_length: as in `causal_conv1d_ref`.
-    Returns [B, C_out, T_out] in x's dtype.
+    padding, dilation: of conv1.  lengths, start, out_start, out_length: as in `causal_conv1d_ref`.
+    Returns [B, T_out, C_out] in x's dtype.
     Source: EncodecResnetBlock.forward, transformers 5.23 modeling_encodec.py.
     """
     hidden = causal_conv1d_ref(
-        x, weight1, bias1, dilation=dilation, pad_left=pad_left, pad_right=pad_right, pad_mode=pad_mode, elu=True,
+        torch.nn.functional.elu(x), weight1, bias1, padding, dilation=dilation, elu=True,
         lengths=lengths, start=start, out_start=out_start, out_length=out_length,
     )  # fmt: skip
-    return _merge_ref(hidden, x[..., out_start - start :], weight2, bias2, shortcut, shortcut_bias, lengths)
-
-
-def _merge_ref(
-    hidden: Tensor, x: Tensor, weight2: Tensor, bias2: Tensor | None, shortcut: Tensor | None, shortcut_bias: Tensor | None,
-    lengths: Tensor | None,
-) -> Tensor:  # fmt: skip
-    x = x[..., : hidden.shape[2]]
+    x = x[:, out_start - start :][:, : hidden.shape[1]].transpose(1, 2)
     short = x if shortcut is None else torch.nn.functional.conv1d(x, shortcut, shortcut_bias)
-    y = torch.nn.functional.conv1d(torch.nn.functional.elu(hidden), weight2, bias2) + short
-    return y if lengths is None else y * (torch.arange(y.shape[2], device=y.device) < lengths[:, None])[:, None]
-
-
-@triton.jit
-def _load_weight(w_ptr, rows, columns, ROWS, COLUMNS):
-    inside = (rows < ROWS)[:, None] & (columns < COLUMNS)[None, :]
-    return tl.load(w_ptr + rows[:, None] * COLUMNS + columns[None, :], mask=inside, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def _add_shortcut(
-    acc, x_clip, ws_ptr, b2_ptr, bs_ptr, stride_xc, stride_xt, m, u, length, C, C_out, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr
-):
-    """acc + ws @ x + b2 + bs, or acc + x + b2 for the identity."""
-    inside_t = (u >= 0) & (u < length)
-    if ws_ptr is not None:
-        for c0 in tl.range(0, C, BLOCK_K):
-            c = c0 + tl.arange(0, BLOCK_K)  # [BLOCK_K]
-            x_block = x_clip + (c.to(tl.int64) * stride_xc)[:, None] + (u * stride_xt)[None, :]
-            x = tl.load(x_block, mask=(c < C)[:, None] & inside_t[None, :], other=0.0).to(tl.float32)
-            acc = add_product(acc, _load_weight(ws_ptr, m, c, C_out, C), x, PRECISION)
-    else:
-        x_block = x_clip + (m.to(tl.int64) * stride_xc)[:, None] + (u * stride_xt)[None, :]
-        acc += tl.load(x_block, mask=(m < C)[:, None] & inside_t[None, :], other=0.0).to(tl.float32)
-    if b2_ptr is not None:
-        acc += tl.load(b2_ptr + m, mask=m < C_out, other=0.0).to(tl.float32)[:, None]
-    if bs_ptr is not None:
-        acc += tl.load(bs_ptr + m, mask=m < C_out, other=0.0).to(tl.float32)[:, None]
-    return acc
+    y = (torch.nn.functional.conv1d(hidden.transpose(1, 2), weight2, bias2) + short).transpose(1, 2)
+    y = torch.nn.functional.elu(y) if elu else y
+    return y if lengths is None else y * (torch.arange(y.shape[1], device=y.device) < lengths[:, None])[..., None]
 
 
 @triton.jit
 def _residual_block_kernel(
-    x_ptr,
-    w1_ptr,
-    b1_ptr,
-    w2_ptr,
-    b2_ptr,
-    ws_ptr,
-    bs_ptr,
-    lengths_ptr,
-    y_ptr,
-    stride_xb,
-    stride_xc,
-    stride_xt,
-    C,
-    H,
-    C_out,
-    T_in,
-    T_out,
-    start,
-    out_start,
-    KERNEL: tl.constexpr,
-    DILATION: tl.constexpr,
-    PAD_LEFT: tl.constexpr,
-    PAD_RIGHT: tl.constexpr,
-    PAD_MODE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    """y = w2 @ ELU(w1 * pad(ELU(x)) + b1) + b2 + ws @ x + bs for all C_out <= BLOCK_M channels of BLOCK_N steps, y contiguous.
+    x_ptr, w1_ptr, b1_ptr, w2_ptr, b2_ptr, ws_ptr, bs_ptr, y_ptr,
+    stride_xb, stride_yb, C, H, C_out, rows, here,
+    KERNEL: tl.constexpr, TERMS: tl.constexpr, DILATION: tl.constexpr, ELU: tl.constexpr, PRECISION: tl.constexpr,
+    EVEN: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """y = f(w2 @ ELU(w1 * ELU(x) + b1) + b2 + ws @ x + bs) for BLOCK_T steps and BLOCK_N of C_out channels.
 
-    Grid: B x time tiles.  Reference: residual_block_ref.
-    """
-    tiles_n = tl.cdiv(T_out, BLOCK_N)
-    clip = (tl.program_id(0) // tiles_n).to(tl.int64)
-    t = tl.program_id(0) % tiles_n * BLOCK_N + tl.arange(0, BLOCK_N)  # [BLOCK_N]
-    length = T_in
-    steps = T_out
-    if lengths_ptr is not None:
-        length = tl.load(lengths_ptr + clip).to(tl.int32)
-        steps = length
-    mirror = tl.maximum(start + length, tl.maximum(PAD_LEFT, PAD_RIGHT) + 1) - start
-    window = out_start + t - PAD_LEFT - start  # [BLOCK_N]
-    x_clip = x_ptr + clip * stride_xb
-
-    h = tl.arange(0, BLOCK_H)  # [BLOCK_H]
-    depth = C * KERNEL
-    acc_h = tl.zeros((BLOCK_H, BLOCK_N), dtype=tl.float32)
-    for k0 in tl.range(0, depth, BLOCK_K):
-        k = k0 + tl.arange(0, BLOCK_K)  # [BLOCK_K]
-        u = padded_index(window[None, :] + (k % KERNEL * DILATION)[:, None], length, mirror, PAD_MODE)  # [BLOCK_K, BLOCK_N]
-        inside = (k < depth)[:, None] & (u >= 0) & (u < length)
-        x_row = x_clip + (k // KERNEL).to(tl.int64) * stride_xc
-        x = _elu(tl.load(x_row[:, None] + u * stride_xt, mask=inside, other=0.0).to(tl.float32))
-        acc_h = add_product(acc_h, _load_weight(w1_ptr, h, k, H, depth), x, PRECISION)
-    if b1_ptr is not None:
-        acc_h += tl.load(b1_ptr + h, mask=h < H, other=0.0).to(tl.float32)[:, None]
-
-    m = tl.arange(0, BLOCK_M)  # [BLOCK_M]
-    acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-    acc = add_product(acc, _load_weight(w2_ptr, m, h, C_out, H), _elu(acc_h), PRECISION)
-    acc = _add_shortcut(
-        acc, x_clip, ws_ptr, b2_ptr, bs_ptr, stride_xc, stride_xt, m, out_start - start + t, length, C, C_out, PRECISION, BLOCK_K
-    )
-    y_block = y_ptr + ((clip * C_out + m) * T_out)[:, None] + t[None, :]
-    acc = tl.where((t < steps)[None, :], acc, 0.0)
-    tl.store(y_block, acc.to(y_ptr.dtype.element_ty), mask=(m < C_out)[:, None] & (t < T_out)[None, :])
-
-
-@triton.jit
-def _residual_merge_kernel(
-    h_ptr,
-    x_ptr,
-    w2_ptr,
-    b2_ptr,
-    ws_ptr,
-    bs_ptr,
-    lengths_ptr,
-    y_ptr,
-    stride_xb,
-    stride_xc,
-    stride_xt,
-    C,
-    H,
-    C_out,
-    T_in,
-    T_out,
-    x_offset,
-    PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    """y = w2 @ ELU(h) + b2 + ws @ x + bs, h and y contiguous; step t of h stands beside step x_offset + t of x.
-
-    Grid: B x time tiles x channel tiles.  Reference: residual_block_ref.
+    The window of output t starts at row t of x_ptr, the step itself is row t + here.  EVEN: blocks of C, H and C_out have no rest.
+    Grid: B x tiles of time x tiles of channels.  Reference: residual_block_ref.
     """
     pid = tl.program_id(0)
-    tiles_m = tl.cdiv(C_out, BLOCK_M)
-    tiles_n = tl.cdiv(T_out, BLOCK_N)
-    clip = (pid // (tiles_m * tiles_n)).to(tl.int64)
-    m = pid % tiles_m * BLOCK_M + tl.arange(0, BLOCK_M)  # [BLOCK_M]
-    t = pid // tiles_m % tiles_n * BLOCK_N + tl.arange(0, BLOCK_N)  # [BLOCK_N]
-    length = T_in
-    steps = T_out
-    if lengths_ptr is not None:
-        length = tl.load(lengths_ptr + clip).to(tl.int32)
-        steps = length
-    acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-    for h0 in tl.range(0, H, BLOCK_K):
-        h = h0 + tl.arange(0, BLOCK_K)  # [BLOCK_K]
-        h_block = h_ptr + ((clip * H + h) * T_out)[:, None] + t[None, :]
-        hidden = tl.load(h_block, mask=(h < H)[:, None] & (t < T_out)[None, :], other=0.0).to(tl.float32)
-        acc = add_product(acc, _load_weight(w2_ptr, m, h, C_out, H), _elu(hidden), PRECISION)
-    x_clip = x_ptr + clip * stride_xb
-    acc = _add_shortcut(acc, x_clip, ws_ptr, b2_ptr, bs_ptr, stride_xc, stride_xt, m, x_offset + t, length, C, C_out, PRECISION, BLOCK_K)
-    y_block = y_ptr + ((clip * C_out + m) * T_out)[:, None] + t[None, :]
-    acc = tl.where((t < steps)[None, :], acc, 0.0)
-    tl.store(y_block, acc.to(y_ptr.dtype.element_ty), mask=(m < C_out)[:, None] & (t < T_out)[None, :])
+    tiles_n = tl.cdiv(C_out, BLOCK_N)
+    tiles_t = tl.cdiv(rows, BLOCK_T)
+    clip = (pid // (tiles_n * tiles_t)).to(tl.int64)
+    t = pid // tiles_n % tiles_t * BLOCK_T + tl.arange(0, BLOCK_T)  # [BLOCK_T]
+    n = pid % tiles_n * BLOCK_N + tl.arange(0, BLOCK_N)  # [BLOCK_N]
+    x_row = x_ptr + clip * stride_xb + tl.minimum(t, rows - 1).to(tl.int64) * C
+    h = tl.arange(0, BLOCK_H)  # [BLOCK_H]
+    unit = h if EVEN else tl.where(h < H, h, 0)
+    column = n if EVEN else tl.where(n < C_out, n, 0)
+    EVEN_K: tl.constexpr = TERMS % BLOCK_K == 0
+    acc_h = tl.zeros((BLOCK_T, BLOCK_H), dtype=tl.float32)
+    for k0 in tl.range(0, TERMS, BLOCK_K):
+        k = k0 + tl.arange(0, BLOCK_K)  # [BLOCK_K]
+        offset = k if DILATION == 1 else k // C * (DILATION * C) + k % C
+        if EVEN_K:
+            x = tl.load(x_row[:, None] + offset[None, :])
+        else:
+            x = tl.load(x_row[:, None] + offset[None, :], mask=(k < TERMS)[None, :], other=0.0)
+        w, w_low = load_weight(w1_ptr + unit[None, :] * TERMS + k[:, None], k[:, None], TERMS, H * TERMS, EVEN_K, PRECISION)
+        acc_h = add_product(acc_h, _elu(x.to(tl.float32)), w, w_low, PRECISION)
+    if b1_ptr is not None:
+        acc_h += tl.load(b1_ptr + unit).to(tl.float32)[None, :]
+    hidden = _elu(acc_h)
+    if not EVEN:
+        hidden = tl.where((h < H)[None, :], hidden, 0.0)
+
+    acc = tl.zeros((BLOCK_T, BLOCK_N), dtype=tl.float32)
+    w2, w2_low = load_weight(w2_ptr + column[None, :] * H + h[:, None], h[:, None], H, C_out * H, EVEN, PRECISION)
+    acc = add_product(acc, hidden, w2, w2_low, PRECISION)
+    x_here = x_row + here * C
+    if ws_ptr is not None:
+        for c0 in tl.range(0, C, BLOCK_K):
+            c = c0 + tl.arange(0, BLOCK_K)  # [BLOCK_K]
+            if EVEN:
+                centre = tl.load(x_here[:, None] + c[None, :])
+            else:
+                centre = tl.load(x_here[:, None] + c[None, :], mask=(c < C)[None, :], other=0.0)
+            ws, ws_low = load_weight(ws_ptr + column[None, :] * C + c[:, None], c[:, None], C, C_out * C, EVEN, PRECISION)
+            acc = add_product(acc, centre.to(tl.float32), ws, ws_low, PRECISION)
+    else:
+        acc += tl.load(x_here[:, None] + column[None, :]).to(tl.float32)
+    if b2_ptr is not None:
+        acc += tl.load(b2_ptr + column).to(tl.float32)[None, :]
+    if bs_ptr is not None:
+        acc += tl.load(bs_ptr + column).to(tl.float32)[None, :]
+    if ELU:
+        acc = _elu(acc)
+    y_block = y_ptr + clip * stride_yb + (t.to(tl.int64) * C_out)[:, None] + n[None, :]
+    inside = (t < rows)[:, None] if EVEN else (t < rows)[:, None] & (n < C_out)[None, :]
+    tl.store(y_block, acc.to(y_ptr.dtype.element_ty), mask=inside)
 
 
 def residual_block_triton(
-    x: Tensor,
-    weight1: Tensor,
+    x: Rows,
+    matrix1: Tensor,
     bias1: Tensor | None,
-    weight2: Tensor,
+    matrix2: Tensor,
     bias2: Tensor | None,
     shortcut: Tensor | None,
     shortcut_bias: Tensor | None,
+    padding: Padding,
     *,
+    kernel: int,
     dilation: int = 1,
-    pad_left: int,
-    pad_right: int = 0,
-    pad_mode: str = "reflect",
-    lengths: Tensor | None = None,
+    elu: bool = False,
     start: int = 0,
     out_start: int = 0,
     out_length: int | None = None,
+    lead: int = 0,
+    tail: int = 0,
     precision: str,
     tile: Tile | None = None,
-) -> Tensor:
-    """As `residual_block_ref`.  Fused, or split in two kernels where `residual_tile` says that the block does not fit."""
-    batch, channels, length = x.shape
-    hidden, _, kernel = weight1.shape
-    out_channels = weight2.shape[0]
-    out_length = start + length - out_start if out_length is None else out_length
-    tile = tile or residual_tile(x.device, out_channels, hidden, precision)
-    if tile is None:
-        h = causal_conv1d_triton(
-            x, weight1, bias1, dilation=dilation, pad_left=pad_left, pad_right=pad_right, pad_mode=pad_mode, elu=True,
-            lengths=lengths, start=start, out_start=out_start, out_length=out_length, precision=precision,
-        )  # fmt: skip
-        return _merge(h, x, weight2, bias2, shortcut, shortcut_bias, lengths, out_start - start, precision)
-    y = x.new_empty(batch, out_channels, out_length)
-    if y.numel():
-        _residual_block_kernel[(batch * triton.cdiv(out_length, tile.block_n),)](
-            x, weight1, bias1, weight2, bias2, shortcut, shortcut_bias, lengths, y,
-            *x.stride(), channels, hidden, out_channels, length, out_length, start, out_start,
-            KERNEL=kernel, DILATION=dilation, PAD_LEFT=pad_left, PAD_RIGHT=pad_right, PAD_MODE=pad_mode,
-            PRECISION=precision, BLOCK_M=block_of(out_channels), BLOCK_H=block_of(hidden),
-            BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, **tile.options,
-        )  # fmt: skip
-    return y
+) -> Rows:
+    """As `residual_block_ref`, of rows whose padding is written; past the end of a clip the output is unspecified.
 
-
-def _merge(
-    hidden: Tensor, x: Tensor, weight2: Tensor, bias2: Tensor | None, shortcut: Tensor | None, shortcut_bias: Tensor | None,
-    lengths: Tensor | None, x_offset: int, precision: str,
-) -> Tensor:  # fmt: skip
-    batch, width, steps = hidden.shape
-    channels, out_channels = x.shape[1], weight2.shape[0]
-    y = x.new_empty(batch, out_channels, steps)
-    if y.numel():
-        tile = merge_tile(x.device, out_channels, precision)
-        tiles = triton.cdiv(out_channels, tile.block_m) * triton.cdiv(steps, tile.block_n)
-        _residual_merge_kernel[(batch * tiles,)](
-            hidden, x, weight2, bias2, shortcut, shortcut_bias, lengths, y,
-            *x.stride(), channels, width, out_channels, x.shape[2], steps, x_offset,
-            PRECISION=precision, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, **tile.options,
+    matrix1, matrix2, shortcut: `conv_matrix` of the weights.  lead, tail, precision: as in `causal_conv1d_triton`.
+    """
+    batch, channels = x.buffer.shape[0], x.buffer.shape[2]
+    _, hidden, terms = matrix1.shape
+    out_channels = matrix2.shape[1]
+    out_length = start + x.length - out_start if out_length is None else out_length
+    made = empty_rows(x.buffer, batch, out_length, out_channels, lead, tail)
+    tile = tile or residual_tile(x.buffer.device, out_channels, hidden, precision)
+    if batch and out_length > 0:
+        block_h, block_n, depth = block_of(hidden), min(block_of(out_channels), tile.block_n), DEPTH[precision]
+        even = hidden == block_h and channels % depth == 0 and out_channels % block_n == 0
+        tiles = triton.cdiv(out_length, tile.block_m) * triton.cdiv(out_channels, block_n)
+        _residual_block_kernel[(batch * tiles,)](
+            x.first(out_start - padding.left - start), matrix1, bias1, matrix2, bias2, shortcut, shortcut_bias, made.first(0),
+            x.buffer.stride(0), made.buffer.stride(0), channels, hidden, out_channels, out_length, padding.left,
+            KERNEL=kernel, TERMS=terms, DILATION=dilation, ELU=elu, PRECISION=precision, EVEN=even,
+            BLOCK_T=tile.block_m, BLOCK_H=block_h, BLOCK_N=block_n, BLOCK_K=depth, **tile.options,
         )  # fmt: skip
-    return y
+    return made

@@ -39,7 +39,7 @@ def _rvq_decode_kernel(
     BLOCK_F: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """y[b, :, f] = sum over q of codebooks[q, codes[q, b, f]], y contiguous.  Grid: blocks of frames.  Reference: rvq_decode_ref."""
+    """y[b, f, :] = sum over q of codebooks[q, codes[q, b, f]], y contiguous.  Grid: blocks of frames.  Reference: rvq_decode_ref."""
     n = tl.program_id(0).to(tl.int64) * BLOCK_F + tl.arange(0, BLOCK_F)  # [BLOCK_F]
     d = tl.arange(0, BLOCK_D)  # [BLOCK_D]
     acc = tl.zeros((BLOCK_F, BLOCK_D), dtype=tl.float32)
@@ -49,17 +49,17 @@ def _rvq_decode_kernel(
         codes_block += stride_ck
         index = tl.minimum(tl.maximum(index, 0), N - 1)
         acc += tl.load(codebooks_ptr + ((q * N + index) * D)[:, None] + d[None, :], mask=(d < D)[None, :], other=0.0).to(tl.float32)
-    y_block = y_ptr + (n // F * D * F + n % F)[:, None] + (d.to(tl.int64) * F)[None, :]
+    y_block = y_ptr + (n * D)[:, None] + d[None, :]
     tl.store(y_block, acc.to(y_ptr.dtype.element_ty), mask=(n < frames)[:, None] & (d < D)[None, :])
 
 
 def rvq_decode_triton(codes: Tensor, codebooks: Tensor, *, tile: Tile | None = None) -> Tensor:
-    """As `rvq_decode_ref`, bit for bit."""
+    """As `rvq_decode_ref`, bit for bit; channels stand last in memory."""
     levels, batch, length = codes.shape
     available, entries, width = codebooks.shape
     if levels > available:
         raise ValueError(f"codes have {levels} levels, the codebooks only {available}")
-    y = codebooks.new_empty(batch, width, length)
+    y = codebooks.new_empty(batch, length, width)
     frames = batch * length
     if frames:
         tile = tile or rvq_decode_tile(codes.device, width)
@@ -67,4 +67,4 @@ def rvq_decode_triton(codes: Tensor, codebooks: Tensor, *, tile: Tile | None = N
             codes, codebooks, y, *codes.stride(), frames, length, levels, entries, width,
             BLOCK_F=tile.block_m, BLOCK_D=block_of(width), **tile.options,
         )  # fmt: skip
-    return y
+    return y.transpose(1, 2)

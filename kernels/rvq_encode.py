@@ -26,7 +26,7 @@ from torch import Tensor
 
 from .tiles import Tile, block_of, rvq_encode_tile
 
-PRECISIONS = ("ieee", "tf32x3", "rerank")
+PRECISIONS = ("ieee", "rerank")
 
 
 class SearchTables(NamedTuple):
@@ -222,7 +222,7 @@ def rvq_encode_triton(
 ) -> Tensor:
     """As `rvq_encode_ref`.
 
-    precision: 'ieee', 'tf32x3', or 'rerank', whose codes equal those of 'ieee'.
+    precision: 'ieee', or 'rerank', whose codes equal those of 'ieee'.
     searched_again: [blocks, num_quantizers] int32 or None, set to 1 where 'rerank' had to search a block in ieee.
     """
     _check(x, tables, num_quantizers)

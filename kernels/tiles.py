@@ -29,9 +29,9 @@ ALIKE = {"sm_86": "sm_89", "sm_103": "sm_100", "sm_121": "sm_120"}
 
 @dataclass(frozen=True)
 class Tile:
-    """block_m, block_n: sides of the output tile.  block_k: depth of one step of the sum.
+    """block_m, block_n: sides of the output tile.  block_k: depth of one step of the sum, where that is not `product.DEPTH`.
 
-    conv, merge: channels x time.  residual: time is block_n, channels are whole.  rvq: frames x entries.  lstm: clips x units.
+    conv, residual: steps x channels.  rvq: frames x entries.  lstm: clips x units.
     """
 
     block_m: int
@@ -65,61 +65,55 @@ def arch_of(device: torch.device) -> str:
     return _device_arch(torch.cuda.current_device() if device.index is None else device.index)
 
 
-def lookup(op: str, arch: str, precision: str, width: int) -> Tile | None:
-    """The tile of a kernel; None where `residual` must run as two kernels.
+def lookup(op: str, arch: str, precision: str, width: int) -> Tile:
+    """The tile of a kernel.
 
-    width: output channels of conv and merge, channels of residual, 0 or 1 for few or many frames of rvq_encode, otherwise 0.
+    width: output columns of conv, channels of residual, 0 or 1 for few or many frames of rvq_encode, otherwise 0.
     """
     if arch == "interpreter":
         return _interpreter_tile(op, width)
     for key in ((ALIKE.get(arch, arch), op, precision, width), ("any", op, precision, width)):
         if key in TABLE:
-            row = TABLE[key]
-            return None if row is None else Tile(*row)
-    return None if op == "residual" else _narrow_tile(precision, width)
+            return Tile(*TABLE[key])
+    # fits every architecture: for widths and precisions that the table does not name
+    return Tile(16, min(block_of(width), 32), 16, 4, 1)
 
 
-def _narrow_tile(precision: str, width: int) -> Tile:
-    """A tile that fits every architecture, for widths and precisions that the table does not name."""
-    return Tile(min(block_of(width), 32), 32, 16, 4, 1)
-
-
-def _interpreter_tile(op: str, width: int) -> Tile | None:
-    """The interpreter pays per block operation, not per multiply-add: few large blocks, their depth near a GPU's for its rounding."""
-    if op == "residual":
-        return Tile(0, 1024 if width <= 64 else 256, 64, 1, 1) if width <= 128 else None
+def _interpreter_tile(op: str, width: int) -> Tile:
+    """The interpreter pays per block operation, not per multiply-add: few large blocks."""
     if op == "rvq_encode":
         return Tile(128, 1024, 0, 1, 1)
     if op == "rvq_decode":
         return Tile(64, 0, 0, 1, 1)
     if op == "lstm":
         return Tile(16, min(block_of(width), 512), min(block_of(width), 128), 1, 1)
-    block_m = min(block_of(width), 512)
-    return Tile(block_m, max(64, min(1024, 32768 // block_m)), 64, 1, 1)
+    block_n = min(block_of(width), 512)
+    return Tile(max(64, min(1024, 65536 // block_n)), block_n, 0, 1, 1)
 
 
-def conv_tile(device: torch.device, rows: int, depth: int, precision: str) -> Tile:
-    """Of causal_conv1d and transposed_conv1d with `rows` output rows and `depth` terms in each sum."""
+def conv_tile(device: torch.device, columns: int, terms: int, precision: str) -> Tile:
+    """Of causal_conv1d and transposed_conv1d with `columns` columns and `terms` terms in each sum."""
     arch = arch_of(device)
-    tile = lookup("conv", arch, precision, min(block_of(rows), 512 if arch == "interpreter" else 128))
-    assert tile is not None
-    if arch == "interpreter" and depth < tile.block_k:
-        return Tile(tile.block_m, tile.block_n, block_of(depth), tile.num_warps, tile.num_stages)
-    return tile
+    if precision == "thin":
+        return _thin_tile(arch, columns, terms)
+    return lookup("conv", arch, precision, min(block_of(columns), 512 if arch == "interpreter" else 128))
 
 
-def merge_tile(device: torch.device, rows: int, precision: str) -> Tile:
-    """Of the second kernel of a split residual block."""
-    tile = lookup("merge", arch_of(device), precision, min(block_of(rows), 128))
-    assert tile is not None
-    return tile
+def _thin_tile(arch: str, columns: int, terms: int) -> Tile:
+    """Of convolutions of few terms, whose tile is steps x columns, and of few outputs, whose tile is steps x channels."""
+    few_outputs = columns <= 4
+    width = 32 if few_outputs else min(triton.next_power_of_2(columns), 64)
+    if arch == "interpreter":
+        return Tile(32_768 // width, width, 0, 1, 1)
+    return Tile(4096 // width, width, 0, 4, 1)
 
 
-def residual_tile(device: torch.device, channels: int, hidden: int, precision: str) -> Tile | None:
-    """Of the fused residual block, or None where it does not fit and runs as two kernels."""
+def residual_tile(device: torch.device, channels: int, hidden: int, precision: str) -> Tile:
+    """Of the residual block."""
+    arch = arch_of(device)
     # the table's rows were compiled for hidden = channels / 2
     width = max(block_of(channels), 2 * block_of(hidden))
-    return lookup("residual", arch_of(device), precision, width)
+    return lookup("residual", arch, precision, min(width, 256))
 
 
 def rvq_encode_tile(device: torch.device, dim: int, frames: int, precision: str) -> Tile:
@@ -128,13 +122,9 @@ def rvq_encode_tile(device: torch.device, dim: int, frames: int, precision: str)
 
 
 def rvq_decode_tile(device: torch.device, dim: int) -> Tile:
-    tile = lookup("rvq_decode", arch_of(device), "ieee", 0)
-    assert tile is not None
-    return tile
+    return lookup("rvq_decode", arch_of(device), "ieee", 0)
 
 
 def lstm_tile(device: torch.device, width: int, precision: str) -> Tile:
     arch = arch_of(device)
-    tile = lookup("lstm", arch, precision, width if arch == "interpreter" else 0)
-    assert tile is not None
-    return tile
+    return lookup("lstm", arch, precision, width if arch == "interpreter" else 0)

@@ -82,7 +82,7 @@ def quantizer(setting: Setting, model: str) -> Iterator[Row]:
     program, levels = TritonExecutor().prepare_quantizer(plan.quantizer), plan.quantizer.codebooks.shape[0]
     x = _run(plan.encoder, signals(stock.config, 4, setting.samples(2.0, model), setting.device))
     truths = [Truth(clip[None].double().cpu(), plan.quantizer.codebooks.double().cpu()) for clip in x]
-    for search in ("ieee", "tf32x3", "rerank"):
+    for search in ("ieee", "rerank"):
         with poisoned():
             runs = [rvq_encode_triton(x, program.tables, levels, precision=search) for _ in range(setting.repeats)]
         tally = Tally(levels)

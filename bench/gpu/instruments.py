@@ -119,17 +119,18 @@ def run_stage(setting: Setting, place: str) -> None:
     x: Tensor = signals(stock.config, clips, setting.samples(seconds), setting.device)
     if part == "decoder":
         x = codec.encoder.run(x)
+    signal = Signal(x.transpose(1, 2))
     for layer in program.layers[: int(index)]:
-        x = layer.run(Signal(x), None).applied()
+        signal = layer.run(signal, None)
     if isinstance(program.stages[int(index)], LSTM):
         # of its hundreds of equal steps a few
-        x = x[..., :3].contiguous()
+        signal = Signal(signal.applied()[:, :3].contiguous(), elu=signal.elu)
     layer = program.layers[int(index)]
-    layer.run(Signal(x), None)
+    layer.run(signal, None)
     if x.is_cuda:
         torch.cuda.synchronize()
         torch.cuda.profiler.start()
-    layer.run(Signal(x), None)
+    layer.run(signal, None)
     if x.is_cuda:
         torch.cuda.synchronize()
         torch.cuda.profiler.stop()

@@ -20,7 +20,7 @@ from encodec_fast.plan import Plan
 
 Row = dict[str, Any]
 MODELS = {"24 kHz": "demo", "48 kHz": "demo-48khz"}
-PRECISIONS = ("parity", "tf32x3", "fast")
+PRECISIONS = ("parity", "fast")
 
 TOY = dict(num_filters=4, hidden_size=16, codebook_dim=16, codebook_size=32, upsampling_ratios=[5, 4], target_bandwidths=[48.0])
 TOY_48KHZ = dict(audio_channels=2, normalize=True, chunk_length_s=0.005, overlap=0.01, norm_type="time_group_norm", use_causal_conv=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import results
 import torch
 from roofline import PEAKS, Peak
 from stages import stock_modules
@@ -52,18 +53,39 @@ def stage_rows(setting: Setting, model: str, part: str) -> Iterator[Row]:
     if part == "decoder":
         x = codecs["parity"].encoder.run(x)
     network, modules = getattr(plan, part), getattr(stock, part)
+    inputs = dict.fromkeys(codecs, Signal(x.transpose(1, 2)))
+    projected = _projected(setting.arch, model, part)
     for index, stage in enumerate(network.stages):
         theirs = stock_modules(modules, stage.name)
-        signal = Signal(x)
         layers = {precision: getattr(codec, part).layers[index] for precision, codec in codecs.items()}
-        calls: dict[str, Callable[[], Any]] = {name: lambda layer=layer: layer.run(signal, None) for name, layer in layers.items()}  # noqa: B023
+        calls: dict[str, Callable[[], Any]] = {
+            name: lambda layer=layer, signal=inputs[name]: layer.run(signal, None) for name, layer in layers.items()
+        }
         calls["transformers"] = lambda theirs=theirs: theirs(x)  # noqa: B023 (called in this round)
         with torch.no_grad(), tf32(True):
             times = in_turn(calls, setting.device, STAGE_SECONDS)
         work = clips * fused_bytes(stage, x.shape[2]), 2 * clips * multiply_adds(stage, x.shape[2])
         name = f"{part}.{stage.name} {type(stage).__name__} {stage.in_channels} -> {stage.out_channels}"
-        yield _stage_row(setting, model, name, times, *work)
-        x = layers["parity"].run(signal, None).applied()
+        row = _stage_row(setting, model, name, times, *work)
+        yield row | {f"{way} projected ms": projected[way, name] for way in codecs if (way, name) in projected}
+        inputs = {way: layer.run(inputs[way], None) for way, layer in layers.items()}
+        with torch.no_grad():
+            x = theirs(x)
+
+
+def _projected(arch: str, model: str, part: str) -> dict[tuple[str, str], float]:
+    """(precision, stage) to the ms that `bench/aot.py --write` stored for this architecture, this Triton and the clips that are timed."""
+    import triton
+
+    found: dict[tuple[str, str], float] = {}
+    clips = {"24 kHz": 32, "48 kHz": 8}[model]
+    name = {"24 kHz": "demo", "48 kHz": "demo-48khz"}[model]
+    for row in results.read(results.RESULTS / "projected.jsonl"):
+        about = row["arch"], row["model"], row["clips"], row["triton"]
+        if about == (arch, name, clips, triton.__version__) and row["stage"].startswith(part):
+            key = row["precision"], row["stage"]
+            found[key] = found.get(key, 0.0) + row["ms"]
+    return found
 
 
 def _stage_row(setting: Setting, model: str, stage: str, times: dict[str, list[float]], moved: float, flops: float) -> Row:

@@ -84,7 +84,7 @@ def _kernels(rows: list[Row]) -> Iterator[Grid]:
         marks = "" if row["passed"] else " !" if row.get("equal_runs", True) else " ~!"
         return number(row.get("error"), 2) + marks
 
-    precisions = ("parity", "tf32x3", "fast", "float16", "bfloat16")
+    precisions = ("parity", "fast", "float16", "bfloat16")
     staged = [row for row in rows if "torch_error" in row]
     for model in dict.fromkeys(row["model"] for row in staged):
         grid = Grid(f"{model}: error against float64 (! red, ~ five runs differ)", ("stage", "torch", *precisions))
@@ -117,19 +117,21 @@ def _laws(rows: list[Row]) -> Iterator[Grid]:
 
 
 def _stages(rows: list[Row]) -> Iterator[Grid]:
-    ways = ("transformers", "parity", "tf32x3", "fast")
+    ways = ("transformers", "parity", "fast")
     for model in dict.fromkeys(row["model"] for row in rows):
         own = [row for row in rows if row["model"] == model]
-        grid = Grid(f"{model}: ms per stage; floors of parity and fast at the vendor's figures", ("stage", *ways, "floor", "floor, fast"))
+        beside = [f"{way} {word} ms" for word in ("projected", "floor") for way in ("parity", "fast")]
+        headings = "projected", "fast", "floor", "fast"
+        grid = Grid(f"{model}: ms per stage; PROJECTED by bench/aot.py; floors at the vendor's figures", ("stage", *ways, *headings))
         for row in own:
-            floors = (number(row.get("parity floor ms"), 2), number(row.get("fast floor ms"), 2))
-            grid.rows.append((_short(row["stage"]), *(number(row.get(f"{way} ms")) for way in ways), *floors))
+            beside_cells = [number(row.get(key), 2) for key in beside]
+            grid.rows.append((_short(row["stage"]), *(number(row.get(f"{way} ms")) for way in ways), *beside_cells))
         for part in ("encoder", "decoder"):
             sums = [row for row in own if row["stage"].startswith(part)]
             if sums:
                 total = [number(sum(row[f"{way} ms"] for row in sums)) if f"{way} ms" in sums[0] else "" for way in ways]
-                floor = [number(sum(row.get(f"{way} floor ms") or 0.0 for row in sums), 2) for way in ("parity", "fast")]
-                grid.rows.append((f"{part}, sum", *total, *floor))
+                sums_beside = [number(sum(row.get(key) or 0.0 for row in sums), 2) for key in beside]
+                grid.rows.append((f"{part}, sum", *total, *sums_beside))
         yield grid
 
 

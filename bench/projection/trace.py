@@ -133,7 +133,7 @@ class Block:
             return self.special[name]
         if name.startswith(("0f", "0F")):
             return int(name[2:], 16)
-        return int(name, 0) if name.lstrip("-")[:1].isdigit() else None
+        return int(name.rstrip("U"), 0) if name.lstrip("-")[:1].isdigit() else None
 
     def _guard(self, instruction: Instruction) -> Value:
         """Whether it is carried out: True, False, an array [threads] of both, or None."""

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from encodec_fast.executors.triton_program import TritonProgram, TritonQuantizerProgram
 
 # `input_precision` of the products of the convolutions and of the recurrence; on gfx942 'ieee' is the matrix cores' own float32.
-PRECISIONS = {"parity": "ieee", "tf32x3": "tf32x3", "fast": "tf32"}
-_IN_WORDS = {"ieee": "float32", "tf32x3": "3 x tf32", "tf32": "tf32"}
+# Products on matrix units of operands split in two give float32's accuracy: 'parity' takes them wherever there are such units.
+PRECISIONS = {"parity": "split", "tf32x3": "split", "fast": "tf32"}
+_IN_WORDS = {"ieee": "float32", "split": "3 x tf32", "tf32": "tf32"}
 
 # Wider codebook entries do not fit on the chip together with a block of residuals.
 MAX_CODEBOOK_DIM = 512
@@ -120,7 +121,7 @@ def _legal(precision: str, device: torch.device) -> str:
 
     arch = arch_of(device)
     if arch == "gfx942":
-        return "ieee" if precision == "tf32x3" else precision
+        return "ieee" if precision == "split" else precision
     if arch.startswith("gfx") or arch in ("sm_70", "sm_72", "sm_75"):
         return "ieee"
     return precision

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import EncodecConfig, EncodecModel
 
-from encodec_fast.executors.triton_layers import LSTMLayer, Signal, make_layer
+from encodec_fast.executors.triton_layers import LSTMLayer, Signal, make_layers
 from encodec_fast.executors.triton_program import TritonQuantizerProgram
 from encodec_fast.kernels.aot import Launch, record_launches
 from encodec_fast.kernels.overlap_add import overlap_add_triton
@@ -41,14 +41,14 @@ def model_launches(
 ) -> list[StageLaunch]:
     """Launches of encode and decode of `batch` clips of `samples`; of the LSTM's equal steps one.
 
-    precision: of products, 'ieee', 'tf32x3' or 'tf32'.  search: of `rvq_encode`.  ragged: with per-clip lengths.  dtype: of the model.
+    precision: of products, 'split', 'tf32' or 'ieee'.  search: of `rvq_encode`.  ragged: with per-clip lengths.  dtype: of the model.
     """
     with torch.device("meta"):
         plan = read_plan(EncodecModel(config).to(dtype))
         launches: list[StageLaunch] = []
         frames = plan.encoder.output_length(samples)
         for name, network, length in (("encoder", plan.encoder, samples), ("decoder", plan.decoder, frames)):
-            x = Signal(torch.empty(batch, network.stages[0].in_channels, length, dtype=dtype))
+            x = Signal(torch.empty(batch, network.stages[0].in_channels, length, dtype=dtype).transpose(1, 2))
             lengths = torch.empty(batch, dtype=torch.int32) if ragged else None
             launches += _network_launches(name, network, x, lengths, arch, precision)
         quantizer = TritonQuantizerProgram(plan.quantizer, search)
@@ -69,8 +69,7 @@ def model_launches(
 
 def _network_launches(name: str, network: Network, x: Signal, lengths: torch.Tensor | None, arch: str, precision: str) -> list[StageLaunch]:
     launches: list[StageLaunch] = []
-    for stage in network.stages:
-        layer = make_layer(stage, precision, library_lstm=False)
+    for stage, layer in zip(network.stages, make_layers(network.stages, precision, library_lstm=False), strict=True):
         outputs: list[Signal] = []
         recorded = record_launches(lambda: outputs.append(layer.run(x, lengths)), arch)  # noqa: B023 (called at once)
         times: dict[str, int] = {}

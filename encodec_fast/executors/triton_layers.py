@@ -1,39 +1,91 @@
-"""Each kind of stage on its kernels: whole clips of equal or of different lengths, or pieces of time with carried state."""
+"""Each kind of stage on its kernels: whole clips of equal or of different lengths, or pieces of time with carried state.
+
+Between layers a signal has its channels last, with room beside each clip for the padding that the next layer reads (kernels/rows.py).
+A layer applies the ELU of the layer behind it where that one reads nothing else, and the group norm of the one before it.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from encodec_fast.executors.batched import BATCH_DIM, is_like
-from encodec_fast.kernels.causal_conv1d import causal_conv1d_triton
-from encodec_fast.kernels.group_norm import group_norm_apply_triton, group_norm_statistics_triton
+from encodec_fast.kernels.causal_conv1d import causal_conv1d_triton, conv_matrix, conv_precision
+from encodec_fast.kernels.group_norm import group_norm_statistics_triton
 from encodec_fast.kernels.lstm import lstm_triton
+from encodec_fast.kernels.product import split_matrix
 from encodec_fast.kernels.residual_block import residual_block_triton
-from encodec_fast.kernels.transposed_conv1d import phase_weight, transposed_conv1d_triton
+from encodec_fast.kernels.rows import Norm, Padding, Rows, arrange_triton, empty_rows, pad_rows_triton
+from encodec_fast.kernels.transposed_conv1d import phase_matrix, phase_padding, transposed_conv1d_triton
 from encodec_fast.plan import LSTM, Conv, GroupNorm, ResidualBlock, Stage, Upsample
 
 
-class Signal(NamedTuple):
-    """values [B, C, T], and the group norm (statistics, weight, bias) that whoever reads them has still to apply."""
+@dataclass(frozen=True)
+class Signal:
+    """norm(values) + norm(other), of which whoever reads it still has to apply the norms and the sum.
+
+    values: [B, T, C] of any strides.  rows: where they stand, if there may be room for padding.  elu: whether ELU has been applied.
+    """
 
     values: Tensor
-    norm: tuple[Tensor, Tensor, Tensor] | None = None
+    rows: Rows | None = None
+    elu: bool = False
+    norm: Norm | None = None
+    other: Signal | None = None
+
+    def arranged(self, padding: Padding, elu: bool, lengths: Tensor | None) -> Rows:
+        """The signal with its padding written: where it stands, if that will do, or in memory of its own."""
+        plain = self.norm is None and self.other is None and self.elu == elu
+        if plain and self.rows is not None and self.rows.lead >= padding.left and self.rows.tail >= padding.tail:
+            pad_rows_triton(self.rows, padding, lengths)
+            return self.rows
+        assert elu or not self.elu, "ELU can't be taken back"
+        other = self.other or Signal(self.values)
+        return arrange_triton(
+            self.values,
+            padding,
+            norm=self.norm,
+            other=None if self.other is None else other.values,
+            other_norm=other.norm,
+            elu=elu and not self.elu,
+            lengths=lengths,
+        )
 
     def applied(self) -> Tensor:
-        return self.values if self.norm is None else group_norm_apply_triton(self.values, self.norm)
+        """[B, T, C] with nothing left to apply."""
+        return self.values if self.norm is None and self.other is None else self.arranged(Padding(), self.elu, None).values
+
+
+def _plain(made: Any, elu: bool) -> Signal:
+    return Signal(made.values, made, elu)
 
 
 class Layer(ABC):
-    """One stage with its weights laid out for the kernels."""
+    """One stage with its weights laid out for the kernels.
+
+    padding: rows that it reads beside its input.  elu_input: whether it reads nothing of its input but its ELU.
+    lead, tail: rows to leave free beside its output.  elu_output: whether to apply ELU to its output.
+    """
+
+    padding = Padding()
+    elu_input = False
+
+    def __init__(self, following: Layer | None) -> None:
+        around = Padding() if following is None else following.padding
+        self.lead, self.tail = around.left, around.tail
+        self.elu_output = following is not None and following.elu_input
+
+    @property
+    def _output(self) -> dict[str, Any]:
+        return {"elu": self.elu_output, "lead": self.lead, "tail": self.tail}
 
     @abstractmethod
     def run(self, x: Signal, lengths: Tensor | None) -> Signal:
-        """Whole clips; lengths [B] where they differ."""
+        """Whole clips; lengths [B] where they differ. What stands behind a clip's end is unspecified."""
 
     @abstractmethod
     def open(self, batch: int) -> Any:
@@ -45,13 +97,14 @@ class Layer(ABC):
 
     @abstractmethod
     def push(self, x: Tensor, state: Any, final: bool) -> Tensor:
-        """As `StageProgram.push`."""
+        """As `StageProgram.push`, of steps [B, T, C] with ELU applied where the layer takes it first."""
 
 
 @dataclass
 class Carried:
-    """Input steps that later outputs still need.  start: where the first of them stands in the signal; done: outputs given so far.
+    """Input steps [B, steps, C] that later outputs still need.
 
+    start: where the first of them stands in the signal; done: outputs given so far.
     Both count from the clip's start or, once the left end is out of reach, from a later step: clips that started at different times
     then stand at the same place, and run as one batch.
     """
@@ -60,26 +113,32 @@ class Carried:
     start: int = 0
     done: int = 0
 
-    def take(self, x: Tensor) -> Tensor:
-        return x if self.steps is None else torch.cat((self.steps, x), 2)
+    def take(self, x: Tensor, padding: Padding) -> Rows:
+        """The steps and those of x behind them, with room for padding."""
+        before = 0 if self.steps is None else self.steps.shape[1]
+        made = empty_rows(x, x.shape[0], before + x.shape[1], x.shape[2], padding.left, padding.tail)
+        if self.steps is not None:
+            made.values[:, :before] = self.steps
+        made.values[:, before:] = x
+        return made
 
-    def keep(self, x: Tensor, first: int) -> None:
+    def keep(self, x: Rows, first: int) -> None:
         """Keeps the steps from `first` on, counted in the whole signal."""
         first = max(self.start, first)
         # a copy: a view would hold all of x
-        self.steps, self.start = x[..., first - self.start :].clone(), first
+        self.steps, self.start = x.values[:, first - self.start :].clone(), first
 
     def holds(self, like: Tensor, channels: int, done: int, first: int, total: int) -> bool:
         """Whether these steps end at `total`, after `done` outputs, and begin with the `first` one that is needed."""
         counted = self.done == done and self.start == max(0, first) and self.start <= total
         if self.steps is None:
             return counted and self.start == total == 0
-        return counted and is_like(self.steps, like, 1, channels, total - self.start)
+        return counted and is_like(self.steps, like, 1, total - self.start, channels)
 
     @property
     def total(self) -> int:
         """Steps of the signal so far."""
-        return self.start + (0 if self.steps is None else self.steps.shape[-1])
+        return self.start + (0 if self.steps is None else self.steps.shape[1])
 
     def rebase(self, inputs: int, outputs: int, times: int) -> None:
         """Counts from `times` times `inputs` steps later, which gave `outputs`."""
@@ -92,31 +151,27 @@ def oldest_needed(conv: Conv, total: int, done: int) -> int:
     return min(done * conv.stride - conv.pad_left, total - conv.stride)
 
 
-def _signal(made: Any, norm: GroupNorm | None) -> Signal:
-    """What a launch made: values, or values and the partial sums of the norm that follows."""
-    if norm is None:
-        return Signal(made)
-    values, partials = made
-    return Signal(values, (group_norm_statistics_triton(partials, norm.eps), norm.weight, norm.bias))
+def _normed(made: Any, norm: GroupNorm) -> Signal:
+    """What a launch made with partial sums of the norm that follows."""
+    rows, partials = made
+    return Signal(rows.values, norm=Norm(group_norm_statistics_triton(partials, norm.eps), norm.weight, norm.bias))
 
 
 class WindowLayer(Layer):
     """A stage whose steps see a window of `conv`'s input."""
 
-    conv: Conv
-
-    @property
-    def window(self) -> dict[str, Any]:
-        """The window's geometry, as the kernels of convolutions take it."""
-        conv = self.conv
-        return {"dilation": conv.dilation, "pad_left": conv.pad_left, "pad_right": conv.pad_right, "pad_mode": conv.pad_mode}
+    def __init__(self, conv: Conv, following: Layer | None) -> None:
+        super().__init__(following)
+        self.conv = conv
+        self.padding = Padding(conv.pad_left, conv.pad_right, conv.pad_mode, conv.stride)
 
     @abstractmethod
-    def _launch(self, x: Signal, **where: Any) -> Signal:
+    def _launch(self, x: Rows, **where: Any) -> Any:
         """where: lengths, or start, out_start and out_length, as in `causal_conv1d_ref`."""
 
     def run(self, x: Signal, lengths: Tensor | None) -> Signal:
-        return self._launch(x, lengths=lengths)
+        made = self._launch(x.arranged(self.padding, self.elu_input, lengths), lengths=lengths)
+        return _plain(made, self.elu_output) if self.conv.norm is None else _normed(made, self.conv.norm)
 
     def open(self, batch: int) -> Carried:
         return Carried()
@@ -130,63 +185,78 @@ class WindowLayer(Layer):
         return rebased and state.holds(conv.weight, conv.in_channels, done, first, total)
 
     def push(self, x: Tensor, state: Carried, final: bool) -> Tensor:
-        x = state.take(x)
-        total = state.start + x.shape[2]
+        rows = state.take(x, self.padding)
+        total = state.start + rows.length
         count = (self.conv.output_length(total) if final else self.conv.ready_length(total)) - state.done
-        y = self._launch(Signal(x), start=state.start, out_start=state.done, out_length=count).values
+        pad_rows_triton(rows, self.padding, start=state.start)
+        y: Tensor = self._launch(rows, start=state.start, out_start=state.done, out_length=count).values
         state.done += count
-        state.keep(x, oldest_needed(self.conv, total, state.done))
+        state.keep(rows, oldest_needed(self.conv, total, state.done))
         # an output more than those that reach the padding: so that the rest counts as started
         state.rebase(self.conv.stride, 1, state.done - self.conv.pad_left // self.conv.stride - 2)
         return y
 
 
 class ConvLayer(WindowLayer):
-    def __init__(self, conv: Conv, precision: str) -> None:
-        self.conv, self.precision = conv, precision
-        self.weight = conv.weight.contiguous()
+    def __init__(self, conv: Conv, precision: str, following: Layer | None = None) -> None:
+        super().__init__(conv, following if conv.norm is None else None)
+        self.elu_input = conv.elu
+        self.precision = conv_precision(conv.weight, precision, conv.norm is not None)
+        self.matrix = conv_matrix(conv.weight, self.precision)
 
-    def _launch(self, x: Signal, **where: Any) -> Signal:
+    def _launch(self, x: Rows, **where: Any) -> Any:
         conv = self.conv
-        made = causal_conv1d_triton(
-            x.values,
-            self.weight,
+        return causal_conv1d_triton(
+            x,
+            self.matrix,
             conv.bias,
-            stride=conv.stride,
-            elu=conv.elu,
-            norm=x.norm,
+            self.padding,
+            kernel=conv.kernel,
+            dilation=conv.dilation,
             partials=conv.norm is not None,
             precision=self.precision,
-            **self.window,
+            **self._output,
             **where,
         )
-        return _signal(made, conv.norm)
 
 
 class ResidualLayer(WindowLayer):
     """The fused block; without group norm."""
 
-    def __init__(self, block: ResidualBlock, precision: str) -> None:
-        self.conv, self.precision = block.conv1, precision
+    def __init__(self, block: ResidualBlock, precision: str, following: Layer | None) -> None:
+        super().__init__(block.conv1, following)
+        self.precision = precision
         convs = (block.conv1, block.conv2, block.shortcut)
-        self.parameters = [p for c in convs for p in ((None, None) if c is None else (c.weight.contiguous(), c.bias))]
+        self.parameters = [p for c in convs for p in ((None, None) if c is None else (conv_matrix(c.weight, precision), c.bias))]
 
-    def _launch(self, x: Signal, **where: Any) -> Signal:
-        return Signal(residual_block_triton(x.applied(), *self.parameters, precision=self.precision, **self.window, **where))
+    def _launch(self, x: Rows, lengths: Tensor | None = None, **where: Any) -> Any:
+        conv = self.conv
+        return residual_block_triton(
+            x,
+            *self.parameters,
+            self.padding,
+            kernel=conv.kernel,
+            dilation=conv.dilation,
+            precision=self.precision,
+            **self._output,
+            **where,
+        )
 
 
 class NormedResidualLayer(Layer):
     """The block with a group norm after each convolution: every norm needs its whole clip, so the convolutions run one by one."""
 
     def __init__(self, block: ResidualBlock, precision: str) -> None:
+        super().__init__(None)
         self.conv1, self.conv2 = ConvLayer(block.conv1, precision), ConvLayer(block.conv2, precision)
         self.shortcut = None if block.shortcut is None else ConvLayer(block.shortcut, precision)
 
     def run(self, x: Signal, lengths: Tensor | None) -> Signal:
+        if x.other is not None:
+            x = Signal(x.applied())
         y = self.conv2.run(self.conv1.run(x, lengths), lengths)
         short = x if self.shortcut is None else self.shortcut.run(x, lengths)
-        assert y.norm is not None
-        return Signal(group_norm_apply_triton(y.values, y.norm, short.values, short.norm))
+        return Signal(y.values, norm=y.norm, other=short)
 
     def open(self, batch: int) -> Any:
         raise ValueError("a block with group norm normalises over the whole clip and can't take it in pieces; call run")
@@ -199,30 +269,32 @@ class NormedResidualLayer(Layer):
 
 
 class UpsampleLayer(Layer):
-    def __init__(self, stage: Upsample, precision: str) -> None:
+    def __init__(self, stage: Upsample, precision: str, following: Layer | None) -> None:
+        super().__init__(following if stage.norm is None else None)
         self.stage, self.precision = stage, precision
-        self.weight = phase_weight(stage.weight, stage.stride)
+        self.elu_input, self.padding = stage.elu, phase_padding(stage.kernel, stage.stride)
+        self.matrix = phase_matrix(stage.weight, stage.stride, precision)
+        self.bias = None if stage.bias is None else stage.bias.repeat(stage.stride)
 
-    def _launch(self, x: Signal, **where: Any) -> Signal:
+    def _launch(self, x: Rows, **where: Any) -> Any:
         stage = self.stage
-        made = transposed_conv1d_triton(
-            x.values,
-            self.weight,
-            stage.bias,
+        return transposed_conv1d_triton(
+            x,
+            self.matrix,
+            self.bias,
             kernel=stage.kernel,
             stride=stage.stride,
             trim_left=stage.trim_left,
             trim_right=stage.trim_right,
-            elu=stage.elu,
-            norm=x.norm,
             partials=stage.norm is not None,
             precision=self.precision,
+            **self._output,
             **where,
         )
-        return _signal(made, stage.norm)
 
     def run(self, x: Signal, lengths: Tensor | None) -> Signal:
-        return self._launch(x, lengths=lengths)
+        made = self._launch(x.arranged(self.padding, self.elu_input, lengths), lengths=lengths)
+        return _plain(made, self.elu_output) if self.stage.norm is None else _normed(made, self.stage.norm)
 
     def open(self, batch: int) -> Carried:
         return Carried()
@@ -240,15 +312,16 @@ class UpsampleLayer(Layer):
 
     def push(self, x: Tensor, state: Carried, final: bool) -> Tensor:
         stage = self.stage
-        x = state.take(x)
-        total = state.start + x.shape[2]
+        rows = state.take(x, self.padding)
+        total = state.start + rows.length
         # untrimmed steps: those before total * stride get nothing more from frames to come
         end = (total - 1) * stage.stride + stage.kernel - stage.trim_right if final else total * stage.stride
         begin = stage.trim_left + state.done
         count = max(0, end - begin) if total else 0
-        y = self._launch(Signal(x), shift=begin - state.start * stage.stride, out_length=count).values
+        pad_rows_triton(rows, self.padding, start=state.start)
+        y: Tensor = self._launch(rows, shift=begin - state.start * stage.stride, out_length=count).values
         state.done += count
-        state.keep(x, self._oldest_needed(total, state.done))
+        state.keep(rows, self._oldest_needed(total, state.done))
         state.rebase(1, stage.stride, state.done // stage.stride)
         return y
 
@@ -265,23 +338,25 @@ class Recurrent:
 class LSTMLayer(Layer):
     """The recurrence with a fixed order of summation."""
 
-    def __init__(self, stage: LSTM, precision: str) -> None:
+    def __init__(self, stage: LSTM, precision: str, following: Layer | None) -> None:
+        super().__init__(following)
         self.stage, self.precision = stage, precision
         layers = stage.layers
-        self.input_weight = layers[0].w_ih.contiguous()
+        self.input_matrix = split_matrix(layers[0].w_ih, precision)
         self.weights = torch.stack([torch.cat((layer.w_ih.T, layer.w_hh.T)) for layer in layers])
         self.bias = torch.stack([layer.b_ih.float() + layer.b_hh.float() for layer in layers])
 
-    def _launch(self, x: Tensor, state: Recurrent, lengths: Tensor | None) -> Tensor:
+    def _launch(self, x: Rows, state: Recurrent) -> Rows:
         y = lstm_triton(
-            x, self.input_weight, self.weights, self.bias, state.hidden, state.cell, state.time, lengths, precision=self.precision
+            x, self.input_matrix, self.weights, self.bias, state.hidden, state.cell, state.time, precision=self.precision, **self._output
         )
         # only whether it is even matters
-        state.time = (state.time + x.shape[2]) % 2
+        state.time = (state.time + x.length) % 2
         return y
 
     def run(self, x: Signal, lengths: Tensor | None) -> Signal:
-        return Signal(self._launch(x.applied(), self.open(x.values.shape[0]), lengths))
+        rows = x.arranged(self.padding, False, lengths)
+        return _plain(self._launch(rows, self.open(rows.buffer.shape[0])), self.elu_output)
 
     def open(self, batch: int) -> Recurrent:
         shape = (len(self.stage.layers), 2, batch, self.stage.in_channels)
@@ -294,7 +369,7 @@ class LSTMLayer(Layer):
         return shapes and state.time in (0, 1)
 
     def push(self, x: Tensor, state: Recurrent, final: bool) -> Tensor:
-        return self._launch(x, state, None)
+        return self._launch(Carried().take(x, self.padding), state).values
 
 
 @dataclass
@@ -308,7 +383,8 @@ class LibraryRecurrent:
 class LibraryLSTMLayer(Layer):
     """cuDNN's recurrence: the fast one, whose order of summation follows the batch."""
 
-    def __init__(self, stage: LSTM) -> None:
+    def __init__(self, stage: LSTM, following: Layer | None) -> None:
+        super().__init__(following)
         width, layers = stage.in_channels, stage.layers
         weight = layers[0].w_ih
         # in training mode cuDNN would keep a reserve for a backward pass
@@ -320,7 +396,8 @@ class LibraryLSTMLayer(Layer):
 
     def run(self, x: Signal, lengths: Tensor | None) -> Signal:
         # causal: what stands behind a clip's end reaches none of its steps
-        return Signal(self.push(x.applied(), self.open(x.values.shape[0]), final=True))
+        values = x.applied()
+        return Signal(self.push(values, self.open(values.shape[0]), final=True), elu=self.elu_output)
 
     def open(self, batch: int) -> LibraryRecurrent:
         weight: Tensor = self.lstm.all_weights[0][1]
@@ -332,19 +409,28 @@ class LibraryLSTMLayer(Layer):
         return is_like(state.hidden, like, *shape) and is_like(state.cell, like, *shape)
 
     def push(self, x: Tensor, state: LibraryRecurrent, final: bool) -> Tensor:
-        if x.shape[2] == 0:
+        if x.shape[1] == 0:
             return x.clone()
-        y, (state.hidden, state.cell) = self.lstm(x.permute(2, 0, 1), (state.hidden, state.cell))
-        return y.permute(1, 2, 0).contiguous() + x
+        y, (state.hidden, state.cell) = self.lstm(x.transpose(0, 1), (state.hidden, state.cell))
+        y = y.transpose(0, 1) + x
+        return torch.nn.functional.elu(y) if self.elu_output else y
 
 
-def make_layer(stage: Stage, precision: str, library_lstm: bool) -> Layer:
+def make_layers(stages: tuple[Stage, ...], precision: str, library_lstm: bool) -> list[Layer]:
+    """A layer for each stage, each made for the one behind it."""
+    layers: list[Layer] = []
+    for stage in reversed(stages):
+        layers.insert(0, _make_layer(stage, precision, library_lstm, layers[0] if layers else None))
+    return layers
+
+
+def _make_layer(stage: Stage, precision: str, library_lstm: bool, following: Layer | None) -> Layer:
     if isinstance(stage, ResidualBlock):
         convs = (stage.conv1, stage.conv2, stage.shortcut)
         normed = any(conv is not None and conv.norm is not None for conv in convs)
-        return NormedResidualLayer(stage, precision) if normed else ResidualLayer(stage, precision)
+        return NormedResidualLayer(stage, precision) if normed else ResidualLayer(stage, precision, following)
     if isinstance(stage, Upsample):
-        return UpsampleLayer(stage, precision)
+        return UpsampleLayer(stage, precision, following)
     if isinstance(stage, LSTM):
-        return LibraryLSTMLayer(stage) if library_lstm else LSTMLayer(stage, precision)
-    return ConvLayer(stage, precision)
+        return LibraryLSTMLayer(stage, following) if library_lstm else LSTMLayer(stage, precision, following)
+    return ConvLayer(stage, precision, following)

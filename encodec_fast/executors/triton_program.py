@@ -12,7 +12,8 @@ from torch import Tensor
 from encodec_fast.executors import triton_ops
 from encodec_fast.executors.base import QuantizerProgram
 from encodec_fast.executors.batched import BatchedProgram
-from encodec_fast.executors.triton_layers import LibraryLSTMLayer, Signal, make_layer
+from encodec_fast.executors.triton_layers import LibraryLSTMLayer, Signal, make_layers
+from encodec_fast.kernels.rows import arrange_triton
 from encodec_fast.kernels.rvq_decode import rvq_decode_triton
 from encodec_fast.kernels.rvq_encode import rvq_encode_triton, search_tables
 from encodec_fast.plan import Quantizer, Stage
@@ -39,13 +40,13 @@ def _similar_lengths(lengths: Sequence[int]) -> Iterator[list[int]]:
 class TritonProgram(BatchedProgram):
     """Consecutive stages on Triton kernels.
 
-    precision: of products, 'ieee', 'tf32x3' or 'tf32'.  library_lstm: leave the recurrence to cuDNN, and with it the order of summation.
+    precision: of products, 'split', 'tf32' or 'ieee'.  library_lstm: leave the recurrence to cuDNN, and with it the order of summation.
     """
 
     def __init__(self, stages: tuple[Stage, ...], precision: str, library_lstm: bool) -> None:
         self.stages = stages
         self.capturable = True
-        self.layers = [make_layer(stage, precision, library_lstm) for stage in stages]
+        self.layers = make_layers(stages, precision, library_lstm)
         self.exact = not any(isinstance(layer, LibraryLSTMLayer) for layer in self.layers)
         self.out_channels = stages[-1].out_channels
         # input, output and the input with what was carried
@@ -81,12 +82,12 @@ class TritonProgram(BatchedProgram):
         return [outputs[index] for index in range(len(clips))]
 
     def launch(self, x: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
-        signal = Signal(x)
+        signal = Signal(x.transpose(1, 2))
         table = None if lengths is None else self._lengths_table(x, lengths)
         with device_of(x):
             for index, layer in enumerate(self.layers):
                 signal = layer.run(signal, None if table is None else table[index])
-            return signal.applied()
+            return signal.applied().transpose(1, 2)
 
     def _lengths_table(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
         """Input lengths of every stage [stages, B], int32: computed on the host and copied once, without waiting for the device."""
@@ -106,13 +107,16 @@ class TritonProgram(BatchedProgram):
 
     def push_batch(self, x: Tensor, state: list[Any], final: bool) -> Tensor:
         with device_of(x):
+            steps = x.transpose(1, 2)
+            if self.layers[0].elu_input:
+                steps = arrange_triton(steps, elu=True).values
             for layer, carried in zip(self.layers, state, strict=True):
-                x = layer.push(x, carried, final)
-        return x
+                steps = layer.push(steps, carried, final)
+        return steps.transpose(1, 2)
 
 
 class TritonQuantizerProgram(QuantizerProgram):
-    """precision: 'ieee', 'tf32x3' or 'rerank'."""
+    """precision: 'ieee' or 'rerank'."""
 
     exact = True
 

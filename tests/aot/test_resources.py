@@ -8,6 +8,8 @@ from concurrent.futures import ProcessPoolExecutor
 import pytest
 import torch
 from encodec_fast.kernels import aot, tiles
+from encodec_fast.kernels.causal_conv1d import causal_conv1d_triton
+from encodec_fast.kernels.rows import Padding, Rows
 from encodec_fast.kernels.rvq_encode import rvq_encode_triton, search_tables
 from encodec_fast.kernels.tile_table import TABLE
 from triton.runtime import jit
@@ -16,13 +18,13 @@ from encodec_fast.executors.triton_launches import model_launches
 from fixtures import config_24khz, config_48khz
 
 ARCHS = {
-    "sm_80": ("ieee", "tf32", "tf32x3"),
-    "sm_90": ("ieee", "tf32", "tf32x3"),
-    "sm_100": ("ieee", "tf32", "tf32x3"),
+    "sm_80": ("split", "tf32"),
+    "sm_90": ("split", "tf32"),
+    "sm_100": ("split", "tf32"),
     "gfx942": ("ieee", "tf32"),
     # less shared memory
-    "sm_89": ("ieee", "tf32", "tf32x3"),
-    "sm_120": ("ieee", "tf32", "tf32x3"),
+    "sm_89": ("split", "tf32"),
+    "sm_120": ("split", "tf32"),
 }
 # Of a kernel and a tile every layer is compiled there; elsewhere, and in half precision, that with the widest window.
 EVERY_LAYER = ("sm_90",)
@@ -34,7 +36,7 @@ CONFIG_48KHZ = config_48khz()
 
 
 def searches_of(arch):
-    return ("ieee",) if arch.startswith("gfx") else ("ieee", "rerank", "tf32x3")
+    return ("ieee",) if arch.startswith("gfx") else ("ieee", "rerank")
 
 
 def many_frames(arch, search):
@@ -50,7 +52,7 @@ PLAIN = [("", dict(config=CONFIG_24KHZ))]
 def variants(precision):
     """(what is special, arguments of `model_launches`) of the calls whose launches are compiled."""
     yield from PLAIN
-    if precision == "ieee":
+    if precision == "split":
         yield "odd strides, ragged", dict(config=CONFIG_24KHZ, samples=24_001, ragged=True)
         yield "group norm", dict(config=CONFIG_48KHZ, samples=48_000)
     if precision == "tf32":
@@ -70,6 +72,18 @@ def one_of_each(found):
     return list(kept.values())
 
 
+def narrow_layers(arch, precision):
+    """Convolutions of widths that neither model has, and of few outputs before a norm."""
+    with torch.device("meta"):
+        for columns in (16, 32):
+            matrix = torch.empty(2 if precision == "split" else 1, columns, 7 * 32)
+            rows, padding = Rows(torch.empty(4, 2006, 32), 6, 2000), Padding(6, 0, "reflect")
+            yield from aot.record_launches(
+                lambda m=matrix: causal_conv1d_triton(rows, m, None, padding, kernel=7, precision=precision),  # noqa: B023 (called at once)
+                arch,
+            )
+
+
 def collect():
     """One case per distinct kernel: (label, architecture, launch)."""
     cases = {}
@@ -82,6 +96,7 @@ def collect():
                 launches = model_launches(arch=arch, precision=precision, search=search, **call)
                 launches = launches if arch in EVERY_LAYER and "dtype" not in call else one_of_each(launches)
                 found += [(precision, f"{stage} {what}".strip(), launch) for stage, launch, _ in launches]
+        found += [(precision, "narrow layer", launch) for precision in precisions for launch in narrow_layers(arch, precision)]
         for precision, stage, launch in found:
             source, options = aot.specialise(launch, arch)
             cases.setdefault((arch, source.hash(), str(options)), (f"{arch}-{precision}-{launch.name}-{stage}", arch, launch))
@@ -146,38 +161,33 @@ def test_kernel_fits(index, compiled):
     assert needs.shared <= aot.SHARED_LIMITS[arch]
     assert needs.registers * needs.threads <= 65_536 * (2 if arch.startswith("gfx") else 1)
     assert needs.seconds <= COMPILE_SECONDS
-    precision = launch.kwargs.get("PRECISION")
-    if arch.startswith("gfx"):
-        # matrix cores that multiply float32 exactly
-        assert bool(needs.matrix_instructions) == (precision is not None)
-    else:
-        assert bool(needs.matrix_instructions) == (precision not in (None, "ieee"))
+    precision = launch.kwargs.get("PRECISION", "thin")
+    # gfx942 has matrix cores that multiply float32 exactly
+    assert bool(needs.matrix_instructions) == (precision != "thin" and (precision != "ieee" or arch.startswith("gfx")))
     if precision == "ieee" and not arch.startswith("gfx"):
         assert needs.instructions["FFMA"] + needs.instructions["FFMA2"] > 0
-        if launch.name == "_causal_conv1d_kernel":
-            # the sum of a block is added to those before it: folded into the products, there would be one chain again
-            outputs = launch.kwargs["BLOCK_M"] * launch.kwargs["BLOCK_N"] // needs.threads
-            assert needs.instructions["FADD"] + 2 * needs.instructions["FADD2"] >= outputs
+    if precision == "split" and launch.name == "_causal_conv1d_kernel":
+        # the sum of a block is added to those before it: folded into the products, there would be one chain again
+        outputs = launch.kwargs["BLOCK_T"] * launch.kwargs["BLOCK_N"] // needs.threads
+        assert needs.instructions["FADD"] + 2 * needs.instructions["FADD2"] >= outputs
 
 
-def test_wide_products_use_the_warpgroup_instruction(compiled):
+def test_products_of_rows_use_the_warpgroup_instruction(compiled):
     kinds = {
-        launch.kwargs["BLOCK_M"]: compiled[index].result().matrix_instructions
+        (launch.kwargs["PRECISION"], kind)
         for index, (_, arch, launch) in enumerate(CASES)
-        if arch == "sm_90" and launch.name == "_causal_conv1d_kernel" and launch.kwargs["PRECISION"] == "tf32"
+        if arch == "sm_90" and launch.name in ("_causal_conv1d_kernel", "_residual_block_kernel")
+        for kind in compiled[index].result().matrix_instructions
     }
-    assert kinds[64] == {"HGMMA"}
-    # 32 rows are fewer than the 64 of a warpgroup
-    assert kinds[32] == {"HMMA"}
+    assert kinds == {("split", "HGMMA"), ("tf32", "HGMMA")}
 
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_every_row_of_the_table_is_compiled(arch):
-    precisions = {*ARCHS[arch], *searches_of(arch)}
-    rows = {key for key in TABLE if key[0] in (arch, "any") and key[2] in precisions}
+    # of the search and the recurrence in ieee everywhere, of convolutions where it is the architecture's own
+    rows = {key for key in TABLE if key[0] in (arch, "any") and key[2] in (*ARCHS[arch], *searches_of(arch))}
+    rows -= {key for key in rows if key[1] in ("conv", "residual") and key[2] not in ARCHS[arch]}
     rows -= {("any", *key[1:]) for key in TABLE if key[0] == arch}
-    # the second kernel of split blocks
-    rows -= {key for key in rows if key[1] == "merge" and tiles.lookup("residual", arch, key[2], 256) is not None}
     used = {key for key in rows if (key[1], arch, *key[2:]) in looked_up}
     assert used == rows
 

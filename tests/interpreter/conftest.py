@@ -4,9 +4,9 @@
 
 Triton reads the variable when a kernel is decorated, so a process is of this lane or not; elsewhere the folder is not collected.
 Two things are stricter here than in Triton's own interpreter:
-- the product is one chain of FMAs per element (chain.c; needs a C compiler), as on a GPU's scalar units, and rounds its
-  operands as `input_precision` says. numpy's product adds in an order that depends on where in the matrix an element
-  stands, and Triton's interpreter ignores the precision;
+- the product is one chain of FMAs per element (chain.c; needs a C compiler), as on a GPU's scalar units, or in tf32 what a
+  matrix unit makes of it at its worst: operands and sums truncated. numpy's product adds in an order that depends on where
+  in the matrix an element stands, and Triton's interpreter ignores the precision;
 - new memory holds NaN, and bands around it show a write out of bounds.
 """
 
@@ -33,6 +33,7 @@ elif problem := interpreter_problem(triton.__version__, np.__version__):
 # products here are single-threaded, and the references are small
 torch.set_num_threads(1)
 
+FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-shared", "-fPIC")
 GUARD = 64
 POISON_INTEGER = -777_777
 
@@ -47,13 +48,13 @@ def _library():
     with tempfile.TemporaryDirectory() as folder:
         made = os.path.join(folder, "chain.so")
         source = os.path.join(os.path.dirname(__file__), "chain.c")
-        subprocess.run([os.environ.get("CC", "cc"), "-O3", "-march=native", "-shared", "-fPIC", "-o", made, source], check=True)
+        subprocess.run([os.environ.get("CC", "cc"), *FLAGS, "-o", made, source], check=True)
         return ctypes.CDLL(made)
 
 
-def _chain(a, b, acc):
+def _product(name, a, b, acc):
     addresses = (ctypes.c_void_p(x.ctypes.data) for x in (a, b, acc))
-    _library().chain(*addresses, *map(ctypes.c_long, (*a.shape, b.shape[1])))
+    getattr(_library(), name)(*addresses, *map(ctypes.c_long, (*a.shape, b.shape[1])))
     return acc
 
 
@@ -64,14 +65,11 @@ def _dot(builder, a, b, d, input_precision, max_num_imprecise_acc):
     left, right = (np.ascontiguousarray(x.data, dtype=np.float32) for x in (a, b))
     acc = np.array(d.data, dtype=np.float32, order="C")
     if input_precision == ir.INPUT_PRECISION.IEEE:
-        acc = _chain(left, right, acc)
-    else:
-        high_left, high_right = _tf32(left), _tf32(right)
-        if input_precision == ir.INPUT_PRECISION.TF32x3:
-            acc = _chain(_tf32(left - high_left), high_right, acc)
-            acc = _chain(high_left, _tf32(right - high_right), acc)
-        acc = _chain(high_left, high_right, acc)
-    return TensorHandle(acc, d.dtype.scalar)
+        return TensorHandle(_product("chain", left, right, acc), d.dtype.scalar)
+    if input_precision == ir.INPUT_PRECISION.TF32x3:
+        acc = _product("truncated", _tf32(left - _tf32(left)), _tf32(right), acc)
+        acc = _product("truncated", _tf32(left), _tf32(right - _tf32(right)), acc)
+    return TensorHandle(_product("truncated", _tf32(left), _tf32(right), acc), d.dtype.scalar)
 
 
 class Memory:

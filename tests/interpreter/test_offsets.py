@@ -3,33 +3,20 @@
 import pytest
 import torch
 from bounds import assert_same_bits
-from encodec_fast.kernels.causal_conv1d import causal_conv1d_triton
+from encodec_fast.kernels.causal_conv1d import causal_conv1d_triton, conv_matrix
 from encodec_fast.kernels.lstm import lstm_triton
+from encodec_fast.kernels.product import split_matrix
 from encodec_fast.kernels.residual_block import residual_block_triton
+from encodec_fast.kernels.rows import Padding, Rows, arrange_triton
 from encodec_fast.kernels.rvq_encode import rvq_encode_triton, search_tables
-from encodec_fast.kernels.transposed_conv1d import phase_weight, transposed_conv1d_triton
+from encodec_fast.kernels.transposed_conv1d import phase_matrix, transposed_conv1d_triton
 
 FAR = 2**30
 CHANNELS = 3
 
 
-def conv(x):
-    return causal_conv1d_triton(x, torch.ones(2, CHANNELS, 3), None, pad_left=2, elu=True, precision="ieee")
-
-
-def residual(x):
-    shapes = ((2, CHANNELS, 3), (2,), (CHANNELS, 2, 1), (CHANNELS,))
-    return residual_block_triton(x, *(torch.ones(shape) for shape in shapes), None, None, pad_left=2, precision="ieee")
-
-
-def transposed(x):
-    weight = phase_weight(torch.ones(CHANNELS, 2, 4), 2)
-    return transposed_conv1d_triton(x, weight, None, kernel=4, stride=2, trim_left=0, trim_right=2, precision="ieee")
-
-
-def lstm(x):
-    weight, state = torch.ones(1, 2 * CHANNELS, 4 * CHANNELS), torch.zeros(1, 2, x.shape[0], CHANNELS)
-    return lstm_triton(x, torch.ones(4 * CHANNELS, CHANNELS), weight, torch.zeros(1, 12), state, state[:, 0].clone(), precision="ieee")
+def arranged(x):
+    return arrange_triton(x.transpose(1, 2), Padding(2, 0, "reflect"), elu=True).values
 
 
 def search(x):
@@ -37,7 +24,7 @@ def search(x):
     return rvq_encode_triton(x, search_tables(torch.randn(2, 16, CHANNELS)), 2, precision="ieee")
 
 
-@pytest.mark.parametrize("kernel", [conv, residual, transposed, lstm, search], ids=lambda kernel: kernel.__name__)
+@pytest.mark.parametrize("kernel", [arranged, search], ids=lambda kernel: kernel.__name__)
 @pytest.mark.parametrize("along", ["clips", "channels"])
 def test_elements_far_apart_are_found(kernel, along, memory):
     # 4 GiB of address space, of which a few pages are ever touched
@@ -47,3 +34,39 @@ def test_elements_far_apart_are_found(kernel, along, memory):
     near = torch.randn(shape).half()
     x.copy_(near)
     assert_same_bits(kernel(x), kernel(near))
+
+
+def conv(rows):
+    weight = torch.ones(20, CHANNELS, 3).half()
+    return causal_conv1d_triton(rows, conv_matrix(weight, "tf32"), None, Padding(2), kernel=3, precision="tf32").values
+
+
+def thin(rows):
+    weight = torch.ones(2, CHANNELS, 3).half()
+    return causal_conv1d_triton(rows, conv_matrix(weight, "thin"), None, Padding(2), kernel=3, precision="thin").values
+
+
+def residual(rows):
+    matrices = [conv_matrix(torch.ones(shape).half(), "tf32") for shape in ((2, CHANNELS, 3), (CHANNELS, 2, 1))]
+    parameters = matrices[0], None, matrices[1], None, None, None
+    return residual_block_triton(rows, *parameters, Padding(2), kernel=3, precision="tf32").values
+
+
+def transposed(rows):
+    matrix = phase_matrix(torch.ones(CHANNELS, 2, 4).half(), 2, "tf32")
+    return transposed_conv1d_triton(rows, matrix, None, kernel=4, stride=2, trim_left=0, trim_right=2, precision="tf32").values
+
+
+def lstm(rows):
+    weight, state = torch.ones(1, 2 * CHANNELS, 4 * CHANNELS), torch.zeros(1, 2, rows.buffer.shape[0], CHANNELS)
+    matrix = split_matrix(torch.ones(4 * CHANNELS, CHANNELS).half(), "tf32")
+    return lstm_triton(rows, matrix, weight, torch.zeros(1, 12), state, state[:, 0].clone(), precision="tf32").values
+
+
+@pytest.mark.parametrize("kernel", [conv, thin, residual, transposed, lstm], ids=lambda kernel: kernel.__name__)
+def test_clips_far_apart_are_found(kernel, memory):
+    block = memory.empty(2 * FAR + 64, dtype=torch.float16)
+    near = arrange_triton(torch.randn(3, 12, CHANNELS).half(), Padding(2))
+    far = Rows(block.as_strided(near.buffer.shape, (FAR, CHANNELS, 1)), near.lead, near.length)
+    far.buffer.copy_(near.buffer)
+    assert_same_bits(kernel(far), kernel(near))

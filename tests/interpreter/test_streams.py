@@ -109,7 +109,7 @@ def with_leaf(tree, path, value):
 
 def forgeries_of(value, around):
     if isinstance(value, torch.Tensor):
-        return [value.double(), torch.cat([value, value], 1)]
+        return [value.double(), torch.cat([value, value], -1)]
     if type(value) is not int:
         return []
     # whether an LSTM took an even number of steps may be either

@@ -1,0 +1,215 @@
+"""Signals with channels last, [B, T, C], and beside each clip's steps the rows of padding that a convolution reads.
+
+A window of a convolution is then one contiguous run of kernel * C floats, and no kernel asks where a clip ends.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .activation import elu as _elu
+from .padding import padded_index
+from .tiles import FUSED
+
+
+@dataclass(frozen=True)
+class Rows:
+    """buffer: [B, >= lead + length, C] contiguous; step 0 of a clip stands in row `lead`."""
+
+    buffer: Tensor
+    lead: int
+    length: int
+
+    @property
+    def values(self) -> Tensor:
+        """[B, T, C], without the padding."""
+        return self.buffer[:, self.lead : self.lead + self.length]
+
+    @property
+    def tail(self) -> int:
+        """Rows behind the last step."""
+        return self.buffer.shape[1] - self.lead - self.length
+
+    def first(self, step: int) -> Tensor:
+        """The buffer from a step on, which may stand before step 0."""
+        return self.buffer[:, self.lead + step :]
+
+
+def empty_rows(like: Tensor, batch: int, length: int, channels: int, lead: int = 0, tail: int = 0) -> Rows:
+    """Rows not written yet, in the dtype and on the device of `like`."""
+    return Rows(like.new_empty(batch, lead + length + tail, channels), lead, length)
+
+
+@dataclass(frozen=True)
+class Padding:
+    """Of a convolution over a whole signal; its right end is padded by what completes the last stride as well.
+
+    mode: 'reflect', 'constant' or 'replicate'.
+    """
+
+    left: int = 0
+    right: int = 0
+    mode: str = "constant"
+    stride: int = 1
+
+    @property
+    def tail(self) -> int:
+        """The most rows that the right end may take."""
+        return self.right + self.stride - 1
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A group norm that is still to be applied.  statistics: [B, 2] of `group_norm_statistics`.  weight, bias: [C]."""
+
+    statistics: Tensor
+    weight: Tensor
+    bias: Tensor
+
+
+def arrange_ref(
+    x: Tensor,
+    padding: Padding = Padding(),
+    *,
+    norm: Norm | None = None,
+    other: Tensor | None = None,
+    other_norm: Norm | None = None,
+    elu: bool = False,
+    lengths: Tensor | None = None,
+) -> list[Tensor]:
+    """Each clip's rows with its padding: ELU of norm(x) + norm(other), padded afterwards.
+
+    x, other: [B, T, C].  lengths: [B], each clip's own T.
+    Returns [left + T_b + right + what completes the last stride, C] of each clip, in x's dtype.
+    Source: EncodecConv1d._pad1d, transformers 5.23 modeling_encodec.py.
+    """
+    from .padding import pad_ref
+
+    y = _normed(x, norm)
+    y = y if other is None else y + _normed(other, other_norm)
+    y = torch.nn.functional.elu(y) if elu else y
+    clips = []
+    for clip, row in enumerate(y):
+        length = row.shape[0] if lengths is None else int(lengths[clip])
+        extra = -length % padding.stride
+        clips.append(pad_ref(row[:length].T, padding.left, padding.right + extra, padding.mode).T)
+    return clips
+
+
+def _normed(x: Tensor, norm: Norm | None) -> Tensor:
+    if norm is None:
+        return x
+    mean, rstd = norm.statistics[:, 0, None, None], norm.statistics[:, 1, None]
+    return (x - mean) * (rstd * norm.weight)[:, None] + norm.bias
+
+
+@triton.jit
+def _load_normed(x_ptr, stats_ptr, gamma_ptr, beta_ptr, stride_xb, stride_xt, stride_xc, clip, u, c, C, inside):
+    """(x - mean) * rstd * gamma + beta of steps u and channels c of a clip, x itself where there is no norm.  [BLOCK_T, BLOCK_C]"""
+    x_block = x_ptr + clip * stride_xb + (u.to(tl.int64) * stride_xt)[:, None] + (c.to(tl.int64) * stride_xc)[None, :]
+    x = tl.load(x_block, mask=inside, other=0.0).to(tl.float32)
+    if stats_ptr is not None:
+        mean = tl.load(stats_ptr + 2 * clip)
+        rstd = tl.load(stats_ptr + 2 * clip + 1)
+        gamma = tl.load(gamma_ptr + c, mask=c < C, other=0.0).to(tl.float32)
+        beta = tl.load(beta_ptr + c, mask=c < C, other=0.0).to(tl.float32)
+        x = (x - mean) * (rstd * gamma)[None, :] + beta[None, :]
+    return x
+
+
+@triton.jit
+def _arrange_kernel(
+    x_ptr, stats_ptr, gamma_ptr, beta_ptr, other_ptr, other_stats_ptr, other_gamma_ptr, other_beta_ptr, lengths_ptr, y_ptr,
+    stride_xb, stride_xt, stride_xc, stride_ob, stride_ot, stride_oc, stride_yb,
+    C, T, start, left, right, begin, rows,
+    STRIDE: tl.constexpr, PAD_MODE: tl.constexpr, ELU: tl.constexpr, EDGES: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """y[b, i, :] = ELU(norm(x) + norm(other)) at the step that row i shows, i = 0 at the first row of padding; zero outside.
+
+    Rows from `begin` on.  EDGES: only rows of padding, of x that stands in y already.
+    Grid: B x blocks of rows x blocks of channels.  Reference: arrange_ref.
+    """
+    clip = tl.program_id(0).to(tl.int64)
+    i = begin + tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)  # [BLOCK_T]
+    c = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)  # [BLOCK_C]
+    length = T
+    if lengths_ptr is not None:
+        length = tl.load(lengths_ptr + clip).to(tl.int32)
+    total = start + length
+    extra = tl.cdiv(total, STRIDE) * STRIDE - total
+    wanted = i < begin + rows
+    if EDGES:
+        i = tl.where(i < left, i, i + length)
+        wanted = wanted & (i < left + length + right + extra)
+    mirror = tl.maximum(total, tl.maximum(left, right + extra) + 1) - start
+    u = padded_index(i - left, length, mirror, PAD_MODE)
+    inside = (wanted & (u >= 0) & (u < length))[:, None] & (c < C)[None, :]
+    y = _load_normed(x_ptr, stats_ptr, gamma_ptr, beta_ptr, stride_xb, stride_xt, stride_xc, clip, u, c, C, inside)
+    if other_ptr is not None:
+        y += _load_normed(
+            other_ptr, other_stats_ptr, other_gamma_ptr, other_beta_ptr, stride_ob, stride_ot, stride_oc, clip, u, c, C, inside
+        )
+    if ELU:
+        y = _elu(y)
+    # padding comes after norm and ELU, so what lies outside is zero again
+    y = tl.where(inside, y, 0.0)
+    y_block = y_ptr + clip * stride_yb + (i.to(tl.int64) * C)[:, None] + c[None, :]
+    tl.store(y_block, y.to(y_ptr.dtype.element_ty), mask=wanted[:, None] & (c < C)[None, :])
+
+
+def arrange_triton(
+    x: Tensor,
+    padding: Padding = Padding(),
+    *,
+    norm: Norm | None = None,
+    other: Tensor | None = None,
+    other_norm: Norm | None = None,
+    elu: bool = False,
+    lengths: Tensor | None = None,
+    lead: int = 0,
+    tail: int = 0,
+) -> Rows:
+    """As `arrange_ref`, in one buffer with at least `lead` rows before and `tail` rows behind, of which those of the padding are written.
+
+    x, other: of any strides.
+    """
+    batch, length, channels = x.shape
+    lead, tail = max(lead, padding.left), max(tail, padding.tail)
+    made = empty_rows(x, batch, length, channels, lead, tail)
+    _launch(made, padding, x, norm, other, other_norm, lengths, elu, 0, 0, edges=False)
+    return made
+
+
+def pad_rows_triton(rows: Rows, padding: Padding, lengths: Tensor | None = None, start: int = 0) -> None:
+    """Writes the rows of padding of a signal that stands in its buffer; of one that began before it, only those of the right end.
+
+    start: where step 0 of the buffer stands in the whole signal.
+    """
+    if padding.left or padding.tail:
+        begin = 0 if start == 0 else padding.left
+        _launch(rows, padding, rows.values, None, None, None, lengths, False, start, begin, edges=True)
+
+
+def _launch(
+    made: Rows, padding: Padding, x: Tensor, norm: Norm | None, other: Tensor | None, other_norm: Norm | None, lengths: Tensor | None,
+    elu: bool, start: int, begin: int, edges: bool,
+) -> None:  # fmt: skip
+    batch, length, channels = x.shape
+    rows = padding.left + padding.tail + (0 if edges else length) - begin
+    if batch == 0 or length == 0 or rows == 0:
+        return
+    block_c = min(triton.next_power_of_2(channels), 128)
+    block_t = 1 if edges else 4096 // block_c
+    norms = [(n.statistics, n.weight, n.bias) if n is not None else (None, None, None) for n in (norm, other_norm)]
+    strides = (0, 0, 0) if other is None else other.stride()
+    _arrange_kernel[(batch, triton.cdiv(rows, block_t), triton.cdiv(channels, block_c))](
+        x, *norms[0], other, *norms[1], lengths, made.first(-padding.left),
+        *x.stride(), *strides, made.buffer.stride(0), channels, length, start, padding.left, padding.right, begin, rows,
+        STRIDE=padding.stride, PAD_MODE=padding.mode, ELU=elu, EDGES=edges, BLOCK_T=block_t, BLOCK_C=block_c,
+        num_warps=1 if edges else 4, **FUSED,
+    )  # fmt: skip
