@@ -214,19 +214,24 @@ def _read_amd(made: Any) -> tuple[int, int, Counter[str]]:
 
 
 def _read_nvidia(made: Any) -> tuple[int, int, Counter[str]]:
-    # LOCAL stays 0 in kernels that spill, and a failed allocation shows as 32 registers: STACK is the one to read
-    found = re.search(r"REG:(\d+) STACK:(\d+)", read_cubin(made, "cuobjdump", "-res-usage"))
-    assert found
     opcodes = Counter(re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\d+\s+)?([A-Z0-9]+)", disassembly(made), re.MULTILINE))
-    return int(found[1]), int(found[2]), Counter({name: opcodes[name] for name in NVIDIA_INSTRUCTIONS})
+    return *registers_and_stack(made), Counter({name: opcodes[name] for name in NVIDIA_INSTRUCTIONS})
+
+
+def registers_and_stack(made: Any) -> tuple[int, int]:
+    """Registers of a thread, and its bytes of stack, of a kernel for an NVIDIA architecture."""
+    # LOCAL stays 0 in kernels that spill, and a failed allocation shows as 32 registers: STACK is the one to read
+    found = re.search(r"REG:(\d+) STACK:(\d+)", _read_cubin(made, "cuobjdump", "-res-usage"))
+    assert found
+    return int(found[1]), int(found[2])
 
 
 def disassembly(made: Any) -> str:
     """The machine code of a kernel for an NVIDIA architecture as text."""
-    return read_cubin(made, "nvdisasm", "-c")
+    return _read_cubin(made, "nvdisasm", "-c")
 
 
-def read_cubin(made: Any, name: str, option: str) -> str:
+def _read_cubin(made: Any, name: str, option: str) -> str:
     """What one of the tools that come with Triton prints of a kernel."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
     with tempfile.TemporaryDirectory() as folder:

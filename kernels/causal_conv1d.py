@@ -16,7 +16,7 @@ from .activation import elu as _elu
 from .group_norm import store_partial
 from .padding import pad_ref
 from .product import DEPTH, add_product, load_weight, split_matrix
-from .rows import Padding, Rows
+from .rows import Padding, Rows, row_tile
 from .tiles import Tile, conv_tile
 
 # A convolution of so few terms or outputs is bound by memory, and no matrix unit has work for it.
@@ -86,7 +86,7 @@ def conv_matrix(weight: Tensor, precision: str) -> Tensor:
 
 @triton.jit
 def _store_rows(
-    acc, y_ptr, lengths_ptr, partials_ptr, stride_yb, stride_yt, clip, t, n, pid, rows, N,
+    acc, y_ptr, lengths_ptr, partials_ptr, stride_yb, stride_yt, clip, t, n, rows, N,
     KERNEL: tl.constexpr, STRIDE: tl.constexpr, PHASES: tl.constexpr, ELU: tl.constexpr, EVEN_N: tl.constexpr,
 ):  # fmt: skip
     """Leaves a tile of outputs, and what group norm needs of it."""
@@ -99,7 +99,7 @@ def _store_rows(
                 counted = counted & (t < tl.cdiv(length, STRIDE))[:, None]
             else:
                 counted = counted & (t[:, None] * PHASES + n[None, :] // (N // PHASES) < (length - 1) * PHASES + KERNEL)
-        store_partial(partials_ptr + pid.to(tl.int64) * 3, acc, counted)
+        store_partial(partials_ptr + tl.program_id(0).to(tl.int64) * 3, acc, counted)
     if ELU:
         acc = _elu(acc)
     y_block = y_ptr + clip * stride_yb + (t.to(tl.int64) * stride_yt)[:, None] + n[None, :]
@@ -119,15 +119,7 @@ def _causal_conv1d_kernel(
 
     Grid: B x tiles of rows x tiles of columns.  Reference: causal_conv1d_ref.
     """
-    pid = tl.program_id(0)
-    tiles_n = tl.cdiv(N, BLOCK_N)
-    tiles_t = tl.cdiv(rows, BLOCK_T)
-    clip = (pid // (tiles_n * tiles_t)).to(tl.int64)
-    t = pid // tiles_n % tiles_t * BLOCK_T + tl.arange(0, BLOCK_T)  # [BLOCK_T]
-    n = pid % tiles_n * BLOCK_N + tl.arange(0, BLOCK_N)  # [BLOCK_N]
-    # past the last row it is read again, and past the last column the first: no mask where the sum is made
-    x_row = x_ptr + clip * stride_xb + tl.minimum(t, rows - 1).to(tl.int64) * (STRIDE * C)
-    column = n if EVEN_N else tl.where(n < N, n, 0)
+    clip, t, n, x_row, column = row_tile(x_ptr, stride_xb, STRIDE * C, rows, N, EVEN_N, BLOCK_T, BLOCK_N)
     w_row = w_ptr + column * TERMS
     EVEN_K: tl.constexpr = TERMS % BLOCK_K == 0
     acc = tl.zeros((BLOCK_T, BLOCK_N), dtype=tl.float32)
@@ -143,7 +135,7 @@ def _causal_conv1d_kernel(
         acc = add_product(acc, x.to(tl.float32), w, w_low, PRECISION)
     if b_ptr is not None:
         acc += tl.load(b_ptr + column).to(tl.float32)[None, :]
-    _store_rows(acc, y_ptr, lengths_ptr, partials_ptr, stride_yb, stride_yt, clip, t, n, pid, rows, N, KERNEL, STRIDE, PHASES, ELU, EVEN_N)
+    _store_rows(acc, y_ptr, lengths_ptr, partials_ptr, stride_yb, stride_yt, clip, t, n, rows, N, KERNEL, STRIDE, PHASES, ELU, EVEN_N)
 
 
 @triton.jit
@@ -154,14 +146,7 @@ def _few_terms_kernel(
     EVEN_N: tl.constexpr, PRECISION: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """As `_causal_conv1d_kernel`, of few terms, in one chain of float32 multiply-adds; w [TERMS, N]."""
-    pid = tl.program_id(0)
-    tiles_n = tl.cdiv(N, BLOCK_N)
-    tiles_t = tl.cdiv(rows, BLOCK_T)
-    clip = (pid // (tiles_n * tiles_t)).to(tl.int64)
-    t = pid // tiles_n % tiles_t * BLOCK_T + tl.arange(0, BLOCK_T)  # [BLOCK_T]
-    n = pid % tiles_n * BLOCK_N + tl.arange(0, BLOCK_N)  # [BLOCK_N]
-    x_row = x_ptr + clip * stride_xb + tl.minimum(t, rows - 1).to(tl.int64) * (STRIDE * C)
-    column = n if EVEN_N else tl.where(n < N, n, 0)
+    clip, t, n, x_row, column = row_tile(x_ptr, stride_xb, STRIDE * C, rows, N, EVEN_N, BLOCK_T, BLOCK_N)
     acc = tl.zeros((BLOCK_T, BLOCK_N), dtype=tl.float32)
     for k in tl.static_range(TERMS):
         offset = k if DILATION == 1 else k // C * (DILATION * C) + k % C
@@ -170,7 +155,7 @@ def _few_terms_kernel(
         acc += x[:, None] * w[None, :]
     if b_ptr is not None:
         acc += tl.load(b_ptr + column).to(tl.float32)[None, :]
-    _store_rows(acc, y_ptr, lengths_ptr, partials_ptr, stride_yb, stride_yt, clip, t, n, pid, rows, N, KERNEL, STRIDE, PHASES, ELU, EVEN_N)
+    _store_rows(acc, y_ptr, lengths_ptr, partials_ptr, stride_yb, stride_yt, clip, t, n, rows, N, KERNEL, STRIDE, PHASES, ELU, EVEN_N)
 
 
 @triton.jit
@@ -252,9 +237,10 @@ def multiply_rows(
     """
     batch, _, channels = x.shape
     parts, columns, terms = matrix.shape
-    if precision == "thin" and columns <= FEW_TERMS and columns == kernel * channels:
-        columns, terms = terms, columns
     taps = kernel if phases == 1 else -(-kernel // phases)
+    few_terms = precision == "thin" and taps * channels <= FEW_TERMS
+    if few_terms:
+        columns, terms = terms, columns
     expected = 2 if precision == "split" else 1, taps * channels
     if (parts, terms) != expected or not matrix.is_contiguous():
         raise ValueError(f"matrix must be contiguous [{expected[0]}, C_out, {expected[1]}] in {precision}, got {tuple(matrix.shape)}")
@@ -263,9 +249,9 @@ def multiply_rows(
     y = x.new_empty(batch, lead + rows * phases + tail, columns // phases) if out is None else out
     first = y[:, lead:]
     strides = x.stride(0), first.stride(0), first.stride(1) * phases
-    tile = tile or conv_tile(x.device, columns, terms, precision)
+    tile = tile or conv_tile(x.device, columns, precision)
     sums = None
-    if precision == "thin" and terms > FEW_TERMS:
+    if precision == "thin" and not few_terms:
         if batch and rows > 0:
             _few_outputs_kernel[(batch * triton.cdiv(rows, tile.block_m),)](
                 x, matrix, bias, first, *strides, channels, rows,
@@ -277,7 +263,7 @@ def multiply_rows(
     if partials:
         sums = x.new_empty(batch, tiles, 3, dtype=torch.float32)
     if batch and rows > 0:
-        run = _few_terms_kernel if precision == "thin" else _causal_conv1d_kernel
+        run = _few_terms_kernel if few_terms else _causal_conv1d_kernel
         run[(batch * tiles,)](
             x, matrix, bias, lengths, first, sums, *strides, channels, rows, columns,
             KERNEL=kernel, TERMS=terms, STRIDE=stride, DILATION=dilation, PHASES=phases, ELU=elu, EVEN_N=columns % tile.block_n == 0,

@@ -13,7 +13,7 @@ from torch import Tensor
 from .activation import elu as _elu
 from .causal_conv1d import causal_conv1d_ref
 from .product import DEPTH, add_product, load_weight
-from .rows import Padding, Rows, empty_rows
+from .rows import Padding, Rows, empty_rows, row_tile
 from .tiles import Tile, block_of, residual_tile
 
 
@@ -57,7 +57,7 @@ def residual_block_ref(
 def _residual_block_kernel(
     x_ptr, w1_ptr, b1_ptr, w2_ptr, b2_ptr, ws_ptr, bs_ptr, y_ptr,
     stride_xb, stride_yb, C, H, C_out, rows, here,
-    KERNEL: tl.constexpr, TERMS: tl.constexpr, DILATION: tl.constexpr, ELU: tl.constexpr, PRECISION: tl.constexpr,
+    TERMS: tl.constexpr, DILATION: tl.constexpr, ELU: tl.constexpr, PRECISION: tl.constexpr,
     EVEN: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """y = f(w2 @ ELU(w1 * ELU(x) + b1) + b2 + ws @ x + bs) for BLOCK_T steps and BLOCK_N of C_out channels.
@@ -65,16 +65,9 @@ def _residual_block_kernel(
     The window of output t starts at row t of x_ptr, the step itself is row t + here.  EVEN: blocks of C, H and C_out have no rest.
     Grid: B x tiles of time x tiles of channels.  Reference: residual_block_ref.
     """
-    pid = tl.program_id(0)
-    tiles_n = tl.cdiv(C_out, BLOCK_N)
-    tiles_t = tl.cdiv(rows, BLOCK_T)
-    clip = (pid // (tiles_n * tiles_t)).to(tl.int64)
-    t = pid // tiles_n % tiles_t * BLOCK_T + tl.arange(0, BLOCK_T)  # [BLOCK_T]
-    n = pid % tiles_n * BLOCK_N + tl.arange(0, BLOCK_N)  # [BLOCK_N]
-    x_row = x_ptr + clip * stride_xb + tl.minimum(t, rows - 1).to(tl.int64) * C
+    clip, t, n, x_row, column = row_tile(x_ptr, stride_xb, C, rows, C_out, EVEN, BLOCK_T, BLOCK_N)
     h = tl.arange(0, BLOCK_H)  # [BLOCK_H]
     unit = h if EVEN else tl.where(h < H, h, 0)
-    column = n if EVEN else tl.where(n < C_out, n, 0)
     EVEN_K: tl.constexpr = TERMS % BLOCK_K == 0
     acc_h = tl.zeros((BLOCK_T, BLOCK_H), dtype=tl.float32)
     for k0 in tl.range(0, TERMS, BLOCK_K):
@@ -128,7 +121,6 @@ def residual_block_triton(
     shortcut_bias: Tensor | None,
     padding: Padding,
     *,
-    kernel: int,
     dilation: int = 1,
     elu: bool = False,
     start: int = 0,
@@ -156,7 +148,7 @@ def residual_block_triton(
         _residual_block_kernel[(batch * tiles,)](
             x.first(out_start - padding.left - start), matrix1, bias1, matrix2, bias2, shortcut, shortcut_bias, made.first(0),
             x.buffer.stride(0), made.buffer.stride(0), channels, hidden, out_channels, out_length, padding.left,
-            KERNEL=kernel, TERMS=terms, DILATION=dilation, ELU=elu, PRECISION=precision, EVEN=even,
+            TERMS=terms, DILATION=dilation, ELU=elu, PRECISION=precision, EVEN=even,
             BLOCK_T=tile.block_m, BLOCK_H=block_h, BLOCK_N=block_n, BLOCK_K=depth, **tile.options,
         )  # fmt: skip
     return made

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .activation import elu as _elu
-from .padding import padded_index
+from .padding import pad_ref, padded_index
 from .tiles import FUSED
 
 
@@ -88,8 +88,6 @@ def arrange_ref(
     Returns [left + T_b + right + what completes the last stride, C] of each clip, in x's dtype.
     Source: EncodecConv1d._pad1d, transformers 5.23 modeling_encodec.py.
     """
-    from .padding import pad_ref
-
     y = _normed(x, norm)
     y = y if other is None else y + _normed(other, other_norm)
     y = torch.nn.functional.elu(y) if elu else y
@@ -106,6 +104,25 @@ def _normed(x: Tensor, norm: Norm | None) -> Tensor:
         return x
     mean, rstd = norm.statistics[:, 0, None, None], norm.statistics[:, 1, None]
     return (x - mean) * (rstd * norm.weight)[:, None] + norm.bias
+
+
+@triton.jit
+def row_tile(x_ptr, stride_xb, step, rows, N, EVEN_N: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr):
+    """This program's clip, rows t [BLOCK_T] and columns n [BLOCK_N] of the output; where those rows start in x; the columns to read.
+
+    step: elements of x from row to row.
+    Past the last row it is read again, and past the last column the first: no mask where the sum is made.
+    Grid: B x tiles of rows x tiles of columns.
+    """
+    pid = tl.program_id(0)
+    tiles_n = tl.cdiv(N, BLOCK_N)
+    tiles_t = tl.cdiv(rows, BLOCK_T)
+    clip = (pid // (tiles_n * tiles_t)).to(tl.int64)
+    t = pid // tiles_n % tiles_t * BLOCK_T + tl.arange(0, BLOCK_T)
+    n = pid % tiles_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    x_row = x_ptr + clip * stride_xb + tl.minimum(t, rows - 1).to(tl.int64) * step
+    column = n if EVEN_N else tl.where(n < N, n, 0)
+    return clip, t, n, x_row, column
 
 
 @triton.jit

@@ -91,15 +91,15 @@ def _interpreter_tile(op: str, width: int) -> Tile:
     return Tile(max(64, min(1024, 65536 // block_n)), block_n, 0, 1, 1)
 
 
-def conv_tile(device: torch.device, columns: int, terms: int, precision: str) -> Tile:
-    """Of causal_conv1d and transposed_conv1d with `columns` columns and `terms` terms in each sum."""
+def conv_tile(device: torch.device, columns: int, precision: str) -> Tile:
+    """Of causal_conv1d and transposed_conv1d with `columns` columns."""
     arch = arch_of(device)
     if precision == "thin":
-        return _thin_tile(arch, columns, terms)
+        return _thin_tile(arch, columns)
     return lookup("conv", arch, precision, min(block_of(columns), 512 if arch == "interpreter" else 128))
 
 
-def _thin_tile(arch: str, columns: int, terms: int) -> Tile:
+def _thin_tile(arch: str, columns: int) -> Tile:
     """Of convolutions of few terms, whose tile is steps x columns, and of few outputs, whose tile is steps x channels."""
     few_outputs = columns <= 4
     width = 32 if few_outputs else min(triton.next_power_of_2(columns), 64)

@@ -98,20 +98,19 @@ def cost_of(made: Any, parameters: list[int | None], grid: Sequence[int], tensor
 
     made: of `aot.compiled`.  tensor_bytes: of the tensors that it takes.
     """
-    usage = re.search(r"REG:(\d+) STACK:(\d+)", aot.read_cubin(made, "cuobjdump", "-res-usage"))
-    assert usage
+    registers, stack = aot.registers_and_stack(made)
     program, code = ptx.parse(made.asm["ptx"]), sass.parse(aot.disassembly(made))
     threads, blocks = made.metadata.num_warps * WARP, math.prod(grid)
     traces = [Block(program, parameters, threads, index, grid).run() for index in _followed(grid)]
     regions = _regions(code, program, traces, threads, gpu)
-    resident = gpu.resident(threads, int(usage[1]), made.metadata.shared)
+    resident = gpu.resident(threads, registers, made.metadata.shared)
     loads = [access for trace in traces for access in trace.accesses.values() if access.kind != "store" and access.space != "shared"]
     return Cost(
         kernel=made.metadata.name,
         blocks=blocks,
         threads=threads,
-        registers=int(usage[1]),
-        stack=int(usage[2]),
+        registers=registers,
+        stack=stack,
         shared=made.metadata.shared,
         resident=resident,
         waves=math.ceil(blocks / (gpu.sms * resident)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,8 +31,6 @@ class Access:
     space: str  # "shared", "global" or "global to shared"
     line: str
     width: int  # bytes of a lane
-    executions: int = 0
-    requests: int = 0
     wavefronts: int = 0
     least_wavefronts: int = 0
     sectors: int = 0
@@ -44,13 +42,11 @@ class Access:
 class Trace:
     """executions of every instruction; accesses by instruction.
 
-    data_branches: branches that data decides, at which the way with less code is taken.
     touched: for loads and stores the numbers of the different global sectors.  latency: cycles of the block alone on an SM.
     """
 
     executions: list[int]
     accesses: dict[int, Access]
-    data_branches: int
     touched: dict[str, set[int]]
     latency: float
 
@@ -101,7 +97,6 @@ class Block:
         self.accesses: dict[int, Access] = {}
         self.touched: dict[str, list[np.ndarray]] = defaultdict(list)
         self.executions = [0] * len(program.instructions)
-        self.data_branches = 0
         # nothing starts before `sync`; `latest` is the last start, `settled` the end of what the next barrier waits for
         self.sync = self.latest = self.settled = self.end = 0.0
         self.copies: list[float] = [0.0]
@@ -124,7 +119,7 @@ class Block:
                 self._step(instruction, position)
                 position += 1
         touched = {kind: set(np.unique(np.concatenate(parts)).tolist()) for kind, parts in self.touched.items()}
-        return Trace(self.executions, self.accesses, self.data_branches, touched, self.end)
+        return Trace(self.executions, self.accesses, touched, self.end)
 
     def _value(self, name: str) -> Value:
         if name[0] == "%":
@@ -155,7 +150,7 @@ class Block:
             # some threads go each way: both ways are walked, those that skip stay behind
             guard = False if target > position else True
         if guard is None:
-            self.data_branches += 1
+            # data decides: the way with less code
             guard = self.program.to_end[target] < self.program.to_end[position + 1]
         return target if guard else position + 1
 
@@ -253,7 +248,6 @@ class Block:
         space = "global to shared" if copied else "shared" if shared else "global"
         kind = "copy" if copied else "load" if instruction.stem in ("ld", "ldmatrix") else "store"
         access = self.accesses.setdefault(position, Access(kind, space, instruction.line, width))
-        access.executions += 1
         active = np.ones(self.threads, bool) if guard is None or guard is True else guard
         if shared:
             self._shared(access, instruction.address[0], active, width)
@@ -278,34 +272,34 @@ class Block:
 
     def _shared(self, access: Access, address: tuple[str, int], active: np.ndarray, width: int) -> None:
         where = self._addresses(address)
-        for warp in range(0, self.threads, WARP):
-            lanes = active[warp : warp + WARP]
-            if not lanes.any():
-                continue
-            access.requests += 1
+        for warp, lanes in _asking(active):
             least = max(1, WARP * width // (4 * BANKS))
             access.least_wavefronts += least
             if where is None:
                 access.unknown += 1
-            access.wavefronts += least if where is None else wavefronts(where[warp : warp + WARP], lanes, width)
+            access.wavefronts += least if where is None else wavefronts(where[warp], lanes, width)
 
     def _global(self, access: Access, address: tuple[str, int], active: np.ndarray, width: int, kind: str) -> None:
         where = self._addresses(address)
-        for warp in range(0, self.threads, WARP):
-            lanes = active[warp : warp + WARP]
-            if not lanes.any():
-                continue
-            access.requests += 1
+        for warp, lanes in _asking(active):
             if where is None:
                 access.unknown += 1
                 access.sectors += (least := -(-int(lanes.sum()) * width // SECTOR))
                 access.least_sectors += least
                 continue
-            picked = np.unique(where[warp : warp + WARP][lanes])
+            picked = np.unique(where[warp][lanes])
             sectors = np.unique(np.concatenate((picked // SECTOR, (picked + width - 1) // SECTOR)))
             access.sectors += len(sectors)
             access.least_sectors += -(-len(picked) * width // SECTOR)
             self.touched["store" if kind == "store" else "load"].append(sectors)
+
+
+def _asking(active: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    """Each warp with threads that take part, and which of them do."""
+    for first in range(0, len(active), WARP):
+        warp = slice(first, first + WARP)
+        if active[warp].any():
+            yield warp, active[warp]
 
 
 def _partly(instruction: Instruction, values: list[Value]) -> Value:

@@ -44,13 +44,13 @@ class Signal:
             pad_rows_triton(self.rows, padding, lengths)
             return self.rows
         assert elu or not self.elu, "ELU can't be taken back"
-        other = self.other or Signal(self.values)
+        other, other_norm = (None, None) if self.other is None else (self.other.values, self.other.norm)
         return arrange_triton(
             self.values,
             padding,
             norm=self.norm,
-            other=None if self.other is None else other.values,
-            other_norm=other.norm,
+            other=other,
+            other_norm=other_norm,
             elu=elu and not self.elu,
             lengths=lengths,
         )
@@ -230,13 +230,11 @@ class ResidualLayer(WindowLayer):
         self.parameters = [p for c in convs for p in ((None, None) if c is None else (conv_matrix(c.weight, precision), c.bias))]
 
     def _launch(self, x: Rows, lengths: Tensor | None = None, **where: Any) -> Any:
-        conv = self.conv
         return residual_block_triton(
             x,
             *self.parameters,
             self.padding,
-            kernel=conv.kernel,
-            dilation=conv.dilation,
+            dilation=self.conv.dilation,
             precision=self.precision,
             **self._output,
             **where,

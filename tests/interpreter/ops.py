@@ -28,7 +28,7 @@ def residual(x, weight1, bias1, weight2, bias2, shortcut, shortcut_bias, padding
     matrices = [None if weight is None else conv_matrix(weight, precision) for weight in (weight1, weight2, shortcut)]
     parameters = [matrices[0], bias1, matrices[1], bias2, matrices[2], shortcut_bias]
     rows = rows_of(x, padding, lengths)
-    return residual_block_triton(rows, *parameters, padding, kernel=weight1.shape[2], precision=precision, **more).values
+    return residual_block_triton(rows, *parameters, padding, precision=precision, **more).values
 
 
 def transposed(x, weight, bias, *, stride, lengths=None, precision="ieee", partials=False, **more):

@@ -49,7 +49,7 @@ def thin(rows):
 def residual(rows):
     matrices = [conv_matrix(torch.ones(shape).half(), "tf32") for shape in ((2, CHANNELS, 3), (CHANNELS, 2, 1))]
     parameters = matrices[0], None, matrices[1], None, None, None
-    return residual_block_triton(rows, *parameters, Padding(2), kernel=3, precision="tf32").values
+    return residual_block_triton(rows, *parameters, Padding(2), precision="tf32").values
 
 
 def transposed(rows):
