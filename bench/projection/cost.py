@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import re
@@ -101,7 +102,9 @@ def cost_of(made: Any, parameters: list[int | None], grid: Sequence[int], tensor
     registers, stack = aot.registers_and_stack(made)
     program, code = ptx.parse(made.asm["ptx"]), sass.parse(aot.disassembly(made))
     threads, blocks = made.metadata.num_warps * WARP, math.prod(grid)
-    traces = [Block(program, parameters, threads, index, grid).run() for index in _followed(grid)]
+    share = threads / WARP / PARTITIONS
+    cycles = functools.cache(lambda opcode: share * _of_a_warp(opcode, gpu))
+    traces = [Block(program, parameters, threads, index, grid, cycles).run() for index in _followed(grid)]
     regions = _regions(code, program, traces, threads, gpu)
     resident = gpu.resident(threads, registers, made.metadata.shared)
     loads = [access for trace in traces for access in trace.accesses.values() if access.kind != "store" and access.space != "shared"]
@@ -153,7 +156,8 @@ def _milliseconds(
     times = {pipe: most * sum(region.cycles[pipe] for region in regions) * cycle for pipe in PIPES}
     times["latency"] = math.ceil(most / resident) * max(trace.latency for trace in traces) * cycle
     touched = 32 * blocks * sum(len(sectors) for trace in traces for sectors in trace.touched.values()) / len(traces)
-    times["l2"] = touched / (gpu.l2 * 1e9)
+    again = 32 * blocks * sum(access.sectors for trace in traces for access in trace.accesses.values() if access.uncached) / len(traces)
+    times["l2"] = (touched + again) / (gpu.l2 * 1e9)
     moved = min(touched, tensor_bytes)
     # what fits the second-level cache was left there by the launch before, and stays for the next
     times["memory"] = moved / (gpu.memory * 1e9) if moved > gpu.l2_bytes else 0.0
@@ -228,3 +232,10 @@ def _matrix(opcode: str, operands: str, gpu: Gpu) -> tuple[float, float]:
     shape = opcode.split(".")[1]
     assert shape in shapes, opcode
     return shapes[shape] / rate / gpu.warp_matrix, 0.0
+
+
+def _of_a_warp(opcode: str, gpu: Gpu) -> float:
+    """Cycles of a partition of one `mma.sync`."""
+    found = re.search(r"\.m(\d+)n(\d+)k(\d+)\..*\.(\w+)\.\w+\.f32$", opcode)
+    assert found, opcode
+    return math.prod(map(int, found.groups()[:3])) / (gpu.multiply_adds[found[4].upper()] / PARTITIONS) / gpu.warp_matrix

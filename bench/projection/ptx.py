@@ -143,8 +143,10 @@ def _instruction(code: str, line: str) -> Instruction:
 
 def signed(x: Value, bits: int) -> Value:
     """The low bits of x as a number with a sign."""
+    if isinstance(x, np.ndarray) and x.dtype == np.uint64:
+        x = x.view(np.int64)
     if bits == 64 and isinstance(x, np.ndarray):
-        return x.view(np.int64)
+        return x
     half = 1 << (bits - 1)
     return ((x + half) & ((1 << bits) - 1)) - half
 

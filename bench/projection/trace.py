@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,8 @@ from projection.ptx import Instruction, Program, Value, signed
 WARP = 32
 BANKS = 32
 SECTOR = 32
+# Bytes that the second-level cache sends an SM in a cycle.
+L2_BYTES = 64
 # A block that runs longer than this is taken for one that never ends.
 MOST_STEPS = 3_000_000
 
@@ -25,6 +27,7 @@ class Access:
     wavefronts: cycles in which shared memory serves it; least_wavefronts: those of as many bytes without conflict.
     sectors: of 32 bytes of global memory; least_sectors: those that the different bytes of its requests would fill.
     unknown: executions whose addresses depend on data; they count as without conflict and in as few sectors as can be.
+    uncached: whether it asks the second-level cache every time, behind the first-level one.
     """
 
     kind: str  # "load", "store" or "copy" (global to shared)
@@ -36,13 +39,15 @@ class Access:
     sectors: int = 0
     least_sectors: int = 0
     unknown: int = 0
+    uncached: bool = False
 
 
 @dataclass
 class Trace:
     """executions of every instruction; accesses by instruction.
 
-    touched: for loads and stores the numbers of the different global sectors.  latency: cycles of the block alone on an SM.
+    touched: for loads and stores the numbers of the different global sectors.  latency: cycles of the block alone on an SM, which wait for
+    results, for matrix units, for shared memory and for the way to the second-level cache, but never for a turn to issue.
     """
 
     executions: list[int]
@@ -61,6 +66,9 @@ LATENCY = {
     "matrix": 33.0,
     "global": 550.0,
     "barrier": 20.0,
+    # a barrier of the grid, 1.5 us on an H100: from the last store until the counter shows it, then until a block that looks has seen it
+    "release": 1500.0,
+    "acquire": 1500.0,
 }
 _SPECIAL = ("ex2", "lg2", "rcp", "sqrt", "rsqrt", "sin", "cos", "tanh", "div")
 
@@ -82,10 +90,19 @@ class Block:
     """One block of a launch.
 
     parameters: by position, a number or None for what is not a whole number.  threads: of the block.  index: (x, y, z) of the block.
+    matrix_cycles: in which the matrix units of an SM carry an instruction of a warp (mma) out for all warps of the block.
     """
 
-    def __init__(self, program: Program, parameters: list[int | None], threads: int, index: tuple[int, int, int], grid: tuple[int, ...]):
-        self.program, self.threads = program, threads
+    def __init__(
+        self,
+        program: Program,
+        parameters: list[int | None],
+        threads: int,
+        index: tuple[int, int, int],
+        grid: Sequence[int],
+        matrix_cycles: Callable[[str], float] = lambda opcode: 0.0,
+    ) -> None:
+        self.program, self.threads, self.matrix_cycles = program, threads, matrix_cycles
         self.special: dict[str, Value] = {"%tid.x": np.arange(threads, dtype=np.int64), "%tid.y": 0, "%tid.z": 0, "%ntid.x": threads}
         for axis, name in enumerate("xyz"):
             self.special[f"%ctaid.{name}"] = index[axis]
@@ -97,10 +114,12 @@ class Block:
         self.accesses: dict[int, Access] = {}
         self.touched: dict[str, list[np.ndarray]] = defaultdict(list)
         self.executions = [0] * len(program.instructions)
-        # nothing starts before `sync`; `latest` is the last start, `settled` the end of what the next barrier waits for
-        self.sync = self.latest = self.settled = self.end = 0.0
+        # nothing starts before `sync`; `latest` is the last start, `settled` the end of what the next barrier waits for;
+        # all blocks walk alike, so what this one has told the others by `released` they have told it
+        self.sync = self.latest = self.settled = self.released = self.end = 0.0
         self.copies: list[float] = [0.0]
-        self.matrix = 0.0
+        # when each is free again
+        self.matrix = self.shared_port = self.global_port = 0.0
 
     def run(self) -> Trace:
         instructions, position, steps = self.program.instructions, 0, 0
@@ -186,6 +205,11 @@ class Block:
             latency = LATENCY["shuffle"]
         elif instruction.stem == "wgmma":
             latency = self._matrix(instruction, start)
+        elif instruction.stem == "mma":
+            start = max(start, self.matrix)
+            self.matrix = start + self.matrix_cycles(opcode)
+            for name in instruction.dests:
+                self.values.pop(name, None)
         else:
             for name in instruction.dests:
                 self.values.pop(name, None)
@@ -247,8 +271,10 @@ class Block:
         copied = opcode.startswith("cp.async")
         space = "global to shared" if copied else "shared" if shared else "global"
         kind = "copy" if copied else "load" if instruction.stem in ("ld", "ldmatrix") else "store"
-        access = self.accesses.setdefault(position, Access(kind, space, instruction.line, width))
+        uncached = any(word in opcode for word in (".cg", ".acquire", ".release", "atom"))
+        access = self.accesses.setdefault(position, Access(kind, space, instruction.line, width, uncached=uncached))
         active = np.ones(self.threads, bool) if guard is None or guard is True else guard
+        before = access.wavefronts, access.sectors
         if shared:
             self._shared(access, instruction.address[0], active, width)
         if not shared or copied:
@@ -258,10 +284,21 @@ class Block:
                 size = self._value(instruction.sources[-1])
                 reading = active if size is None else active & (np.broadcast_to(size, active.shape) > 0)
             self._global(access, instruction.address[-1], reading, width, kind)
+        # what comes from the first-level cache is not told apart from what the second level sends
+        self.shared_port = max(self.shared_port, start) + access.wavefronts - before[0]
+        if access.sectors > before[1]:
+            self.global_port = max(self.global_port, start) + SECTOR * (access.sectors - before[1]) / L2_BYTES
+        waited = max(self.shared_port if shared else start, start if kind == "store" else self.global_port) - start
         if copied:
-            self.copies[-1] = max(self.copies[-1], start + LATENCY["global"])
+            self.copies[-1] = max(self.copies[-1], start + waited + LATENCY["global"])
             return 0.0
-        latency = LATENCY["shared" if shared else "global"]
+        if ".release" in opcode:
+            self.released = max(start, self.latest) + LATENCY["release"]
+            return 0.0
+        if ".acquire" in opcode:
+            self.sync = max(start, self.released) + LATENCY["acquire"]
+            return 0.0
+        latency = waited + LATENCY["shared" if shared else "global"]
         if shared:
             self.settled = max(self.settled, start + latency)
         return latency if kind == "load" else 0.0
@@ -291,7 +328,8 @@ class Block:
             sectors = np.unique(np.concatenate((picked // SECTOR, (picked + width - 1) // SECTOR)))
             access.sectors += len(sectors)
             access.least_sectors += -(-len(picked) * width // SECTOR)
-            self.touched["store" if kind == "store" else "load"].append(sectors)
+            if not access.uncached:
+                self.touched["store" if kind == "store" else "load"].append(sectors)
 
 
 def _asking(active: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
