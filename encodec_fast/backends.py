@@ -37,7 +37,8 @@ REFERENCE = "reference"
 # parity  float32's accuracy: the codes of Hugging Face's float32, and the same bits for a clip in any batch. On GPUs with tensor cores
 #         three tf32 products for each one, whose operands are split in two.
 # tf32x3  the earlier name of those products: parity.
-# fast    one tf32 product, and the library's recurrence: other codes than Hugging Face's float32, and bits that follow the batch.
+# fast    one product of operands rounded to 11 bits: other codes than Hugging Face's float32. Where a GPU can't hold the recurrence it is
+#         the library's, whose bits follow the batch.
 PRECISIONS = ("parity", "tf32x3", "fast")
 
 _requested: ContextVar[str | None] = ContextVar("encodec_fast_backend", default=None)

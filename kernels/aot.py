@@ -81,23 +81,30 @@ def target_of(arch: str) -> GPUTarget:
 
 
 @contextlib.contextmanager
-def _recording(arch: str, launches: list[Launch]) -> Iterator[None]:
-    def record(kernel: JITFunction, *args: Any, grid: tuple[int, ...], warmup: bool, **kwargs: Any) -> None:
-        launches.append(Launch(kernel, grid, args, kwargs))
-
-    run, arch_of = JITFunction.run, tiles.arch_of
-    JITFunction.run, tiles.arch_of = record, lambda device: arch
+def as_on(arch: str) -> Iterator[None]:
+    """Every device counts as one of the architecture: for what is laid out for its tiles before the first launch."""
+    arch_of = tiles.arch_of
+    tiles.arch_of = lambda device: arch
     try:
         yield
     finally:
-        JITFunction.run, tiles.arch_of = run, arch_of
+        tiles.arch_of = arch_of
 
 
 def record_launches(call: Callable[[], Any], arch: str) -> list[Launch]:
     """The launches of a call on meta tensors, with the tiles of the architecture, none of them carried out."""
     launches: list[Launch] = []
-    with _recording(arch, launches):
-        call()
+
+    def record(kernel: JITFunction, *args: Any, grid: tuple[int, ...], warmup: bool, **kwargs: Any) -> None:
+        launches.append(Launch(kernel, grid, args, kwargs))
+
+    run = JITFunction.run
+    JITFunction.run = record
+    try:
+        with as_on(arch):
+            call()
+    finally:
+        JITFunction.run = run
     return launches
 
 

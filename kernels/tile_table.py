@@ -56,6 +56,8 @@ TABLE: dict[tuple[str, str, str, int], tuple[int, int, int, int, int]] = {
     ("any", "rvq_encode", "rerank", 0): (16, 64, 0, 8, 2),
     ("any", "rvq_encode", "rerank", 1): (32, 64, 0, 8, 2),
     ("any", "rvq_decode", "ieee", 0): (16, 0, 0, 8, 2),
-    ("any", "lstm", "ieee", 0): (16, 16, 32, 4, 2),
-    ("any", "lstm", "tf32", 0): (16, 16, 64, 4, 2),
+    ("any", "lstm", "ieee", 0): (16, 32, 0, 8, 1),
+    # 64 rows of weights: as many as fit the registers where one launch carries all steps
+    ("any", "lstm", "split", 0): (16, 64, 0, 8, 1),
+    ("any", "lstm", "tf32", 0): (16, 64, 0, 4, 1),
 }

@@ -31,7 +31,7 @@ ALIKE = {"sm_86": "sm_89", "sm_103": "sm_100", "sm_121": "sm_120"}
 class Tile:
     """block_m, block_n: sides of the output tile.  block_k: depth of one step of the sum, where that is not `product.DEPTH`.
 
-    conv, residual: steps x channels.  rvq: frames x entries.  lstm: clips x units.
+    conv, residual: steps x channels.  rvq: frames x entries.  lstm: clips x rows of weights.
     """
 
     block_m: int
@@ -86,7 +86,7 @@ def _interpreter_tile(op: str, width: int) -> Tile:
     if op == "rvq_decode":
         return Tile(64, 0, 0, 1, 1)
     if op == "lstm":
-        return Tile(16, min(block_of(width), 512), min(block_of(width), 128), 1, 1)
+        return Tile(1, 4 * triton.next_power_of_2(width), 0, 1, 1)
     block_n = min(block_of(width), 512)
     return Tile(max(64, min(1024, 65536 // block_n)), block_n, 0, 1, 1)
 
@@ -126,5 +126,17 @@ def rvq_decode_tile(device: torch.device, dim: int) -> Tile:
 
 
 def lstm_tile(device: torch.device, width: int, precision: str) -> Tile:
+    """Of a step of the LSTM: clips x rows of weights."""
     arch = arch_of(device)
     return lookup("lstm", arch, precision, width if arch == "interpreter" else 0)
+
+
+# Of devices that are only compiled for; the smallest of an architecture that people train on.
+_MULTIPROCESSORS = {"sm_80": 108, "sm_86": 82, "sm_89": 128, "sm_90": 132, "sm_100": 148, "sm_120": 170}
+
+
+def multiprocessors(device: torch.device) -> int:
+    """How many a device has."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).multi_processor_count
+    return _MULTIPROCESSORS.get(arch_of(device), 0)

@@ -8,16 +8,19 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from encodec_fast.kernels.lstm import lstm_triton
 from encodec_fast.kernels.overlap_add import overlap_add_triton
+from encodec_fast.kernels.rows import arrange_triton
 from encodec_fast.kernels.rvq_encode import rvq_encode_triton
-from encodec_fast.kernels.tiles import Tile
+from encodec_fast.kernels.tiles import Tile, lstm_tile
 from torch import Tensor
 
 from encodec_fast import EncodecModel
 from encodec_fast.chunks import fade_weight
 from encodec_fast.executors.torch_executor import TorchExecutor
 from encodec_fast.executors.triton_executor import TritonExecutor
-from encodec_fast.plan import Network
+from encodec_fast.executors.triton_layers import LSTMLayer, lstm_refusal
+from encodec_fast.plan import LSTM, Network
 from encodec_fast.plan_reader import read_plan
 from encodec_fast.verify import ERROR_FACTOR, ERROR_SLACK, verify
 from gpu.setting import MODELS, PRECISIONS, Codec, Item, Row, Setting, poisoned, relative_error, signals, tf32
@@ -130,6 +133,7 @@ def laws(setting: Setting) -> Iterator[Item]:
         yield Item(f"{model}: a CUDA graph", lambda m=model: [graphs(setting, m)])
         yield Item(f"{model}: waits for the device", lambda m=model: [waits(setting, m)])
     yield Item("24 kHz: pieces of time", lambda: pieces(setting))
+    yield Item("24 kHz: the recurrence in one launch", lambda: [recurrence(setting)])
     yield Item("24 kHz: search by tensor cores", lambda: [rerank(setting)])
     yield Item("24 kHz: two devices", lambda: [two_devices(setting)])
     yield Item("24 kHz: torch.compile in one graph", lambda: [compiled(setting)])
@@ -153,7 +157,8 @@ def verified(setting: Setting, model: str) -> Row:
 def alone(setting: Setting, model: str) -> Iterator[Row]:
     stock = setting.stock(model)
     codec, levels = Codec(read_plan(stock), "parity"), len(stock.quantizer.layers)
-    x = signals(stock.config, 5 if not setting.toy else 3, setting.samples(1.0, model) - 11, setting.device, seed=2)
+    # more than a tile of the recurrence of few clips
+    x = signals(stock.config, 11 if not setting.toy else 3, setting.samples(1.0, model) - 11, setting.device, seed=2)
     codes = codec.encode(x, levels)
     sound = codec.decode(codes)
     each = [codec.encode(clip[None], levels) for clip in x]
@@ -185,6 +190,25 @@ def pieces(setting: Setting) -> Iterator[Row]:
             for begin, end in zip([0, *places], [*places, signal.shape[2]], strict=True):
                 out += program.push([signal[0, :, begin:end]], [state], [end == signal.shape[2]])
             yield _law(f"24 kHz: {name} in {cuts + 1} pieces = whole", setting.same(torch.cat(out, 1), whole[0]))
+
+
+def recurrence(setting: Setting) -> Row:
+    """One launch for all steps against a launch for each: the same arithmetic, in instructions that may truncate differently."""
+    stock = setting.stock("24 kHz")
+    stage = next(stage for stage in read_plan(stock).encoder.stages if isinstance(stage, LSTM))
+    why = lstm_refusal(stage, "split", setting.device)
+    layer = LSTMLayer(stage, "split", None)
+    batch, steps = (20, 60) if not setting.toy else (2, 3)
+    x = arrange_triton(torch.randn(batch, steps, stage.in_channels, device=setting.device))
+    states = [layer.open(batch) for _ in range(2)]
+    tile = lstm_tile(setting.device, stage.in_channels, "split")
+    one, each = (
+        lstm_triton(x, layer.weights, state.hidden, state.cell, tile=chosen).values
+        for state, chosen in zip(states, (None, tile), strict=True)
+    )
+    error = max(relative_error(one, each), relative_error(states[0].cell, states[1].cell))
+    found = f"differ by {error:.1e}" + ("" if why is None else f"; step by step both times: {why}")
+    return {**_law("24 kHz: the recurrence in one launch = step by step", error <= 1e-6), "found": found}
 
 
 def rerank(setting: Setting) -> Row:

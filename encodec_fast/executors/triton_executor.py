@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 # Products on matrix units of operands split in two give float32's accuracy: 'parity' takes them wherever there are such units.
 PRECISIONS = {"parity": "split", "tf32x3": "split", "fast": "tf32"}
 _IN_WORDS = {"ieee": "float32", "split": "3 x tf32", "tf32": "tf32"}
+# Of a recurrence: halves, whose scale makes up for their exponents.
+_RECURRENCE_IN_WORDS = {"ieee": "float32", "split": "3 x float16", "tf32": "float16"}
 
 # Wider codebook entries do not fit on the chip together with a block of residuals.
 MAX_CODEBOOK_DIM = 512
@@ -78,9 +80,16 @@ class TritonExecutor(Executor):
     def products(self, stage: Stage | Quantizer, dtype: torch.dtype, device: torch.device, precision: str) -> str:
         if isinstance(stage, Quantizer):
             return "tf32, proven equal to float32" if _search_precision(device) == "rerank" else "float32"
-        if isinstance(stage, LSTM) and precision == "fast":
-            return "the library's recurrence"
+        if isinstance(stage, LSTM):
+            return _recurrence_in_words(stage, _product_precision(precision, dtype, device), precision == "fast", device)
         return _IN_WORDS[_product_precision(precision, dtype, device)]
+
+
+def _recurrence_in_words(stage: LSTM, precision: str, library_lstm: bool, device: torch.device) -> str:
+    from encodec_fast.executors.triton_layers import lstm_refusal
+
+    by_library = library_lstm and lstm_refusal(stage, precision, device) is not None
+    return "the library's recurrence" if by_library else _RECURRENCE_IN_WORDS[precision]
 
 
 def _refused_tensors(dtype: torch.dtype, device: torch.device) -> str | None:

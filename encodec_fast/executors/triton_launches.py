@@ -14,7 +14,7 @@ from transformers import EncodecConfig, EncodecModel
 
 from encodec_fast.executors.triton_layers import LSTMLayer, Signal, make_layers
 from encodec_fast.executors.triton_program import TritonQuantizerProgram
-from encodec_fast.kernels.aot import Launch, record_launches
+from encodec_fast.kernels.aot import Launch, as_on, record_launches
 from encodec_fast.kernels.overlap_add import overlap_add_triton
 from encodec_fast.plan import Network, Stage
 from encodec_fast.plan_reader import read_plan
@@ -48,11 +48,14 @@ def model_launches(
         launches: list[StageLaunch] = []
         frames = plan.encoder.output_length(samples)
         for name, network, length in (("encoder", plan.encoder, samples), ("decoder", plan.decoder, frames)):
-            x = Signal(torch.empty(batch, network.stages[0].in_channels, length, dtype=dtype).transpose(1, 2))
+            # embeddings have their channels last, as `rvq_decode` leaves them
+            shape = batch, network.stages[0].in_channels, length
+            values = torch.empty(shape, dtype=dtype).transpose(1, 2)
+            x = Signal(values if name == "encoder" else torch.empty_like(values, memory_format=torch.contiguous_format))
             lengths = torch.empty(batch, dtype=torch.int32) if ragged else None
             launches += _network_launches(name, network, x, lengths, arch, precision)
         quantizer = TritonQuantizerProgram(plan.quantizer, search)
-        embeddings = torch.empty(batch, plan.quantizer.codebooks.shape[2], frames, dtype=dtype)
+        embeddings = torch.empty(batch, frames, plan.quantizer.codebooks.shape[2], dtype=dtype).transpose(1, 2)
         codes = torch.empty(num_quantizers, batch, frames, dtype=torch.int64)
         calls: dict[str, Callable[[], Any]] = {
             "quantizer.encode": lambda: quantizer.launch_encode(embeddings, num_quantizers),
@@ -69,7 +72,9 @@ def model_launches(
 
 def _network_launches(name: str, network: Network, x: Signal, lengths: torch.Tensor | None, arch: str, precision: str) -> list[StageLaunch]:
     launches: list[StageLaunch] = []
-    for stage, layer in zip(network.stages, make_layers(network.stages, precision, library_lstm=False), strict=True):
+    with as_on(arch):
+        layers = make_layers(network.stages, precision, library_lstm=False)
+    for stage, layer in zip(network.stages, layers, strict=True):
         outputs: list[Signal] = []
         recorded = record_launches(lambda: outputs.append(layer.run(x, lengths)), arch)  # noqa: B023 (called at once)
         times: dict[str, int] = {}

@@ -16,10 +16,11 @@ from torch import Tensor
 from encodec_fast.executors.batched import BATCH_DIM, is_like
 from encodec_fast.kernels.causal_conv1d import causal_conv1d_triton, conv_matrix, conv_precision
 from encodec_fast.kernels.group_norm import group_norm_statistics_triton
-from encodec_fast.kernels.lstm import lstm_triton
-from encodec_fast.kernels.product import split_matrix
+from encodec_fast.kernels.lstm import lstm_triton, persistent_refusal
+from encodec_fast.kernels.lstm_weights import lstm_weights
 from encodec_fast.kernels.residual_block import residual_block_triton
 from encodec_fast.kernels.rows import Norm, Padding, Rows, arrange_triton, empty_rows, pad_rows_triton
+from encodec_fast.kernels.tiles import lstm_tile
 from encodec_fast.kernels.transposed_conv1d import phase_matrix, phase_padding, transposed_conv1d_triton
 from encodec_fast.plan import LSTM, Conv, GroupNorm, ResidualBlock, Stage, Upsample
 
@@ -338,16 +339,13 @@ class LSTMLayer(Layer):
 
     def __init__(self, stage: LSTM, precision: str, following: Layer | None) -> None:
         super().__init__(following)
-        self.stage, self.precision = stage, precision
-        layers = stage.layers
-        self.input_matrix = split_matrix(layers[0].w_ih, precision)
-        self.weights = torch.stack([torch.cat((layer.w_ih.T, layer.w_hh.T)) for layer in layers])
-        self.bias = torch.stack([layer.b_ih.float() + layer.b_hh.float() for layer in layers])
+        self.stage, layers = stage, stage.layers
+        bias = torch.stack([layer.b_ih.float() + layer.b_hh.float() for layer in layers])
+        rows = lstm_tile(bias.device, stage.in_channels, precision).block_n
+        self.weights = lstm_weights([layer.w_ih for layer in layers], [layer.w_hh for layer in layers], bias, precision, rows)
 
     def _launch(self, x: Rows, state: Recurrent) -> Rows:
-        y = lstm_triton(
-            x, self.input_matrix, self.weights, self.bias, state.hidden, state.cell, state.time, precision=self.precision, **self._output
-        )
+        y = lstm_triton(x, self.weights, state.hidden, state.cell, state.time, **self._output)
         # only whether it is even matters
         state.time = (state.time + x.length) % 2
         return y
@@ -358,11 +356,11 @@ class LSTMLayer(Layer):
 
     def open(self, batch: int) -> Recurrent:
         shape = (len(self.stage.layers), 2, batch, self.stage.in_channels)
-        hidden = self.bias.new_zeros(shape)
+        hidden = self.weights.bias.new_zeros(shape)
         return Recurrent(hidden, hidden.new_zeros((shape[0], *shape[2:])))
 
     def reachable(self, state: Recurrent) -> bool:
-        layers, like, width = len(self.stage.layers), self.bias, self.stage.in_channels
+        layers, like, width = len(self.stage.layers), self.weights.bias, self.stage.in_channels
         shapes = is_like(state.hidden, like, layers, 2, 1, width) and is_like(state.cell, like, layers, 1, width)
         return shapes and state.time in (0, 1)
 
@@ -379,7 +377,7 @@ class LibraryRecurrent:
 
 
 class LibraryLSTMLayer(Layer):
-    """cuDNN's recurrence: the fast one, whose order of summation follows the batch."""
+    """cuDNN's recurrence, whose order of summation follows the batch: faster than launches step by step."""
 
     def __init__(self, stage: LSTM, following: Layer | None) -> None:
         super().__init__(following)
@@ -414,8 +412,17 @@ class LibraryLSTMLayer(Layer):
         return torch.nn.functional.elu(y) if self.elu_output else y
 
 
+def lstm_refusal(stage: LSTM, precision: str, device: torch.device) -> str | None:
+    """Why the recurrence of a stage takes a launch for each step on a device, or None where one launch carries all steps."""
+    rows = lstm_tile(device, stage.in_channels, precision).block_n
+    return persistent_refusal(stage.in_channels, len(stage.layers), rows, precision, device)
+
+
 def make_layers(stages: tuple[Stage, ...], precision: str, library_lstm: bool) -> list[Layer]:
-    """A layer for each stage, each made for the one behind it."""
+    """A layer for each stage, each made for the one behind it.
+
+    library_lstm: leave a recurrence that would take a launch for each step to cuDNN, and with it the order of summation.
+    """
     layers: list[Layer] = []
     for stage in reversed(stages):
         layers.insert(0, _make_layer(stage, precision, library_lstm, layers[0] if layers else None))
@@ -430,5 +437,6 @@ def _make_layer(stage: Stage, precision: str, library_lstm: bool, following: Lay
     if isinstance(stage, Upsample):
         return UpsampleLayer(stage, precision, following)
     if isinstance(stage, LSTM):
-        return LibraryLSTMLayer(stage, following) if library_lstm else LSTMLayer(stage, precision, following)
+        by_library = library_lstm and lstm_refusal(stage, precision, stage.layers[0].w_hh.device) is not None
+        return LibraryLSTMLayer(stage, following) if by_library else LSTMLayer(stage, precision, following)
     return ConvLayer(stage, precision, following)

@@ -40,7 +40,7 @@ def _similar_lengths(lengths: Sequence[int]) -> Iterator[list[int]]:
 class TritonProgram(BatchedProgram):
     """Consecutive stages on Triton kernels.
 
-    precision: of products, 'split', 'tf32' or 'ieee'.  library_lstm: leave the recurrence to cuDNN, and with it the order of summation.
+    precision: of products, 'split', 'tf32' or 'ieee'.  library_lstm: of `make_layers`.
     """
 
     def __init__(self, stages: tuple[Stage, ...], precision: str, library_lstm: bool) -> None:

@@ -9,6 +9,8 @@ import pytest
 import torch
 from encodec_fast.kernels import aot, tiles
 from encodec_fast.kernels.causal_conv1d import causal_conv1d_triton
+from encodec_fast.kernels.lstm import lstm_triton
+from encodec_fast.kernels.lstm_weights import lstm_weights
 from encodec_fast.kernels.rows import Padding, Rows
 from encodec_fast.kernels.rvq_encode import rvq_encode_triton, search_tables
 from encodec_fast.kernels.tile_table import TABLE
@@ -84,6 +86,16 @@ def narrow_layers(arch, precision):
             )
 
 
+def step_by_step(arch, precision):
+    """A step of the recurrence by itself, for devices where one launch can't carry all steps."""
+    with torch.device("meta"):
+        tile, matrices = tiles.lookup("lstm", arch, precision, 0), [torch.empty(2048, 512)] * 2
+        weights = lstm_weights(matrices, matrices, torch.empty(2, 2048), precision, tile.block_n)
+        x, hidden, cell = Rows(torch.empty(4, 10, 512), 0, 10), torch.empty(2, 2, 4, 512), torch.empty(2, 4, 512)
+        launches = aot.record_launches(lambda: lstm_triton(x, weights, hidden, cell, tile=tile), arch)
+    return [launch for launch in launches if launch.name == "_lstm_step_kernel"][:1]
+
+
 def collect():
     """One case per distinct kernel: (label, architecture, launch)."""
     cases = {}
@@ -97,6 +109,7 @@ def collect():
                 launches = launches if arch in EVERY_LAYER and "dtype" not in call else one_of_each(launches)
                 found += [(precision, f"{stage} {what}".strip(), launch) for stage, launch, _ in launches]
         found += [(precision, "narrow layer", launch) for precision in precisions for launch in narrow_layers(arch, precision)]
+        found += [(precision, "step by step", launch) for precision in precisions for launch in step_by_step(arch, precision)]
         for precision, stage, launch in found:
             source, options = aot.specialise(launch, arch)
             cases.setdefault((arch, source.hash(), str(options)), (f"{arch}-{precision}-{launch.name}-{stage}", arch, launch))
@@ -184,9 +197,9 @@ def test_products_of_rows_use_the_warpgroup_instruction(compiled):
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_every_row_of_the_table_is_compiled(arch):
-    # of the search and the recurrence in ieee everywhere, of convolutions where it is the architecture's own
+    # of the search in ieee everywhere, of products where it is the architecture's own
     rows = {key for key in TABLE if key[0] in (arch, "any") and key[2] in (*ARCHS[arch], *searches_of(arch))}
-    rows -= {key for key in rows if key[1] in ("conv", "residual") and key[2] not in ARCHS[arch]}
+    rows -= {key for key in rows if key[1] in ("conv", "residual", "lstm") and key[2] not in ARCHS[arch]}
     rows -= {("any", *key[1:]) for key in TABLE if key[0] == arch}
     used = {key for key in rows if (key[1], arch, *key[2:]) in looked_up}
     assert used == rows

@@ -53,6 +53,8 @@ def _library():
 
 
 def _product(name, a, b, acc):
+    if a.ndim == 3:
+        return np.stack([_product(name, *one) for one in zip(a, b, acc, strict=True)])
     addresses = (ctypes.c_void_p(x.ctypes.data) for x in (a, b, acc))
     getattr(_library(), name)(*addresses, *map(ctypes.c_long, (*a.shape, b.shape[1])))
     return acc

@@ -5,7 +5,7 @@ import torch
 from bounds import assert_same_bits
 from encodec_fast.kernels.causal_conv1d import causal_conv1d_triton, conv_matrix
 from encodec_fast.kernels.lstm import lstm_triton
-from encodec_fast.kernels.product import split_matrix
+from encodec_fast.kernels.lstm_weights import lstm_weights
 from encodec_fast.kernels.residual_block import residual_block_triton
 from encodec_fast.kernels.rows import Padding, Rows, arrange_triton
 from encodec_fast.kernels.rvq_encode import rvq_encode_triton, search_tables
@@ -58,9 +58,9 @@ def transposed(rows):
 
 
 def lstm(rows):
-    weight, state = torch.ones(1, 2 * CHANNELS, 4 * CHANNELS), torch.zeros(1, 2, rows.buffer.shape[0], CHANNELS)
-    matrix = split_matrix(torch.ones(4 * CHANNELS, CHANNELS).half(), "tf32")
-    return lstm_triton(rows, matrix, weight, torch.zeros(1, 12), state, state[:, 0].clone(), precision="tf32").values
+    matrix, state = torch.ones(4 * CHANNELS, CHANNELS).half(), torch.zeros(1, 2, rows.buffer.shape[0], CHANNELS)
+    weights = lstm_weights([matrix], [matrix], torch.zeros(1, 4 * CHANNELS), "tf32", 64)
+    return lstm_triton(rows, weights, state, state[:, 0].clone()).values
 
 
 @pytest.mark.parametrize("kernel", [conv, thin, residual, transposed, lstm], ids=lambda kernel: kernel.__name__)

@@ -1,0 +1,330 @@
+"""All steps of an LSTM in one launch, its recurrent weights in the registers of the chip.
+
+Every block of threads owns some units of a layer and keeps their weights from the first step to the last. A state passes from block to
+block through the second-level cache. Between two steps every block waits for all others, so they must all be on the chip at once: a
+cooperative launch. Each warp multiplies one slice of the state, with matrix instructions of a warp, straight from where it loaded it.
+
+Needs Gluon, Triton's language of explicit layouts, because Triton's own would leave the sums of a step in every warp. The arithmetic is
+that of lstm.py, which runs in the interpreter too.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.ampere import mma_v2
+
+from . import tiles
+from .activation import elu as _elu
+from .lstm_weights import SLICE, LSTMWeights, high_and_low, next_state, of_each_gate, sum_of_slices
+from .rows import Rows
+
+# A block's weights, 64 rows of 512 terms in two parts, take half of the registers of an SM.
+MOST_ROWS = 64
+MOST_WIDTH = 512
+WARPS = 8
+# Half a minute of waiting for a step, which takes microseconds: a block that never comes must end in an error, not in a GPU that hangs.
+MOST_LOOKS = 1 << 25
+
+# triton 3.7 gave it another name
+_barrier = getattr(gl, "barrier", None) or gl.thread_barrier
+
+# What the block has written is seen by whoever sees the counter. By its first thread, after a barrier of the block.
+_ARRIVE = gl.constexpr("""{
+.reg .pred %gridp1;
+.reg .b32 %gridr1;
+mov.u32 %gridr1, %tid.x;
+setp.eq.u32 %gridp1, %gridr1, 0;
+@%gridp1 red.release.gpu.global.add.u32 [$1], 1;
+mov.u32 $0, %gridr1;
+}""")
+# Until the counter has come to $2, or with an error after $3 looks.
+_AWAIT = gl.constexpr("""{
+.reg .pred %gridp2;
+.reg .b32 %gridr2, %gridr3;
+mov.u32 %gridr2, %tid.x;
+mov.u32 %gridr3, 0;
+setp.ne.u32 %gridp2, %gridr2, 0;
+@%gridp2 bra $$grid_passed_${:uid};
+$$grid_again_${:uid}:
+ld.acquire.gpu.global.u32 %gridr2, [$1];
+setp.ge.u32 %gridp2, %gridr2, $2;
+@%gridp2 bra $$grid_passed_${:uid};
+add.u32 %gridr3, %gridr3, 1;
+setp.lt.u32 %gridp2, %gridr3, $3;
+@%gridp2 bra $$grid_again_${:uid};
+trap;
+$$grid_passed_${:uid}:
+mov.u32 $0, %gridr2;
+}""")
+
+
+@gluon.jit
+def _arrive(counter_ptr):
+    _barrier()
+    gl.inline_asm_elementwise(_ARRIVE, "=r,l", [counter_ptr], dtype=gl.int32, is_pure=False, pack=1)
+
+
+@gluon.jit
+def _await(counter_ptr, count, looks):
+    gl.inline_asm_elementwise(_AWAIT, "=r,l,r,r", [counter_ptr, count, looks], dtype=gl.int32, is_pure=False, pack=1)
+    _barrier()
+
+
+@gluon.jit
+def _weights(w_ptr, ROWS: gl.constexpr, SLICES: gl.constexpr, LOW: gl.constexpr, LAYOUT: gl.constexpr, PRECISION: gl.constexpr):
+    """High and low parts of a block's weights for one input, [SLICES, ROWS, SLICE]."""
+    slices = gl.arange(0, SLICES, gl.SliceLayout(1, gl.SliceLayout(2, LAYOUT)))
+    rows = gl.arange(0, ROWS, gl.SliceLayout(0, gl.SliceLayout(2, LAYOUT)))
+    k = gl.arange(0, SLICE, gl.SliceLayout(0, gl.SliceLayout(1, LAYOUT)))
+    block = w_ptr + (slices[:, None, None] * ROWS + rows[None, :, None]) * SLICE + k[None, None, :]
+    high = gl.load(block)
+    return high, gl.load(block + LOW) if PRECISION == "split" else high
+
+
+@gluon.jit
+def _state(h_ptr, inside, low, PRECISION: gl.constexpr):
+    """High and low parts of a state, [SLICES, SLICE, CLIPS]; the low ones stand `low` elements further on."""
+    # from the second-level cache: another block wrote it, behind this one's first-level cache
+    high = gl.load(h_ptr, mask=inside, other=0.0, cache_modifier=".cg")
+    return high, gl.load(h_ptr + low, mask=inside, other=0.0, cache_modifier=".cg") if PRECISION == "split" else high
+
+
+@gluon.jit
+def _slice_sums(
+    w_high,
+    w_low,
+    high,
+    low,
+    ROWS: gl.constexpr,
+    SLICES: gl.constexpr,
+    CLIPS: gl.constexpr,
+    LAYOUT: gl.constexpr,
+    PRECISION: gl.constexpr,
+):
+    """As in lstm.py."""
+    sums = gl.zeros((SLICES, ROWS, CLIPS), gl.float32, LAYOUT)
+    if PRECISION == "split":
+        sums = mma_v2(w_high, low, sums)
+        sums = mma_v2(w_low, high, sums)
+    return mma_v2(w_high, high, sums)
+
+
+@gluon.jit
+def _layer_steps(
+    w_ptr,
+    gates_ptr,
+    x_ptr,
+    b_ptr,
+    unscale_ptr,
+    exchange_ptr,
+    hidden_ptr,
+    cell_ptr,
+    y_ptr,
+    counter_ptr,
+    stride_xb,
+    stride_yb,
+    looks,
+    time,
+    B,
+    T,
+    L,
+    layer,
+    first_unit,
+    H: gl.constexpr,
+    FIRST: gl.constexpr,
+    ROWS: gl.constexpr,
+    LEVELS: gl.constexpr,
+    LOW: gl.constexpr,
+    ELU: gl.constexpr,
+    PRECISION: gl.constexpr,
+    CLIPS: gl.constexpr,
+):
+    """All steps of a block of units of one layer."""
+    SLICES: gl.constexpr = 2**LEVELS
+    UNITS: gl.constexpr = ROWS // 4
+    PARTS: gl.constexpr = 2 if PRECISION == "split" else 1
+    WARPS: gl.constexpr = gl.num_warps()
+    # a warp for each slice; a thread holds eight neighbouring terms of it, and eight of the weights, so that both come in loads of 16 bytes
+    SUMS: gl.constexpr = gl.NVMMADistributedLayout(version=[2, 0], warps_per_cta=[WARPS, 1, 1], instr_shape=[1, 16, 8])
+    LEFT: gl.constexpr = gl.DotOperandLayout(0, SUMS, 8)
+    RIGHT: gl.constexpr = gl.DotOperandLayout(1, SUMS, 8)
+    # a thread holds the sums of all slices for the four gates of a unit
+    BY_UNIT: gl.constexpr = gl.BlockedLayout([SLICES, 4, 1], [1, UNITS, 32 // UNITS], [1, 1, WARPS], [0, 1, 2])
+    OUT: gl.constexpr = gl.BlockedLayout([1, 1], [UNITS, 32 // UNITS], [1, WARPS], [0, 1])
+
+    # v of the layer below, w of the own past
+    v_high, v_low = _weights(w_ptr, ROWS, SLICES, LOW, LEFT, PRECISION)
+    w_high, w_low = v_high, v_low
+    if not FIRST:
+        w_high, w_low = _weights(w_ptr + SLICES * ROWS * SLICE, ROWS, SLICES, LOW, LEFT, PRECISION)
+    unscale = gl.load(unscale_ptr + layer)
+
+    slices = gl.arange(0, SLICES, gl.SliceLayout(1, gl.SliceLayout(2, RIGHT)))
+    k = gl.arange(0, SLICE, gl.SliceLayout(0, gl.SliceLayout(2, RIGHT)))
+    columns = gl.arange(0, CLIPS, gl.SliceLayout(0, gl.SliceLayout(1, RIGHT)))
+    state_block = columns[None, None, :] * H + slices[:, None, None] * SLICE + k[None, :, None]
+    low = B * H  # from high parts to low ones
+    slot = L * PARTS * low  # from states of even steps to those of odd ones
+    units = first_unit + gl.arange(0, UNITS, gl.SliceLayout(1, OUT))
+    tile_clips = gl.arange(0, CLIPS, gl.SliceLayout(0, OUT))
+
+    # the state before the first step, as the step before it would have left it
+    for first_clip in range(0, B, CLIPS):
+        clips = first_clip + tile_clips
+        inside = (units < H)[:, None] & (clips < B)[None, :]
+        h = gl.load(hidden_ptr + ((layer * 2 + 1 - time % 2) * B + clips)[None, :] * H + units[:, None], mask=inside, other=0.0)
+        high, rest = high_and_low(h, PRECISION)
+        into = exchange_ptr + slot + layer * PARTS * low + clips[None, :] * H + units[:, None]
+        gl.store(into, high, mask=inside)
+        if PRECISION == "split":
+            gl.store(into + low, rest, mask=inside)
+    _arrive(counter_ptr)
+
+    for step in range(T + L - 1):
+        _await(counter_ptr, (step + 1) * gl.num_programs(0), looks)
+        t = step - layer
+        if (t >= 0) & (t < T):
+            own = exchange_ptr + (t & 1) * slot + layer * PARTS * low
+            past = exchange_ptr + (1 - (t & 1)) * slot + layer * PARTS * low
+            for first_clip in range(0, B, CLIPS):
+                here = (first_clip + columns < B)[None, None, :] & (slices[:, None, None] * SLICE + k[None, :, None] < H)
+                state = first_clip * H + state_block
+                # all loads before the first product
+                past_high, past_low = _state(past + state, here, low, PRECISION)
+                if not FIRST:
+                    below_high, below_low = _state(own - PARTS * low + state, here, low, PRECISION)
+                    sums = _slice_sums(v_high, v_low, below_high, below_low, ROWS, SLICES, CLIPS, SUMS, PRECISION)
+                    sums += _slice_sums(w_high, w_low, past_high, past_low, ROWS, SLICES, CLIPS, SUMS, PRECISION)
+                else:
+                    sums = _slice_sums(w_high, w_low, past_high, past_low, ROWS, SLICES, CLIPS, SUMS, PRECISION)
+
+                clips = first_clip + tile_clips
+                inside = (units < H)[:, None] & (clips < B)[None, :]
+                cell_block = cell_ptr + (layer * B + clips)[None, :] * H + units[:, None]
+                c = gl.load(cell_block, mask=inside, other=0.0)
+                if FIRST:
+                    gate = gates_ptr + (t.to(gl.int64) * B + clips[None, :]) * 4 * H + units[:, None]
+                else:
+                    gate = b_ptr + layer * 4 * H + units[:, None] + 0 * clips[None, :]
+                i = gl.load(gate, mask=inside, other=0.0)
+                f = gl.load(gate + H, mask=inside, other=0.0)
+                g = gl.load(gate + 2 * H, mask=inside, other=0.0)
+                o = gl.load(gate + 3 * H, mask=inside, other=0.0)
+                at = (t.to(gl.int64) * H + units)[:, None]
+                x_block = x_ptr + (clips.to(gl.int64) * stride_xb)[None, :] + at
+                y = gl.load(x_block, mask=inside & (layer == L - 1), other=0.0).to(gl.float32)
+                sums = sum_of_slices(gl.convert_layout(sums, BY_UNIT), LEVELS, ROWS, CLIPS) * unscale
+                sum_i, sum_f, sum_g, sum_o = of_each_gate(sums, ROWS, CLIPS)
+                i += gl.convert_layout(sum_i, OUT)
+                f += gl.convert_layout(sum_f, OUT)
+                g += gl.convert_layout(sum_g, OUT)
+                o += gl.convert_layout(sum_o, OUT)
+                h, c = next_state(i, f, g, o, c)
+                high, rest = high_and_low(h, PRECISION)
+                into = own + clips[None, :] * H + units[:, None]
+                gl.store(into, high, mask=inside)
+                if PRECISION == "split":
+                    gl.store(into + low, rest, mask=inside)
+                gl.store(cell_block, c, mask=inside)
+                # masks and no branches: one run of instructions for a tile of clips
+                final = hidden_ptr + ((layer * 2 + (time + t) % 2) * B + clips)[None, :] * H + units[:, None]
+                gl.store(final, h, mask=inside & (t == T - 1))
+                y += h
+                if ELU:
+                    y = _elu(y)
+                y_block = y_ptr + (clips.to(gl.int64) * stride_yb)[None, :] + at
+                gl.store(y_block, y.to(y_ptr.dtype.element_ty), mask=inside & (layer == L - 1))
+        _arrive(counter_ptr)
+
+
+# specialised on their values, they would be compiled anew for every length
+@gluon.jit(do_not_specialize=["T", "time", "looks"])
+def _lstm_persistent_kernel(
+    gates_ptr,
+    x_ptr,
+    w_ptr,
+    b_ptr,
+    unscale_ptr,
+    exchange_ptr,
+    hidden_ptr,
+    cell_ptr,
+    y_ptr,
+    counter_ptr,
+    stride_xb,
+    stride_yb,
+    looks,
+    time,
+    B,
+    T,
+    L,
+    H: gl.constexpr,
+    BLOCK_SIZE: gl.constexpr,
+    LOW: gl.constexpr,
+    ROWS: gl.constexpr,
+    LEVELS: gl.constexpr,
+    ELU: gl.constexpr,
+    PRECISION: gl.constexpr,
+    CLIPS: gl.constexpr,
+):
+    """i, f, g, o = w_ih below + w_hh past + b;  c = sigmoid(f) c + sigmoid(i) tanh(g);  h = sigmoid(o) tanh(c).
+
+    gates: [T, B, 4 * H], input product and bias of the first layer.  x, y: steps of H channels side by side.
+    exchange: [2, L, parts, B, H], high and low parts of the states of the last even and the last odd step.  counter: [1], zero.
+    Grid: blocks of weights, all of them on the chip at once.  Reference: lstm_ref.
+    """
+    block = gl.program_id(0)
+    w_block = w_ptr + block.to(gl.int64) * BLOCK_SIZE
+    first_layer: gl.constexpr = 4 * H // ROWS
+    a_layer: gl.constexpr = 8 * H // ROWS
+    if block < first_layer:
+        _layer_steps(
+            w_block, gates_ptr, x_ptr, b_ptr, unscale_ptr, exchange_ptr, hidden_ptr, cell_ptr, y_ptr, counter_ptr, stride_xb, stride_yb,
+            looks, time, B, T, L, 0, block * (ROWS // 4), H, True, ROWS, LEVELS, LOW, ELU, PRECISION, CLIPS,
+        )  # fmt: skip
+    else:
+        above = block - first_layer
+        _layer_steps(
+            w_block, gates_ptr, x_ptr, b_ptr, unscale_ptr, exchange_ptr, hidden_ptr, cell_ptr, y_ptr, counter_ptr, stride_xb, stride_yb,
+            looks, time, B, T, L, 1 + above // a_layer, above % a_layer * (ROWS // 8),
+            H, False, ROWS // 2, LEVELS, LOW, ELU, PRECISION, CLIPS,
+        )  # fmt: skip
+
+
+def persistent_refusal(width: int, layers: int, rows: int, precision: str, device: torch.device) -> str | None:
+    """Why all steps can't be one launch on a device, or None; the batch and the length don't count.
+
+    rows: of `LSTMWeights`.
+    """
+    arch = tiles.arch_of(device)
+    if not arch.startswith("sm_") or int(arch.removeprefix("sm_")) < 80:
+        return f"{arch} has no matrix instructions of a warp for half precision"
+    if precision == "ieee":
+        return "products in float32"
+    if not SLICE.value <= width <= MOST_WIDTH or width & (width - 1) or rows > MOST_ROWS:
+        return (
+            f"{rows} rows of {width} terms; what fits the registers are {MOST_ROWS} rows of {SLICE.value}, 128, 256 or {MOST_WIDTH} terms"
+        )
+    blocks, there = width * (8 * layers - 4) // rows, tiles.multiprocessors(device)
+    if blocks > there:
+        return f"{blocks} blocks of weights, one for each multiprocessor; the device has {there}"
+    return None
+
+
+def persistent_lstm(gates: Tensor, x: Rows, weights: LSTMWeights, hidden: Tensor, cell: Tensor, y: Rows, time: int, elu: bool) -> None:
+    """Writes y and moves hidden and cell on, as `lstm_triton` does, from the input product of the first layer, [T, B, 4 * H].
+
+    Two batches of one model may run on two streams. An error of the device, 'unspecified launch failure', tells of a block that never came.
+    """
+    length, batch, width = gates.shape[0], gates.shape[1], weights.width
+    parts, device = weights.blocks.shape[1], gates.device
+    exchange = torch.empty(2, weights.layers, parts, batch, width, dtype=torch.float16, device=device)
+    counter = torch.zeros(1, dtype=torch.int32, device=device)
+    _lstm_persistent_kernel[(weights.blocks.shape[0],)](
+        gates, x.first(0), weights.blocks, weights.bias, weights.unscale, exchange, hidden, cell, y.first(0), counter,
+        x.buffer.stride(0), y.buffer.stride(0), MOST_LOOKS, time, batch, length, weights.layers,
+        H=width, BLOCK_SIZE=weights.blocks.stride(0), ELU=elu, CLIPS=8 if batch <= 8 else 16, **weights.constants,
+        num_warps=WARPS, launch_cooperative_grid=True, **tiles.FUSED,
+    )  # fmt: skip

@@ -1,0 +1,130 @@
+"""The weights of a stack of LSTM layers as the kernels read them, and the arithmetic of a step that all kernels share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .activation import sigmoid, tanh
+from .product import split_matrix
+
+# Terms that a matrix unit sums from zero; the sums of all slices are then added in float32, in pairs.
+SLICE = tl.constexpr(64)
+# A state is at most 1. So much larger, its low part is a normal number of half precision down to states of 2^-17.
+STATE_SCALE = tl.constexpr(2.0**15)
+
+
+@dataclass(frozen=True)
+class LSTMWeights:
+    """Weights of a stack of layers of equal width as the kernels read them.
+
+    input_matrix: `split_matrix` of the first layer's input weight, which multiplies all steps at once.  bias: [L, 4 * H] float32.
+    blocks: [blocks, parts, terms], those of the first layer before those of the second. The terms of a block are [slices, rows, SLICE] of
+    the first layer; above it [2, slices, rows / 2, SLICE], for the layer below and for the own past. A row belongs to a gate of a unit,
+    the four gates of a unit follow each other. Parts of half precision: high and low in 'split', high in 'tf32'; of float32 in 'ieee'.
+    unscale: [L] float32, by which sums of products are to be multiplied: halves are scaled by a power of two to the end of their range.
+    """
+
+    input_matrix: Tensor
+    bias: Tensor
+    blocks: Tensor
+    unscale: Tensor
+    width: int
+    rows: int
+    precision: str
+
+    @property
+    def layers(self) -> int:
+        return self.bias.shape[0]
+
+    @property
+    def constants(self) -> dict[str, int | str]:
+        """What the kernels are compiled for.  LEVELS: logarithm of the slices.  LOW: elements between a weight and its low part."""
+        levels = _slices(self.width).bit_length() - 1
+        return {"ROWS": self.rows, "LEVELS": levels, "LOW": self.blocks.shape[2], "PRECISION": self.precision}
+
+
+def _slices(width: int) -> int:
+    return int(triton.next_power_of_2(triton.cdiv(width, SLICE.value)))
+
+
+def lstm_weights(w_ih: Sequence[Tensor], w_hh: Sequence[Tensor], bias: Tensor, precision: str, rows: int) -> LSTMWeights:
+    """Lays out weights [4 * H, H] of each layer, gates in torch's order i, f, g, o; bias: [L, 4 * H], the sum of both.
+
+    precision: 'split' for float32's accuracy from three products of half precision, 'tf32' for one, 'ieee' for float32 itself.
+    rows: of a block of the first layer; blocks of the layers above, with two inputs, have half as many.
+    """
+    blocks, unscale = [], []
+    for layer, (below, past) in enumerate(zip(w_ih, w_hh, strict=True)):
+        inputs = (past,) if layer == 0 else (below, past)
+        matrix = torch.stack([_in_slices(weight.float(), rows // len(inputs)) for weight in inputs], 1).flatten(1)
+        parts, factor = _parts(matrix, precision)
+        blocks.append(parts)
+        unscale.append(factor)
+    input_matrix = split_matrix(w_ih[0], precision)
+    return LSTMWeights(input_matrix, bias.float(), torch.cat(blocks), torch.stack(unscale), w_hh[0].shape[1], rows, precision)
+
+
+def _in_slices(weight: Tensor, rows: int) -> Tensor:
+    """[4 * H, H] -> [blocks, slices, rows, SLICE], filled up with zeros."""
+    width, units = weight.shape[1], rows // 4
+    terms, blocks = _slices(width) * SLICE.value, triton.cdiv(width, units)
+    by_unit = weight.view(4, width, width).transpose(0, 1)
+    filled = torch.nn.functional.pad(by_unit, (0, terms - width, 0, 0, 0, blocks * units - width))
+    return filled.reshape(blocks, rows, -1, SLICE.value).transpose(1, 2)
+
+
+def _parts(matrix: Tensor, precision: str) -> tuple[Tensor, Tensor]:
+    """[blocks, n] -> [blocks, parts, n], and what products of it and of a scaled state are to be multiplied by."""
+    if precision == "ieee":
+        return matrix[:, None], matrix.new_ones(())
+    # the largest to [2^14, 2^15): the low part keeps its bits down to weights of 2^-17 of that
+    exponent = 15 - torch.frexp(matrix.abs().amax()).exponent
+    scaled = torch.ldexp(matrix, exponent)
+    high = scaled.half()
+    parts = [high, (scaled - high).half()] if precision == "split" else [high]
+    return torch.stack(parts, 1), torch.ldexp(matrix.new_ones(()), -exponent) / STATE_SCALE.value
+
+
+@triton.jit
+def high_and_low(h, PRECISION: tl.constexpr):
+    """A state in the parts that multiply weights; the low one counts in split only."""
+    if PRECISION == "ieee":
+        high, low = h, h
+    else:
+        scaled = h * STATE_SCALE
+        high = scaled.to(tl.float16)
+        low = (scaled - high.to(tl.float32)).to(tl.float16)
+    return high, low
+
+
+@triton.jit
+def sum_of_slices(parts, LEVELS: tl.constexpr, ROWS: tl.constexpr, CLIPS: tl.constexpr):
+    """[2 ** LEVELS, ROWS, CLIPS] -> [ROWS, CLIPS]: neighbours first, then sums of neighbours."""
+    parts = tl.permute(parts, (1, 2, 0))
+    for level in tl.static_range(LEVELS):
+        even, odd = tl.split(tl.reshape(parts, (ROWS, CLIPS, 2 ** (LEVELS - 1 - level), 2)))
+        parts = even + odd
+    return tl.reshape(parts, (ROWS, CLIPS))
+
+
+@triton.jit
+def of_each_gate(sums, ROWS: tl.constexpr, CLIPS: tl.constexpr):
+    """[ROWS, CLIPS] -> four of [ROWS // 4, CLIPS]: i, f, g, o."""
+    pairs = tl.permute(tl.reshape(sums, (ROWS // 4, 2, 2, CLIPS)), (0, 3, 1, 2))
+    i_and_g, f_and_o = tl.split(pairs)
+    i, g = tl.split(i_and_g)
+    f, o = tl.split(f_and_o)
+    return i, f, g, o
+
+
+@triton.jit
+def next_state(i, f, g, o, c):
+    """c = sigmoid(f) c + sigmoid(i) tanh(g);  h = sigmoid(o) tanh(c)."""
+    c = sigmoid(f) * c + sigmoid(i) * tanh(g)
+    return sigmoid(o) * tanh(c), c
