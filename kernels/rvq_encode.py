@@ -1,16 +1,16 @@
 """Residual vector quantization: every level of the nearest-entry search in one launch, the residual never leaves the chip.
 
-Precision 'rerank' scores with tf32 products and proves its codes equal to those of 'ieee'. For a residual r and an entry e with score
-s = |e|^2 - 2 r.e, r' and e' rounded to tf32 and u = 2^-24, all norms Euclidean:
+Precision 'rerank' scores with products of half precision and proves its codes equal to those of 'ieee'. For a residual r and an entry e
+with score s = |e|^2 - 2 r.e, r' and e' rounded to halves (scaled by powers of two, left out here) and u = 2^-24, all norms Euclidean:
 
-    |s_tf32 - s| <= A = 2 (|r - r'| max|e| + |r'| max|e - e'|)              rounded operands
+    |s_half - s| <= A = 2 (|r - r'| max|e| + |r'| max|e - e'|)              rounded operands
                         + 2 (D 2^-21 + 2 u) |r'| max|e'| + 2 u max|e|^2     sum and score
     |s_ieee - s| <= B = 2 (D + 2) u |r| max|e| + 2 u max|e|^2               one chain of D FMAs, score
     |s_tree - s| <= B                                                       a tree rounds less often than a chain
 
-The two best entries by s_tf32 are scored again in float32 by a tree (s_tree). Let w be the better one.
+Two entries with low s_half are scored again in float32 by a tree (s_tree). Let w be the better one.
 - The other one's s_tree exceeds w's by more than 4 B: then its s_ieee exceeds w's.
-- The third best s_tf32 exceeds w's s_tree by more than A + 3 B: then so does the s_ieee of every entry but those two.
+- The lowest s_half of all others exceeds w's s_tree by more than A + 3 B: then so does the s_ieee of every entry but those two.
 If both hold, w is the entry that 'ieee' chooses; otherwise the block of frames searches that level again in ieee.
 2^-21 per term is an assumption about tensor cores, whose float32 sums truncate: `bench/gpu_report.py` checks the codes on the device.
 """
@@ -28,12 +28,17 @@ from .tiles import Tile, block_of, rvq_encode_tile
 
 PRECISIONS = ("ieee", "rerank")
 
+# Largest elements of a codebook or a residual in whose products float32 neither overflows nor vanishes.
+USUAL = tl.constexpr((2.0**-30, 2.0**60))
+
 
 class SearchTables(NamedTuple):
-    """What the search reads, all float32.
+    """What the search reads.
 
-    codebooks: [K, N, D].  squares: [K, N], |e|^2.  rounded: [K, N, D], entries rounded to tf32.
-    bounds: [K, 3], max |e|, max |e - rounded e| and max |rounded e| of each level, rounded up.
+    codebooks: [K, N, D] float32.  squares: [K, N] float32, |e|^2.
+    rounded: [K, N, D] float16, the entries of a level times a power of two that takes the largest element to [2^14, 2^15).
+    bounds: [K, 4] float32, of each level max |e|, max |e - e'| and max |e'|, rounded up, with e' the rounded entry divided by that power;
+    then one over the power. Infinite where the elements are out of the range in which the kernel's products neither overflow nor vanish.
     """
 
     codebooks: Tensor
@@ -45,12 +50,15 @@ class SearchTables(NamedTuple):
 def search_tables(codebooks: Tensor) -> SearchTables:
     """Tables of codebooks [K, N, D]."""
     codebooks = codebooks.float().contiguous()
-    bits = codebooks.view(torch.int32)
-    rounded = ((bits + 0x1000) & ~0x1FFF).view(torch.float32)  # to nearest, ties away from zero, as cvt.rna.tf32
-    exact = codebooks.double()
-    norms = [part.norm(dim=2).amax(1) for part in (exact, exact - rounded.double(), rounded.double())]
-    bounds = (torch.stack(norms, 1) * (1 + 2**-20)).float()
-    return SearchTables(codebooks, exact.square().sum(2).float(), rounded.contiguous(), bounds)
+    largest = codebooks.abs().amax((1, 2))
+    exponent = 15 - torch.frexp(largest).exponent
+    rounded = torch.ldexp(codebooks, exponent[:, None, None]).half()
+    exact, back = codebooks.double(), torch.ldexp(rounded.double(), -exponent[:, None, None])
+    norms = torch.stack([part.norm(dim=2).amax(1) for part in (exact, exact - back, back)], 1) * (1 + 2**-20)
+    usual = (largest > USUAL.value[0]) & (largest < USUAL.value[1])
+    bounds = torch.where(usual[:, None], norms.float(), torch.inf)
+    unscale = torch.ldexp(torch.ones_like(largest), -exponent)
+    return SearchTables(codebooks, exact.square().sum(2).float(), rounded, torch.cat((bounds, unscale[:, None]), 1))
 
 
 def rvq_encode_ref(x: Tensor, tables: SearchTables, num_quantizers: int) -> Tensor:
@@ -106,14 +114,14 @@ def _search(r, entries_ptr, squares_ptr, d, N, D, PRECISION: tl.constexpr, BLOCK
 
 
 @triton.jit
-def _insert(value, at, best1, index1, best2, index2, best3):
-    """The three lowest scores and the indices of two of them, with one more score taken in; equal scores keep their order."""
-    first = value < best1
-    second = value < best2
-    best3 = tl.where(second, best2, tl.where(value < best3, value, best3))
-    best2, index2 = tl.where(first, best1, tl.where(second, value, best2)), tl.where(first, index1, tl.where(second, at, index2))
-    best1, index1 = tl.where(first, value, best1), tl.where(first, at, index1)
-    return best1, index1, best2, index2, best3
+def _half(r):
+    """r times a power of two for each row, as halves; one over the power; whether the row is of usual size.  r: [BLOCK_F, BLOCK_D]"""
+    largest = tl.max(tl.abs(r), axis=1)
+    stored = (largest.to(tl.int32, bitcast=True) >> 23) & 255
+    # of the power that takes the largest element to [2^14, 2^15)
+    power = tl.minimum(tl.maximum(268 - stored, 1), 253)
+    half = (r * (power << 23).to(tl.float32, bitcast=True)[:, None]).to(tl.float16)
+    return half, ((254 - power) << 23).to(tl.float32, bitcast=True), (largest > USUAL[0]) & (largest < USUAL[1])
 
 
 @triton.jit
@@ -123,33 +131,63 @@ def _tree_score(r, entries_ptr, squares_ptr, index, d, D):
 
 
 @triton.jit
-def _search_rerank(r, entries_ptr, squares_ptr, rounded_ptr, bounds_ptr, d, N, D, BLOCK_F: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Index of the lowest score and whether that is proven to be the choice of `_search` in ieee.  [BLOCK_F], [BLOCK_F]"""
-    r_tf32 = ((r.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
-    best1 = tl.full((BLOCK_F,), float("inf"), tl.float32)
-    best2 = tl.full((BLOCK_F,), float("inf"), tl.float32)
-    best3 = tl.full((BLOCK_F,), float("inf"), tl.float32)
-    index1 = tl.zeros((BLOCK_F,), tl.int32)
-    index2 = tl.zeros((BLOCK_F,), tl.int32)
-    j = tl.arange(0, BLOCK_N)  # [BLOCK_N]
+def _search_rerank(
+    r,
+    entries_ptr,
+    squares_ptr,
+    rounded_ptr,
+    bounds_ptr,
+    d,
+    N,
+    D,
+    EVEN: tl.constexpr,
+    BLOCK_F: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Index of the lowest score and whether that is proven to be the choice of `_search` in ieee.  [BLOCK_F], [BLOCK_F]
+
+    Entries j, j + BLOCK_N, j + 2 BLOCK_N, ... share a slot, which keeps its lowest score with its entry, and its second lowest without:
+    so nothing is compared across slots before the end. EVEN: all blocks are full.
+    """
+    half, unscale, usual = _half(r)
+    factor = 2.0 * unscale * tl.load(bounds_ptr + 3)
+    low1 = tl.full((BLOCK_F, BLOCK_N), float("inf"), tl.float32)
+    low2 = tl.full((BLOCK_F, BLOCK_N), float("inf"), tl.float32)
+    block1 = tl.zeros((BLOCK_F, BLOCK_N), tl.int32)
+    j = tl.arange(0, BLOCK_N)
     for n0 in tl.range(0, N, BLOCK_N):
-        s = _scores(r_tf32, rounded_ptr, squares_ptr, n0 + j, d, N, D, "tf32")
-        for _ in tl.static_range(2):
-            low, at = tl.min(s, axis=1, return_indices=True)
-            best1, index1, best2, index2, best3 = _insert(low, n0 + at, best1, index1, best2, index2, best3)
-            s = tl.where(j[None, :] == at[:, None], float("inf"), s)
-        low = tl.min(s, axis=1)
-        best1, index1, best2, index2, best3 = _insert(low, index1, best1, index1, best2, index2, best3)
+        n = n0 + j
+        e_block = rounded_ptr + n[None, :] * D + d[:, None]  # [BLOCK_D, BLOCK_N]
+        if EVEN:
+            e, squares = tl.load(e_block), tl.load(squares_ptr + n)
+        else:
+            e = tl.load(e_block, mask=(n < N)[None, :] & (d < D)[:, None], other=0.0)
+            squares = tl.load(squares_ptr + n, mask=n < N, other=float("inf"))
+        # what is NaN is in no minimum; its bounds are NaN too, and nothing is proven
+        s = squares[None, :] - factor[:, None] * tl.dot(half, e)
+        first = s < low1
+        low2 = tl.minimum(low2, tl.where(first, low1, s))
+        block1 = tl.where(first, n0, block1)
+        low1 = tl.where(first, s, low1)
+
+    slot1 = tl.argmin(low1, axis=1)
+    index1 = slot1 + tl.sum(tl.where(j[None, :] == slot1[:, None], block1, 0), axis=1)
+    low1 = tl.where(j[None, :] == slot1[:, None], float("inf"), low1)
+    slot2 = tl.argmin(low1, axis=1)
+    index2 = slot2 + tl.sum(tl.where(j[None, :] == slot2[:, None], block1, 0), axis=1)
+    low1 = tl.where(j[None, :] == slot2[:, None], float("inf"), low1)
+    others = tl.min(tl.minimum(low1, low2), axis=1)
 
     u: tl.constexpr = 2.0**-24
     max_e = tl.load(bounds_ptr)
     max_error = tl.load(bounds_ptr + 1)
     max_rounded = tl.load(bounds_ptr + 2)
     # 1.0001 covers the rounding of the norms and of the bounds themselves
+    back = half.to(tl.float32) * unscale[:, None]
     norm = 1.0001 * tl.sqrt(tl.sum(r * r, axis=1))
-    norm_tf32 = 1.0001 * tl.sqrt(tl.sum(r_tf32 * r_tf32, axis=1))
-    error = 1.0001 * tl.sqrt(tl.sum((r - r_tf32) * (r - r_tf32), axis=1))
-    bound = 2 * (error * max_e + norm_tf32 * max_error) + 2 * (D * 2.0**-21 + 2 * u) * norm_tf32 * max_rounded + 2 * u * max_e * max_e
+    norm_half = 1.0001 * tl.sqrt(tl.sum(back * back, axis=1))
+    error = 1.0001 * tl.sqrt(tl.sum((r - back) * (r - back), axis=1))
+    bound = 2 * (error * max_e + norm_half * max_error) + 2 * (D * 2.0**-21 + 2 * u) * norm_half * max_rounded + 2 * u * max_e * max_e
     bound_ieee = 2 * (D + 2) * u * norm * max_e + 2 * u * max_e * max_e
 
     score1 = _tree_score(r, entries_ptr, squares_ptr, index1, d, D)
@@ -157,7 +195,7 @@ def _search_rerank(r, entries_ptr, squares_ptr, rounded_ptr, bounds_ptr, d, N, D
     low = tl.where(score2 < score1, score2, score1)
     high = tl.where(score2 < score1, score1, score2)
     # a comparison with NaN is false, so a frame with one is never sure
-    sure = (high - low > 4 * bound_ieee) & (best3 - low > bound + 3 * bound_ieee)
+    sure = usual & (high - low > 4 * bound_ieee) & (others - low > bound + 3 * bound_ieee)
     return tl.where(score2 < score1, index2, index1), sure
 
 
@@ -178,6 +216,7 @@ def _rvq_encode_kernel(
     K,
     N,
     D,
+    EVEN: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_F: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -197,7 +236,10 @@ def _rvq_encode_kernel(
         entries_ptr = codebooks_ptr + q * N * D
         level_ptr = squares_ptr + q * N
         if PRECISION == "rerank":
-            index, sure = _search_rerank(r, entries_ptr, level_ptr, rounded_ptr + q * N * D, bounds_ptr + 3 * q, d, N, D, BLOCK_F, BLOCK_N)
+            rounded_level, bounds_level = rounded_ptr + q * N * D, bounds_ptr + 4 * q
+            index, sure = _search_rerank(
+                r, entries_ptr, level_ptr, rounded_level, bounds_level, d, N, D, EVEN, BLOCK_F, BLOCK_N
+            )  # fmt: skip
             unsure = tl.max((~sure & (n < frames)).to(tl.int32), axis=0)
             if unsure > 0:
                 # the rare path takes narrow blocks, or its registers would spill
@@ -234,8 +276,9 @@ def rvq_encode_triton(
     frames = batch * length
     if frames:
         tile = tile or rvq_encode_tile(x.device, width, frames, precision)
+        even = entries % tile.block_n == 0 and width == block_of(width)
         _rvq_encode_kernel[(triton.cdiv(frames, tile.block_m),)](
             x, *tables, codes, searched_again, *x.stride(), frames, length, num_quantizers, entries, width,
-            PRECISION=precision, BLOCK_F=tile.block_m, BLOCK_N=tile.block_n, BLOCK_D=block_of(width), **tile.options,
+            EVEN=even, PRECISION=precision, BLOCK_F=tile.block_m, BLOCK_N=tile.block_n, BLOCK_D=block_of(width), **tile.options,
         )  # fmt: skip
     return codes

@@ -53,8 +53,8 @@ TABLE: dict[tuple[str, str, str, int], tuple[int, int, int, int, int]] = {
     ("gfx942", "rvq_encode", "ieee", 1): (16, 64, 0, 4, 1),
     # 64 frames a block: 3.5 KiB of registers spilled
     ("sm_89", "rvq_encode", "ieee", 1): (32, 64, 0, 4, 2),
-    ("any", "rvq_encode", "rerank", 0): (16, 64, 0, 8, 2),
-    ("any", "rvq_encode", "rerank", 1): (32, 64, 0, 8, 2),
+    ("any", "rvq_encode", "rerank", 0): (16, 64, 0, 8, 3),
+    ("any", "rvq_encode", "rerank", 1): (32, 64, 0, 8, 3),
     ("any", "rvq_decode", "ieee", 0): (16, 0, 0, 8, 2),
     ("any", "lstm", "ieee", 0): (16, 32, 0, 8, 1),
     # 64 rows of weights: as many as fit the registers where one launch carries all steps

@@ -79,7 +79,7 @@ class TritonExecutor(Executor):
 
     def products(self, stage: Stage | Quantizer, dtype: torch.dtype, device: torch.device, precision: str) -> str:
         if isinstance(stage, Quantizer):
-            return "tf32, proven equal to float32" if _search_precision(device) == "rerank" else "float32"
+            return "float16, proven equal to float32" if _search_precision(device) == "rerank" else "float32"
         if isinstance(stage, LSTM):
             return _recurrence_in_words(stage, _product_precision(precision, dtype, device), precision == "fast", device)
         return _IN_WORDS[_product_precision(precision, dtype, device)]

@@ -167,7 +167,7 @@ MOST = {"parity": 16.0, "fast": 10.7}
 MOST_RECURRENCE = {"parity": 4.0, "fast": 3.0}
 # of one clip, in parity
 MOST_RECURRENCE_ALONE = 2.0
-MOST_SEARCH = 1.6
+MOST_SEARCH = 0.6
 MOST_LAUNCHES = 24
 
 

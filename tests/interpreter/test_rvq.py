@@ -98,26 +98,52 @@ def near_ties(entries, dim, gap):
     return search_tables(books), frames
 
 
+@pytest.mark.parametrize("slots", [16, 256])
 @pytest.mark.parametrize("gap", [1e-2, 1e-4, 1e-6, 0.0])
-def test_rerank_gives_the_codes_of_ieee_on_near_ties(gap):
+def test_rerank_gives_the_codes_of_ieee_on_near_ties(gap, slots):
     tables, x = near_ties(256, 64, gap)
     again = torch.zeros(1, 1, dtype=torch.int32)
-    codes = rvq_encode_triton(x, tables, 1, precision="rerank", searched_again=again)
+    codes = rvq_encode_triton(x, tables, 1, precision="rerank", searched_again=again, tile=Tile(64, slots, 0, 1, 1))
     assert_same_bits(codes, rvq_encode_triton(x, tables, 1, precision="ieee"))
     assert again.item() == 1, "the data was built to need the second search"
 
 
-def test_tf32_alone_would_choose_otherwise_on_near_ties():
+def test_rerank_finds_the_nearest_two_in_one_slot():
+    """Of entries 3 and 19, which share a slot of 16, the farther one is the second nearest of all."""
+    books = torch.randn(1, 64, 16)
+    books[0, 19] = books[0, 3] + 1e-3 * torch.randn(16)
+    x = books[:, 3:4].transpose(1, 2) + 1e-4 * torch.randn(1, 16, 8)
+    for tables, frames in ((search_tables(books), x), (search_tables(books.flip(1)), x)):
+        codes = rvq_encode_triton(frames, tables, 1, precision="rerank", tile=Tile(16, 16, 0, 1, 1))
+        assert_same_bits(codes, rvq_encode_triton(frames, tables, 1, precision="ieee"))
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-12, 1e-4, 1e4, 1e15, 1e30])
+def test_rerank_gives_the_codes_of_ieee_at_any_size(size):
+    books = size * codebooks(2, 64, 16)
+    x = size * torch.randn(1, 16, 40)
+    x[0, :, 3] = 0
+    tables = search_tables(books)
+    assert_same_bits(rvq_encode_triton(x, tables, 2, precision="rerank"), rvq_encode_triton(x, tables, 2, precision="ieee"))
+
+
+def unscaled(tables):
+    """The rounded entries, float64."""
+    return tables.rounded.double() * tables.bounds[:, 3, None, None].double()
+
+
+def test_halves_alone_would_choose_otherwise_on_near_ties():
     tables, x = near_ties(256, 64, 1e-4)
-    rounded = tables._replace(codebooks=tables.rounded)
+    rounded = tables._replace(codebooks=unscaled(tables).float())
     assert not torch.equal(rvq_encode_triton(x, rounded, 1, precision="ieee"), rvq_encode_triton(x, tables, 1, precision="ieee"))
 
 
-def test_rerank_searches_again_rarely():
+@pytest.mark.parametrize("slots", [64, 1024])
+def test_rerank_searches_again_rarely(slots):
     tables = search_tables(codebooks(4, 1024, 128))
     x = torch.randn(1, 128, 512)
     again = torch.zeros(32, 4, dtype=torch.int32)
-    tile = Tile(16, 1024, 0, 1, 1)
+    tile = Tile(16, slots, 0, 1, 1)
     codes = rvq_encode_triton(x, tables, 4, precision="rerank", searched_again=again, tile=tile)
     assert_same_bits(codes, rvq_encode_triton(x, tables, 4, precision="ieee"))
     assert again.float().mean() < 0.1
@@ -126,14 +152,15 @@ def test_rerank_searches_again_rarely():
 def test_bounds_of_the_proof_hold():
     tables = search_tables(codebooks(2, 512, 128))
     x = torch.randn(300, 128) * 2
-    rounded = ((x.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+    power = torch.ldexp(torch.ones(300, 1), 15 - torch.frexp(x.abs().amax(1, keepdim=True)).exponent)
+    rounded = (x * power).half().double() / power
     u = 2.0**-24
     for level in range(2):
-        max_e, max_error, max_rounded = tables.bounds[level].double()
+        max_e, max_error, max_rounded = tables.bounds[level, :3].double()
         exact = tables.squares[level].double() - 2 * x.double() @ tables.codebooks[level].double().T
-        scored = tables.squares[level] - 2 * rounded @ tables.rounded[level].T
-        bound = 2 * ((x - rounded).double().norm(dim=1) * max_e + rounded.double().norm(dim=1) * max_error)
-        bound += 2 * (128 * 2.0**-21 + 2 * u) * rounded.double().norm(dim=1) * max_rounded + 2 * u * max_e**2
+        scored = tables.squares[level] - 2 * (rounded @ unscaled(tables)[level].T).float()
+        bound = 2 * ((x - rounded).norm(dim=1) * max_e + rounded.norm(dim=1) * max_error)
+        bound += 2 * (128 * 2.0**-21 + 2 * u) * rounded.norm(dim=1) * max_rounded + 2 * u * max_e**2
         error = (scored.double() - exact).abs().amax(1)
         assert (error <= bound).all()
         # a bound a hundred times too wide would prove nothing and always search again
