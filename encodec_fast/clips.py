@@ -84,7 +84,8 @@ def encode_clips(model: Any, clips: Sequence[Tensor], num_quantizers: int, mask:
 def decode_clips(model: Any, codes: Sequence[Tensor]) -> list[Tensor] | None:
     """Audio [C, T_b] of codes [K, F_b]; None where only the modules themselves can run them.
 
-    All clips have equally many levels.  Raises IndexError for a code outside its codebook.
+    All clips have equally many levels.  Raises IndexError for a code outside its codebook; on a GPU the device stops
+    there with an assertion, as with transformers.
     """
     codec = prepare_codec(model.decoder, model.quantizer, codes[0])
     if isinstance(codec, str):

@@ -225,7 +225,8 @@ class StreamingDecoder(_Streams):
         """Audio [C, T_b] that these codes complete, one tensor per stream.
 
         codes: [batch_size, K, F], or [K, F] for a single stream; or a list of one [K_b, F_b] per stream, with None for nothing new.
-        Raises ValueError for another shape and for codes of a stream that has ended, IndexError for a code outside its codebook.
+        Raises ValueError for another shape and for codes of a stream that has ended, IndexError for a code outside its codebook; on a GPU
+        the device stops there with an assertion, as with transformers.
         """
         with self._turn:
             return self._push(self._embeddings(codes), [False] * self.batch_size)

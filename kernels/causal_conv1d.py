@@ -7,6 +7,8 @@ A transposed convolution is the same product: see transposed_conv1d.py.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -16,11 +18,11 @@ from .activation import elu as _elu
 from .group_norm import store_partial
 from .padding import pad_ref
 from .product import DEPTH, add_product, load_weight, split_matrix
-from .rows import Padding, Rows, row_tile
+from .rows import Norm, Padding, Rows, normed, row_tile
 from .tiles import Tile, conv_tile
 
-# A convolution of so few terms or outputs is bound by memory, and no matrix unit has work for it.
-FEW_TERMS, FEW_OUTPUTS, MOST_CHANNELS = 16, 4, 512
+# A convolution of so few terms or outputs is bound by memory without a matrix unit: the first and the last of 24 kHz.
+FEW_TERMS, FEW_OUTPUTS, MOST_CHANNELS = 8, 4, 512
 
 
 def causal_conv1d_ref(
@@ -99,7 +101,7 @@ def _store_rows(
                 counted = counted & (t < tl.cdiv(length, STRIDE))[:, None]
             else:
                 counted = counted & (t[:, None] * PHASES + n[None, :] // (N // PHASES) < (length - 1) * PHASES + KERNEL)
-        store_partial(partials_ptr + tl.program_id(0).to(tl.int64) * 3, acc, counted)
+        store_partial(partials_ptr, acc, counted)
     if ELU:
         acc = _elu(acc)
     y_block = y_ptr + clip * stride_yb + (t.to(tl.int64) * stride_yt)[:, None] + n[None, :]
@@ -114,25 +116,34 @@ def _causal_conv1d_kernel(
     stride_xb, stride_yb, stride_yt, C, rows, N,
     KERNEL: tl.constexpr, TERMS: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, PHASES: tl.constexpr, ELU: tl.constexpr,
     EVEN_N: tl.constexpr, PRECISION: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    stats_ptr=None, gamma_ptr=None, beta_ptr=None, NORM_ELU: tl.constexpr = False,
 ):  # fmt: skip
     """y[b, t, n] = f(b[n] + sum over k of w[n, k] x[b, t * STRIDE * C + k]), k over TERMS.
 
+    stats, gamma, beta: of the group norm of x, which is applied first, and an ELU behind it with NORM_ELU; for a kernel of one step only.
     Grid: B x tiles of rows x tiles of columns.  Reference: causal_conv1d_ref.
     """
     clip, t, n, x_row, column = row_tile(x_ptr, stride_xb, STRIDE * C, rows, N, EVEN_N, BLOCK_T, BLOCK_N)
     w_row = w_ptr + column * TERMS
     EVEN_K: tl.constexpr = TERMS % BLOCK_K == 0
     acc = tl.zeros((BLOCK_T, BLOCK_N), dtype=tl.float32)
+    if stats_ptr is not None:
+        mean, rstd = tl.load(stats_ptr + 2 * clip), tl.load(stats_ptr + 2 * clip + 1)
     for k0 in tl.range(0, TERMS, BLOCK_K):
         k = k0 + tl.arange(0, BLOCK_K)  # [BLOCK_K]
         offset = k if DILATION == 1 else k // C * (DILATION * C) + k % C
         w_block = w_row[None, :] + k[:, None]
         if EVEN_K:
-            x = tl.load(x_row[:, None] + offset[None, :])
+            x = tl.load(x_row[:, None] + offset[None, :], cache_modifier=".ca")
         else:
-            x = tl.load(x_row[:, None] + offset[None, :], mask=(k < TERMS)[None, :], other=0.0)
+            x = tl.load(x_row[:, None] + offset[None, :], mask=(k < TERMS)[None, :], other=0.0, cache_modifier=".ca")
+        x = x.to(tl.float32)
+        if stats_ptr is not None:
+            x = normed(x, mean, rstd, gamma_ptr, beta_ptr, k, TERMS)
+            if NORM_ELU:
+                x = _elu(x)
         w, w_low = load_weight(w_block, k[:, None], TERMS, N * TERMS, EVEN_K, PRECISION)
-        acc = add_product(acc, x.to(tl.float32), w, w_low, PRECISION)
+        acc = add_product(acc, x, w, w_low, PRECISION)
     if b_ptr is not None:
         acc += tl.load(b_ptr + column).to(tl.float32)[None, :]
     _store_rows(acc, y_ptr, lengths_ptr, partials_ptr, stride_yb, stride_yt, clip, t, n, rows, N, KERNEL, STRIDE, PHASES, ELU, EVEN_N)
@@ -203,6 +214,8 @@ def causal_conv1d_triton(
     tail: int = 0,
     out: Tensor | None = None,
     partials: bool = False,
+    norm: Norm | None = None,
+    norm_elu: bool = False,
     precision: str,
     tile: Tile | None = None,
 ) -> Rows | tuple[Rows, Tensor]:
@@ -210,7 +223,8 @@ def causal_conv1d_triton(
 
     matrix: `conv_matrix` of the weight.  lengths: matter to `partials` alone.
     lead, tail: rows to leave free before and behind each clip's output.  out: [B, T_out, C_out] to write to, channels contiguous.
-    partials: also returns [B, tiles, 3] float32, count, mean and squared deviation of each output tile, for `group_norm_statistics`.
+    partials: also returns [3, B, tiles] float32, count, mean and squared deviation of each output tile, for `group_norm_statistics`.
+    norm: of x, applied as it is read, and an ELU behind it with norm_elu; for a kernel of one step, and not in 'thin'.
     precision: of the products, 'split', 'tf32' or 'ieee', as in `add_product`; sums are float32.
     """
     stride = padding.stride
@@ -219,7 +233,7 @@ def causal_conv1d_triton(
     window = x.first(out_start * stride - padding.left - start)
     made = multiply_rows(
         window, matrix, bias, out_length, 1, kernel=kernel, stride=stride, dilation=dilation, elu=elu, lengths=lengths,
-        lead=lead, tail=tail, out=out, partials=partials, precision=precision, tile=tile,
+        lead=lead, tail=tail, out=out, partials=partials, norm=norm, norm_elu=norm_elu, precision=precision, tile=tile,
     )  # fmt: skip
     rows = Rows(made[0], lead, out_length)
     return (rows, made[1]) if partials else rows
@@ -228,11 +242,12 @@ def causal_conv1d_triton(
 def multiply_rows(
     x: Tensor, matrix: Tensor, bias: Tensor | None, rows: int, phases: int, *, kernel: int, stride: int = 1, dilation: int = 1,
     elu: bool = False, lengths: Tensor | None = None, lead: int = 0, tail: int = 0, out: Tensor | None = None, partials: bool = False,
-    precision: str, tile: Tile | None = None,
+    norm: Norm | None = None, norm_elu: bool = False, precision: str, tile: Tile | None = None,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """The product of the overlapping rows of x, [B, T, C] of which the first starts at x[:, 0], with a matrix.
 
     phases: steps of output that a row gives, side by side; lead and tail count these steps.
+    norm, norm_elu: as in `causal_conv1d_triton`.
     Returns the buffer of `lead` + rows * phases + `tail` steps, and the partial sums where asked for.
     """
     batch, _, channels = x.shape
@@ -244,12 +259,16 @@ def multiply_rows(
     expected = 2 if precision == "split" else 1, taps * channels
     if (parts, terms) != expected or not matrix.is_contiguous():
         raise ValueError(f"matrix must be contiguous [{expected[0]}, C_out, {expected[1]}] in {precision}, got {tuple(matrix.shape)}")
+    if norm is not None and (kernel > 1 or precision == "thin"):
+        raise ValueError(f"norm is for a kernel of one step and not for thin products, got a kernel of {kernel} in {precision}")
+    if partials and precision == "thin" and not few_terms:
+        raise ValueError("thin convolutions of few outputs leave no partial sums; take another precision, as `conv_precision` does")
     if x.stride(2) != 1 or x.stride(1) != channels:
         raise ValueError(f"x must have its channels last and its steps side by side, got strides {x.stride()}")
     y = x.new_empty(batch, lead + rows * phases + tail, columns // phases) if out is None else out
     first = y[:, lead:]
     strides = x.stride(0), first.stride(0), first.stride(1) * phases
-    tile = tile or conv_tile(x.device, columns, precision)
+    tile = tile or conv_tile(x.device, columns, precision, partials)
     sums = None
     if precision == "thin" and not few_terms:
         if batch and rows > 0:
@@ -261,12 +280,15 @@ def multiply_rows(
         return y, sums
     tiles = triton.cdiv(rows, tile.block_m) * triton.cdiv(columns, tile.block_n)
     if partials:
-        sums = x.new_empty(batch, tiles, 3, dtype=torch.float32)
+        sums = x.new_empty(3, batch, tiles, dtype=torch.float32)
     if batch and rows > 0:
+        before: dict[str, Any] = {}
+        if norm is not None:
+            before = {"stats_ptr": norm.statistics, "gamma_ptr": norm.weight, "beta_ptr": norm.bias, "NORM_ELU": norm_elu}
         run = _few_terms_kernel if few_terms else _causal_conv1d_kernel
         run[(batch * tiles,)](
             x, matrix, bias, lengths, first, sums, *strides, channels, rows, columns,
             KERNEL=kernel, TERMS=terms, STRIDE=stride, DILATION=dilation, PHASES=phases, ELU=elu, EVEN_N=columns % tile.block_n == 0,
-            PRECISION=precision, BLOCK_T=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=DEPTH.get(precision, 0), **tile.options,
+            PRECISION=precision, BLOCK_T=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=DEPTH.get(precision, 0), **before, **tile.options,
         )  # fmt: skip
     return y, sums

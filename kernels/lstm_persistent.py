@@ -300,7 +300,7 @@ def persistent_refusal(width: int, layers: int, rows: int, precision: str, devic
     """
     arch = tiles.arch_of(device)
     if not arch.startswith("sm_") or int(arch.removeprefix("sm_")) < 80:
-        return f"{arch} has no matrix instructions of a warp for half precision"
+        return f"{arch} is none of NVIDIA's architectures from sm_80 on"
     if precision == "ieee":
         return "products in float32"
     if not SLICE.value <= width <= MOST_WIDTH or width & (width - 1) or rows > MOST_ROWS:
@@ -316,15 +316,18 @@ def persistent_refusal(width: int, layers: int, rows: int, precision: str, devic
 def persistent_lstm(gates: Tensor, x: Rows, weights: LSTMWeights, hidden: Tensor, cell: Tensor, y: Rows, time: int, elu: bool) -> None:
     """Writes y and moves hidden and cell on, as `lstm_triton` does, from the input product of the first layer, [T, B, 4 * H].
 
-    Two batches of one model may run on two streams. An error of the device, 'unspecified launch failure', tells of a block that never came.
+    Of hidden only the slot of the last step is written. An error of the device, 'unspecified launch failure', tells of a block that never
+    came.
     """
     length, batch, width = gates.shape[0], gates.shape[1], weights.width
     parts, device = weights.blocks.shape[1], gates.device
+    # matrix instructions of 8 clips, whatever the batch: it sets how many of them stand side by side; more would spill registers
+    clips = 8 if batch <= 8 else 16 if batch <= 16 or parts == 2 else 32
     exchange = torch.empty(2, weights.layers, parts, batch, width, dtype=torch.float16, device=device)
     counter = torch.zeros(1, dtype=torch.int32, device=device)
     _lstm_persistent_kernel[(weights.blocks.shape[0],)](
         gates, x.first(0), weights.blocks, weights.bias, weights.unscale, exchange, hidden, cell, y.first(0), counter,
         x.buffer.stride(0), y.buffer.stride(0), MOST_LOOKS, time, batch, length, weights.layers,
-        H=width, BLOCK_SIZE=weights.blocks.stride(0), ELU=elu, CLIPS=8 if batch <= 8 else 16, **weights.constants,
+        H=width, BLOCK_SIZE=weights.blocks.stride(0), ELU=elu, CLIPS=clips, **weights.constants,
         num_warps=WARPS, launch_cooperative_grid=True, **tiles.FUSED,
     )  # fmt: skip

@@ -73,10 +73,11 @@ def _residual_block_kernel(
     for k0 in tl.range(0, TERMS, BLOCK_K):
         k = k0 + tl.arange(0, BLOCK_K)  # [BLOCK_K]
         offset = k if DILATION == 1 else k // C * (DILATION * C) + k % C
+        # into the first-level cache, since the next tap reads most of these rows again
         if EVEN_K:
-            x = tl.load(x_row[:, None] + offset[None, :])
+            x = tl.load(x_row[:, None] + offset[None, :], cache_modifier=".ca")
         else:
-            x = tl.load(x_row[:, None] + offset[None, :], mask=(k < TERMS)[None, :], other=0.0)
+            x = tl.load(x_row[:, None] + offset[None, :], mask=(k < TERMS)[None, :], other=0.0, cache_modifier=".ca")
         w, w_low = load_weight(w1_ptr + unit[None, :] * TERMS + k[:, None], k[:, None], TERMS, H * TERMS, EVEN_K, PRECISION)
         acc_h = add_product(acc_h, _elu(x.to(tl.float32)), w, w_low, PRECISION)
     if b1_ptr is not None:

@@ -126,16 +126,20 @@ def row_tile(x_ptr, stride_xb, step, rows, N, EVEN_N: tl.constexpr, BLOCK_T: tl.
 
 
 @triton.jit
+def normed(x, mean, rstd, gamma_ptr, beta_ptr, c, C):
+    """(x - mean) * rstd * gamma + beta of channels c.  x: [BLOCK_T, BLOCK_C] float32."""
+    gamma = tl.load(gamma_ptr + c, mask=c < C, other=0.0).to(tl.float32)
+    beta = tl.load(beta_ptr + c, mask=c < C, other=0.0).to(tl.float32)
+    return (x - mean) * (rstd * gamma)[None, :] + beta[None, :]
+
+
+@triton.jit
 def _load_normed(x_ptr, stats_ptr, gamma_ptr, beta_ptr, stride_xb, stride_xt, stride_xc, clip, u, c, C, inside):
     """(x - mean) * rstd * gamma + beta of steps u and channels c of a clip, x itself where there is no norm.  [BLOCK_T, BLOCK_C]"""
     x_block = x_ptr + clip * stride_xb + (u.to(tl.int64) * stride_xt)[:, None] + (c.to(tl.int64) * stride_xc)[None, :]
     x = tl.load(x_block, mask=inside, other=0.0).to(tl.float32)
     if stats_ptr is not None:
-        mean = tl.load(stats_ptr + 2 * clip)
-        rstd = tl.load(stats_ptr + 2 * clip + 1)
-        gamma = tl.load(gamma_ptr + c, mask=c < C, other=0.0).to(tl.float32)
-        beta = tl.load(beta_ptr + c, mask=c < C, other=0.0).to(tl.float32)
-        x = (x - mean) * (rstd * gamma)[None, :] + beta[None, :]
+        x = normed(x, tl.load(stats_ptr + 2 * clip), tl.load(stats_ptr + 2 * clip + 1), gamma_ptr, beta_ptr, c, C)
     return x
 
 

@@ -28,8 +28,8 @@ from .tiles import Tile, block_of, rvq_encode_tile
 
 PRECISIONS = ("ieee", "rerank")
 
-# Largest elements of a codebook or a residual in whose products float32 neither overflows nor vanishes.
-USUAL = tl.constexpr((2.0**-30, 2.0**60))
+# Largest elements of a codebook or a residual whose products float32 holds, and their sums too: 2 x 512 x 2^116 = 2^126.
+SMALL, LARGE = tl.constexpr(2.0**-30), tl.constexpr(2.0**58)
 
 
 class SearchTables(NamedTuple):
@@ -38,7 +38,7 @@ class SearchTables(NamedTuple):
     codebooks: [K, N, D] float32.  squares: [K, N] float32, |e|^2.
     rounded: [K, N, D] float16, the entries of a level times a power of two that takes the largest element to [2^14, 2^15).
     bounds: [K, 4] float32, of each level max |e|, max |e - e'| and max |e'|, rounded up, with e' the rounded entry divided by that power;
-    then one over the power. Infinite where the elements are out of the range in which the kernel's products neither overflow nor vanish.
+    then one over the power. The first three are infinite where the elements are so large or small that products overflow or vanish.
     """
 
     codebooks: Tensor
@@ -55,7 +55,7 @@ def search_tables(codebooks: Tensor) -> SearchTables:
     rounded = torch.ldexp(codebooks, exponent[:, None, None]).half()
     exact, back = codebooks.double(), torch.ldexp(rounded.double(), -exponent[:, None, None])
     norms = torch.stack([part.norm(dim=2).amax(1) for part in (exact, exact - back, back)], 1) * (1 + 2**-20)
-    usual = (largest > USUAL.value[0]) & (largest < USUAL.value[1])
+    usual = (largest > SMALL.value) & (largest < LARGE.value)
     bounds = torch.where(usual[:, None], norms.float(), torch.inf)
     unscale = torch.ldexp(torch.ones_like(largest), -exponent)
     return SearchTables(codebooks, exact.square().sum(2).float(), rounded, torch.cat((bounds, unscale[:, None]), 1))
@@ -121,7 +121,7 @@ def _half(r):
     # of the power that takes the largest element to [2^14, 2^15)
     power = tl.minimum(tl.maximum(268 - stored, 1), 253)
     half = (r * (power << 23).to(tl.float32, bitcast=True)[:, None]).to(tl.float16)
-    return half, ((254 - power) << 23).to(tl.float32, bitcast=True), (largest > USUAL[0]) & (largest < USUAL[1])
+    return half, ((254 - power) << 23).to(tl.float32, bitcast=True), (largest > SMALL) & (largest < LARGE)
 
 
 @triton.jit
@@ -195,7 +195,7 @@ def _search_rerank(
     low = tl.where(score2 < score1, score2, score1)
     high = tl.where(score2 < score1, score1, score2)
     # a comparison with NaN is false, so a frame with one is never sure
-    sure = usual & (high - low > 4 * bound_ieee) & (others - low > bound + 3 * bound_ieee)
+    sure = usual & (low > float("-inf")) & (high - low > 4 * bound_ieee) & (others - low > bound + 3 * bound_ieee)
     return tl.where(score2 < score1, index2, index1), sure
 
 

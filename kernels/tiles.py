@@ -9,12 +9,12 @@ or the length. `rvq_encode` alone has two rows, for few and for many frames; in 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
 
-from .tile_table import MANY_FRAMES, TABLE
+from .tile_table import BEFORE_3_6, MANY_FRAMES, TABLE
 
 # Said at every launch: the default for fusing multiply and add flips in triton 3.10, and with it the rounding.
 FUSED = {"enable_fp_fusion": True}
@@ -22,6 +22,8 @@ FUSED = {"enable_fp_fusion": True}
 # tl.dot takes no side under 16
 MIN_BLOCK = 16
 
+
+_OLD_COMPILER = tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 6)
 
 # Not in the table: registers, shared memory and instructions are those of another architecture.
 ALIKE = {"sm_86": "sm_89", "sm_103": "sm_100", "sm_121": "sm_120"}
@@ -74,7 +76,7 @@ def lookup(op: str, arch: str, precision: str, width: int) -> Tile:
         return _interpreter_tile(op, width)
     for key in ((ALIKE.get(arch, arch), op, precision, width), ("any", op, precision, width)):
         if key in TABLE:
-            return Tile(*TABLE[key])
+            return Tile(*(BEFORE_3_6.get(key, TABLE[key]) if _OLD_COMPILER else TABLE[key]))
     # fits every architecture: for widths and precisions that the table does not name
     return Tile(16, min(block_of(width), 32), 16, 4, 1)
 
@@ -91,12 +93,14 @@ def _interpreter_tile(op: str, width: int) -> Tile:
     return Tile(max(64, min(1024, 65536 // block_n)), block_n, 0, 1, 1)
 
 
-def conv_tile(device: torch.device, columns: int, precision: str) -> Tile:
-    """Of causal_conv1d and transposed_conv1d with `columns` columns."""
+def conv_tile(device: torch.device, columns: int, precision: str, partials: bool) -> Tile:
+    """Of causal_conv1d and transposed_conv1d with `columns` columns.  partials: whether they leave sums for a group norm."""
     arch = arch_of(device)
     if precision == "thin":
         return _thin_tile(arch, columns)
-    return lookup("conv", arch, precision, min(block_of(columns), 512 if arch == "interpreter" else 128))
+    tile = lookup("conv", arch, precision, min(block_of(columns), 512 if arch == "interpreter" else 128))
+    # the sums take registers too
+    return replace(tile, block_m=128) if partials and tile.block_m == 256 else tile
 
 
 def _thin_tile(arch: str, columns: int) -> Tile:

@@ -155,10 +155,11 @@ def _milliseconds(
     cycle = 1e-6 / gpu.ghz
     times = {pipe: most * sum(region.cycles[pipe] for region in regions) * cycle for pipe in PIPES}
     times["latency"] = math.ceil(most / resident) * max(trace.latency for trace in traces) * cycle
-    touched = 32 * blocks * sum(len(sectors) for trace in traces for sectors in trace.touched.values()) / len(traces)
-    again = 32 * blocks * sum(access.sectors for trace in traces for access in trace.accesses.values() if access.uncached) / len(traces)
-    times["l2"] = (touched + again) / (gpu.l2 * 1e9)
-    moved = min(touched, tensor_bytes)
+    share = 32 * blocks / len(traces)
+    once = share * sum(len(sectors) for trace in traces for kind, sectors in trace.touched.items() if kind != "uncached")
+    every_time = share * sum(access.sectors for trace in traces for access in trace.accesses.values() if access.uncached)
+    times["l2"] = (once + every_time) / (gpu.l2 * 1e9)
+    moved = min(share * sum(len(set().union(*trace.touched.values())) for trace in traces), tensor_bytes)
     # what fits the second-level cache was left there by the launch before, and stays for the next
     times["memory"] = moved / (gpu.memory * 1e9) if moved > gpu.l2_bytes else 0.0
     return times

@@ -46,8 +46,9 @@ class Access:
 class Trace:
     """executions of every instruction; accesses by instruction.
 
-    touched: for loads and stores the numbers of the different global sectors.  latency: cycles of the block alone on an SM, which wait for
-    results, for matrix units, for shared memory and for the way to the second-level cache, but never for a turn to issue.
+    touched: for 'load', 'store' and 'uncached' accesses the numbers of the different global sectors.
+    latency: cycles of the block alone on an SM, which wait for results, for matrix units, for shared memory and for the way to the
+    second-level cache, but never for a turn to issue.
     """
 
     executions: list[int]
@@ -328,8 +329,7 @@ class Block:
             sectors = np.unique(np.concatenate((picked // SECTOR, (picked + width - 1) // SECTOR)))
             access.sectors += len(sectors)
             access.least_sectors += -(-len(picked) * width // SECTOR)
-            if not access.uncached:
-                self.touched["store" if kind == "store" else "load"].append(sectors)
+            self.touched["uncached" if access.uncached else "store" if kind == "store" else "load"].append(sectors)
 
 
 def _asking(active: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:

@@ -79,7 +79,10 @@ class QuantizerProgram(ABC):
 
     @abstractmethod
     def decode(self, codes: Tensor) -> Tensor:
-        """Sum of the entries [B, D, F] that codes [K, B, F] name.  Raises IndexError for a code outside the codebook."""
+        """Sum of the entries [B, D, F] that codes [K, B, F] name.  Raises IndexError for a code outside the codebook.
+
+        On a GPU the device stops there with an assertion, which the next call that waits for it raises.
+        """
 
 
 class Executor(ABC):

@@ -1,4 +1,4 @@
-"""CUDA graphs of prepared programs: one replay in the place of about fifteen launches and one per step of the LSTM.
+"""CUDA graphs of prepared programs: one replay in the place of all launches.
 
 Never run on a device yet: the capture follows torch's documented steps, and `bench/gpu_report.py` compares its results bit by bit.
 """

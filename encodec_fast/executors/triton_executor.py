@@ -16,7 +16,7 @@ from encodec_fast.plan import LSTM, Quantizer, Stage, stage_weights
 if TYPE_CHECKING:
     from encodec_fast.executors.triton_program import TritonProgram, TritonQuantizerProgram
 
-# `input_precision` of the products of the convolutions and of the recurrence; on gfx942 'ieee' is the matrix cores' own float32.
+# Of the products of the convolutions, and, with halves in the place of tf32, of the recurrence; on gfx942 'ieee' is the matrix cores' own.
 # Products on matrix units of operands split in two give float32's accuracy: 'parity' takes them wherever there are such units.
 PRECISIONS = {"parity": "split", "tf32x3": "split", "fast": "tf32"}
 _IN_WORDS = {"ieee": "float32", "split": "3 x tf32", "tf32": "tf32"}
@@ -120,7 +120,7 @@ def _interpreted() -> bool:
 
 
 def _product_precision(precision: str, dtype: torch.dtype, device: torch.device) -> str:
-    # halves are tf32 already, and so are their products' operands
+    # halves are tf32 already
     return _legal("tf32" if dtype in (torch.float16, torch.bfloat16) else PRECISIONS[precision], device)
 
 
@@ -137,7 +137,7 @@ def _legal(precision: str, device: torch.device) -> str:
 
 
 def _search_precision(device: torch.device) -> str:
-    """Tensor cores and the proof that the codes are those of ieee, or ieee itself where no tensor core has tf32."""
+    """Tensor cores and the proof that the codes are those of ieee, or ieee itself where there are none."""
     from encodec_fast.kernels.tiles import arch_of
 
     return "ieee" if arch_of(device).startswith("gfx") else {"tf32": "rerank"}.get(_legal("tf32", device), "ieee")

@@ -80,8 +80,9 @@ def _network_launches(name: str, network: Network, x: Signal, lengths: torch.Ten
         times: dict[str, int] = {}
         if isinstance(layer, LSTMLayer):
             times = Counter(launch.name for launch in recorded)
-            # a step in the middle, at which every layer works
-            recorded = list({launch.name: launch for launch in recorded[: len(recorded) // 2 + 1]}.values())
+            # of a launch for each step the one in the middle, at which every layer works
+            recorded = [[one for one in recorded if one.name == name] for name in times]
+            recorded = [alike[len(alike) // 2] for alike in recorded]
         launches += [StageLaunch(f"{name}.{_describe(stage)}", launch, times.get(launch.name, 1)) for launch in recorded]
         x = outputs[0]
     return launches

@@ -56,9 +56,9 @@ class Signal:
             lengths=lengths,
         )
 
-    def applied(self) -> Tensor:
-        """[B, T, C] with nothing left to apply."""
-        return self.values if self.norm is None and self.other is None else self.arranged(Padding(), self.elu, None).values
+    def applied(self) -> Signal:
+        """The same with nothing left to apply."""
+        return self if self.norm is None and self.other is None else _plain(self.arranged(Padding(), self.elu, None), self.elu)
 
 
 def _plain(made: Any, elu: bool) -> Signal:
@@ -155,7 +155,7 @@ def oldest_needed(conv: Conv, total: int, done: int) -> int:
 def _normed(made: Any, norm: GroupNorm) -> Signal:
     """What a launch made with partial sums of the norm that follows."""
     rows, partials = made
-    return Signal(rows.values, norm=Norm(group_norm_statistics_triton(partials, norm.eps), norm.weight, norm.bias))
+    return Signal(rows.values, rows, norm=Norm(group_norm_statistics_triton(partials, norm.eps), norm.weight, norm.bias))
 
 
 class WindowLayer(Layer):
@@ -171,7 +171,9 @@ class WindowLayer(Layer):
         """where: lengths, or start, out_start and out_length, as in `causal_conv1d_ref`."""
 
     def run(self, x: Signal, lengths: Tensor | None) -> Signal:
-        made = self._launch(x.arranged(self.padding, self.elu_input, lengths), lengths=lengths)
+        return self._made(self._launch(x.arranged(self.padding, self.elu_input, lengths), lengths=lengths))
+
+    def _made(self, made: Any) -> Signal:
         return _plain(made, self.elu_output) if self.conv.norm is None else _normed(made, self.conv.norm)
 
     def open(self, batch: int) -> Carried:
@@ -204,6 +206,12 @@ class ConvLayer(WindowLayer):
         self.elu_input = conv.elu
         self.precision = conv_precision(conv.weight, precision, conv.norm is not None)
         self.matrix = conv_matrix(conv.weight, self.precision)
+        self.reads_norm = conv.kernel == 1 and self.precision != "thin" and self.padding == Padding(mode=conv.pad_mode)
+
+    def run(self, x: Signal, lengths: Tensor | None) -> Signal:
+        if self.reads_norm and x.norm is not None and x.rows is not None and x.other is None:
+            return self._made(self._launch(x.rows, lengths=lengths, norm=x.norm, norm_elu=self.elu_input))
+        return super().run(x, lengths)
 
     def _launch(self, x: Rows, **where: Any) -> Any:
         conv = self.conv
@@ -252,7 +260,7 @@ class NormedResidualLayer(Layer):
 
     def run(self, x: Signal, lengths: Tensor | None) -> Signal:
         if x.other is not None:
-            x = Signal(x.applied())
+            x = x.applied()
         y = self.conv2.run(self.conv1.run(x, lengths), lengths)
         short = x if self.shortcut is None else self.shortcut.run(x, lengths)
         return Signal(y.values, norm=y.norm, other=short)
@@ -392,7 +400,7 @@ class LibraryLSTMLayer(Layer):
 
     def run(self, x: Signal, lengths: Tensor | None) -> Signal:
         # causal: what stands behind a clip's end reaches none of its steps
-        values = x.applied()
+        values = x.applied().values
         return Signal(self.push(values, self.open(values.shape[0]), final=True), elu=self.elu_output)
 
     def open(self, batch: int) -> LibraryRecurrent:

@@ -87,7 +87,7 @@ class TritonProgram(BatchedProgram):
         with device_of(x):
             for index, layer in enumerate(self.layers):
                 signal = layer.run(signal, None if table is None else table[index])
-            return signal.applied().transpose(1, 2)
+            return signal.applied().values.transpose(1, 2)
 
     def _lengths_table(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
         """Input lengths of every stage [stages, B], int32: computed on the host and copied once, without waiting for the device."""
@@ -138,8 +138,8 @@ class TritonQuantizerProgram(QuantizerProgram):
     def decode(self, codes: Tensor) -> Tensor:
         """As `QuantizerProgram.decode`.
 
-        The check for codes outside the codebook waits for the device; it is left out under `torch.compile` and while a CUDA graph is
-        captured, where such codes are clamped.
+        On a GPU a code outside the codebook is an assertion of the device, as it is in transformers: the host waits for nothing. Under
+        `torch.compile` and while a CUDA graph is captured such codes are clamped.
         """
         if torch.compiler.is_compiling():
             return triton_ops.dequantize(codes, self.registered)
@@ -149,7 +149,9 @@ class TritonQuantizerProgram(QuantizerProgram):
 
     def _check_codes(self, codes: Tensor) -> None:
         entries = self.codebooks.shape[1]
-        if codes.numel():
+        if codes.is_cuda:
+            torch._assert_async(((codes >= 0) & (codes < entries)).all(), f"codes must be in [0, {entries})")
+        elif codes.numel():
             low, high = torch.stack(codes.aminmax()).tolist()
             if low < 0 or high >= entries:
                 raise IndexError(f"codes must be in [0, {entries}), got values from {low} to {high}")

@@ -245,7 +245,8 @@ class EmulatedBlock:
 def emulate(launch, arch, order=None):
     """Carries out a launch whose tensors hold numbers.  order: of the blocks, a list of their numbers along the first axis of the grid.
 
-    A block runs until it waits for others, then the next one does: what a missing barrier would let go wrong does.
+    A block runs until it waits for others, then the next one does: a wait that is missing or too short shows. What does not show is how a
+    GPU orders memory: here every store is seen at once, and the threads of a block walk together.
     """
     made = aot.compiled(launch, arch)
     source, _ = aot.specialise(launch, arch)

@@ -162,36 +162,38 @@ def test_a_loop_that_the_assembler_wrote_out_is_carried_out_once():
     assert sass.weights(sass.MachineCode([("FADD", "")], []), program, [1.0] * len(program.instructions)) == [(-1, 1.0)]
 
 
-# ms of an H100 for 32 clips of 10 s, whole calls and the recurrence of one
-MOST = {"parity": 16.0, "fast": 10.7}
-MOST_RECURRENCE = {"parity": 4.0, "fast": 3.0}
-# of one clip, in parity
-MOST_RECURRENCE_ALONE = 2.0
+# ms of an H100 for 10 s of each clip: a call of encode or decode, and its recurrence
+BARS = {
+    Case("demo", 32, "parity"): (15.0, 4.0),
+    Case("demo", 32, "fast"): (9.0, 4.0),
+    Case("demo", 1, "parity"): (4.0, 2.0),
+    Case("demo-48khz", 8, "parity"): (12.0, 4.0),
+}
 MOST_SEARCH = 0.6
-MOST_LAUNCHES = 24
+# of a call at 24 kHz, without those that write the rows of padding of the first and the last tile
+MOST_LAUNCHES = 16
 
 
-@pytest.mark.parametrize("precision", MOST)
-def test_calls_cost_what_they_should(precision):
-    found = project(Case("demo", 32, precision), "sm_90")
+@pytest.mark.parametrize("case", BARS, ids=str)
+def test_calls_cost_what_they_should(case):
+    found, (most, most_recurrence) = project(case, "sm_90"), BARS[case]
     for stage in found.stages:
         cost, what = stage.cost, f"{stage.stage} {stage.cost.kernel}"
         assert cost.stack == 0, what
         assert not any(region.bound_by_conflicts for region in cost.regions), what
-        assert cost.sectors <= 1.3 * cost.least_sectors, what
-        thin = any(name in cost.kernel for name in ("few", "rvq_decode", "arrange", "pad"))
+        # what is bound by memory reads every byte once: the first layer's rows, which overlap, and the sound, whose channels stand apart
+        # a few numbers may begin in the middle of a sector
+        assert cost.sectors <= max(1.3 * cost.least_sectors, cost.least_sectors + 16) or cost.bound == "memory", what
+        thin = any(name in cost.kernel for name in ("few", "rvq_decode", "arrange", "group_norm", "overlap_add"))
         assert cost.matrix != thin, what
     for call in ("encode", "decode"):
-        assert found.milliseconds(call) <= MOST[precision]
-        assert found.launches(call) <= MOST_LAUNCHES
-        assert time_of(found, call, "lstm") <= MOST_RECURRENCE[precision]
+        assert found.milliseconds(call) <= most
+        assert time_of(found, call, "lstm") <= most_recurrence
     assert time_of(found, "encode", "rvq_encode") <= MOST_SEARCH
+    if case.model == "demo":
+        for call in ("encode", "decode"):
+            assert sum(stage.times for stage in found.part(call) if "arrange" not in stage.cost.kernel) <= MOST_LAUNCHES
 
 
 def time_of(found, call, kernel):
     return sum(stage.cost.time for stage in found.part(call) if kernel in stage.cost.kernel)
-
-
-def test_the_recurrence_of_one_clip_costs_what_it_should():
-    found = project(Case("demo", 1, "parity"), "sm_90")
-    assert time_of(found, "encode", "lstm") <= MOST_RECURRENCE_ALONE

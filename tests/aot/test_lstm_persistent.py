@@ -1,11 +1,13 @@
 """The launch that carries all steps of the recurrence, run on the CPU from its compiled code."""
 
+import re
+
 import pytest
 import torch
-from emulator import emulate
+from emulator import emulate, ptx
 from encodec_fast.kernels import aot, lstm, lstm_persistent
 from encodec_fast.kernels.lstm_weights import lstm_weights
-from encodec_fast.kernels.rows import empty_rows
+from encodec_fast.kernels.rows import Rows, empty_rows
 
 ARCH = "sm_90"
 BOUNDS = {"split": 2e-6, "tf32": 4e-3}
@@ -54,7 +56,8 @@ def assert_near(actual, expected, bound):
 
 
 @pytest.mark.parametrize(
-    "width, layers, batch, precision", [(128, 2, 3, "split"), (128, 3, 18, "split"), (64, 1, 1, "split"), (256, 2, 2, "tf32")]
+    "width, layers, batch, precision",
+    [(128, 2, 3, "split"), (128, 3, 18, "split"), (64, 1, 1, "split"), (256, 2, 2, "tf32"), (128, 2, 20, "tf32")],
 )
 def test_steps_match_the_reference(width, layers, batch, precision):
     case = Case(width, layers, batch, 3, precision)
@@ -100,6 +103,33 @@ def test_a_clip_that_is_not_a_number_leaves_the_others_alone():
     y, _ = case.run()
     assert torch.equal(y[[0, 2]], expected[[0, 2]])
     assert torch.equal(y[1, 0], expected[1, 0]) and y[1, 2].isnan().any()
+
+
+@pytest.mark.parametrize("precision", BOUNDS)
+def test_memory_is_ordered_around_the_barrier_of_the_grid(precision):
+    """By the instructions: what the emulator can't show."""
+    case = Case(128, 2, 3, 2, precision)
+    gates, y = case.gates.contiguous(), empty_rows(case.x, *case.x.shape)
+    (launch,) = aot.record_launches(
+        lambda: lstm_persistent.persistent_lstm(gates, Rows(case.x, 0, 2), case.weights, case.hidden, case.cell, y, 0, True), ARCH
+    )
+    program = ptx.parse(aot.compiled(launch, ARCH).asm["ptx"])
+    code = program.instructions
+    signals = [index for index, one in enumerate(code) if one.stem == "red"]
+    looks = [index for index, one in enumerate(code) if ".acquire" in one.opcode]
+    assert len(signals) == 4 and len(looks) == 2
+    for index in signals:
+        # the stores of all threads, a barrier of the block, and the first thread tells
+        assert code[index].opcode.startswith("red.release.gpu")
+        before = [one.stem for one in code[:index] if one.stem in ("st", "bar")]
+        assert before[-1] == "bar"
+    for index in looks:
+        assert code[index].opcode.startswith("ld.acquire.gpu")
+        behind = [one.stem for one in code[index + 1 :] if one.stem in ("ld", "st", "bar") and "param" not in one.opcode]
+        assert behind[0] == "bar"
+    # states, which other blocks make, come in runs of 16 bytes and past the first-level cache
+    runs = [one.opcode for first, last in program.loops() for one in code[first : last + 1] if re.match(r"ld\.global.*\.v4", one.opcode)]
+    assert runs and all(".cg" in opcode for opcode in runs)
 
 
 def test_a_block_that_never_comes_is_an_error_and_no_endless_wait(monkeypatch):

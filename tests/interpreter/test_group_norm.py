@@ -28,7 +28,7 @@ def test_statistics_match_float64(offset, sliced):
 
 
 def test_more_tiles_than_one_block_of_them_holds():
-    partials = torch.rand(2, 2500, 3) + 0.5
+    partials = torch.rand(3, 2, 2500) + 0.5
     assert_close(group_norm_statistics_triton(partials, 1e-5), group_norm_statistics_ref(partials, 1e-5))
 
 
@@ -44,9 +44,9 @@ def test_statistics_of_a_clip_among_longer_ones_have_the_bits_they_have_alone():
 @pytest.mark.parametrize("precision", ["ieee", "thin"])
 @pytest.mark.parametrize("length", [1, 17, 130])
 def test_partials_and_norm_match_group_norm(length, precision, sliced):
-    weight, bias = torch.randn(20, 2, 7) / 14**0.5, torch.randn(20)
+    weight, bias = torch.randn(20, 2, 3) / 6**0.5, torch.randn(20)
     x = sliced(torch.randn(2, length, 2) + 5)
-    y, partials = conv(x, weight, bias, Padding(3, 3, "reflect"), partials=True, precision=precision, tile=TILE)
+    y, partials = conv(x, weight, bias, Padding(1, 1, "reflect"), partials=True, precision=precision, tile=TILE)
     gamma, beta = torch.randn(20), torch.randn(20)
     norm = Norm(group_norm_statistics_triton(partials, 1e-5), gamma, beta)
     exact = torch.nn.functional.group_norm(y.double().transpose(1, 2), 1, gamma.double(), beta.double(), 1e-5).transpose(1, 2)

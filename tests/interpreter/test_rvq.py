@@ -127,6 +127,21 @@ def test_rerank_gives_the_codes_of_ieee_at_any_size(size):
     assert_same_bits(rvq_encode_triton(x, tables, 2, precision="rerank"), rvq_encode_triton(x, tables, 2, precision="ieee"))
 
 
+def test_rerank_gives_the_codes_of_ieee_where_float32_ends():
+    """Sums of products next to 2^128: one order of summation overflows where another does not."""
+    signs = torch.randn(2, 512).sign().double()
+    frame, aside = signs[0] * (1 + 0.2 * torch.rand(512)), signs[1] * (1 + 0.1 * torch.rand(512))
+    frame *= (1.5 * 2.0**127) ** 0.5 / frame.norm()
+    aside -= frame * (aside @ frame) / (frame @ frame)
+    aside *= (0.3 * 2.0**127) ** 0.5 / aside.norm()
+    books = 2.0**40 * torch.randn(1, 64, 512)
+    books[0, 10], books[0, 20] = frame / 1.5 + aside, 0.99 * frame / 1.5
+    tables, tile = search_tables(books), Tile(64, 64, 0, 1, 1)
+    x = torch.stack([(frame * (1 + step * 2.0**-27)).float() for step in range(-1600, 1600)], 1)[None]
+    codes = rvq_encode_triton(x, tables, 1, precision="rerank", tile=tile)
+    assert_same_bits(codes, rvq_encode_triton(x, tables, 1, precision="ieee", tile=tile))
+
+
 def unscaled(tables):
     """The rounded entries, float64."""
     return tables.rounded.double() * tables.bounds[:, 3, None, None].double()
