@@ -69,6 +69,7 @@ PHASES = (
     Phase("stages", "gpu.speed", 75, 30),
     Phase("end_to_end", "gpu.speed", 110, 40),
     Phase("codes", "gpu.exactness", 45, 30),
+    Phase("variants", "gpu.variants", 45, 20),
     Phase("profile", "gpu.instruments", 80, 45),
     Phase("sanitizer", "gpu.instruments", 95, 50),
     Phase("tokenize", "gpu.host", 60, 45),

@@ -7,10 +7,13 @@ import platform
 import subprocess
 from collections.abc import Iterator
 from importlib import metadata
+from typing import Any
 
 import torch
+from transformers import EncodecModel
 
 from encodec_fast.executors.triton_executor import PRECISIONS as PRODUCTS
+from encodec_fast.plan_reader import read_plan
 from gpu.setting import MODELS, PRECISIONS, Item, Row, Setting
 from gpu.timing import in_turn, median
 
@@ -98,12 +101,12 @@ def compile_ahead(setting: Setting) -> Iterator[Item]:
     for model in MODELS if not setting.toy else ("24 kHz",):
         for precision in PRECISIONS if not setting.toy else ("fast",):
             yield Item(f"{model} {precision}", lambda m=model, p=precision: [compiled(setting, m, p)])
+    if not setting.toy:
+        yield Item("other tiles", lambda: [other_tiles(setting)])
 
 
 def compiled(setting: Setting, model: str, precision: str) -> Row:
     """Counts of kernels, of those that failed, spilled or ask for too much shared memory; the longest compilation."""
-    from encodec_fast.kernels import aot
-
     from encodec_fast.executors.triton_launches import model_launches
 
     products, search = PRODUCTS[precision], "ieee" if setting.arch.startswith("gfx") else "rerank"
@@ -121,10 +124,34 @@ def compiled(setting: Setting, model: str, precision: str) -> Row:
     launches += [
         launch for _, launch, _ in model_launches(config, setting.arch, products, search, batch=clips, samples=samples - 1, ragged=True)
     ]
-    results = aot.compile_all(launches, setting.arch)
+    return _compiled(launches, setting.arch)
+
+
+def other_tiles(setting: Setting) -> Row:
+    """What the phase `variants` launches; a tile that doesn't compile is one of those to leave out."""
+    from encodec_fast.kernels import aot, tiles
+
+    from gpu.variants import OTHERS, all_tiles, kernel_run
+
+    launches = []
+    with torch.device("meta"), aot.as_on(setting.arch):
+        plan = read_plan(EncodecModel(setting.config("24 kHz")))
+        for key in OTHERS:
+            run = kernel_run(plan, key, 32, setting.samples(10.0), torch.device("meta"))
+            assert run is not None, key
+            for tile in all_tiles(key, tiles.lookup(key[0], setting.arch, *key[1:])):
+                launches += aot.record_launches(lambda run=run, tile=tile: run(tile), setting.arch)
+    row = _compiled(launches, setting.arch)
+    return {**row, "passed": True}
+
+
+def _compiled(launches: list[Any], arch: str) -> Row:
+    from encodec_fast.kernels import aot
+
+    results = aot.compile_all(launches, arch)
     failed = sorted({f"{launch.name}: {made}" for launch, made in zip(launches, results, strict=True) if isinstance(made, Exception)})
     made = list({id(result): result for result in results if isinstance(result, aot.Resources)}.values())
-    limit = aot.SHARED_LIMITS.get(setting.arch)
+    limit = aot.SHARED_LIMITS.get(arch)
     return {
         "kernels": len({id(result) for result in results}),
         "failed_kernels": failed,

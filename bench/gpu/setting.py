@@ -109,7 +109,6 @@ class Codec:
         return self.quantizer.encode(self.encoder.run(x), num_quantizers)
 
     def decode(self, codes: Tensor) -> Tensor:
-        # the public check of the codes waits for the device
         return self.decoder.run(self.quantizer.launch_decode(codes))
 
 

@@ -130,8 +130,8 @@ def quantizer_rows(setting: Setting) -> Iterator[Row]:
         search = {"parity": lambda k=levels: codec.quantizer.encode(x, k), "transformers": lambda b=kbps: stock.quantizer.encode(x, b)}
         add = {"parity": lambda c=codes: codec.quantizer.launch_decode(c), "transformers": lambda c=codes: stock.quantizer.decode(c)}
         once = 4 * x.numel() + 8 * codes.numel()
-        # the sum reads the entries it is asked for; the search reads |e|^2 and e rounded to tf32 beside each entry
-        work = {"encode": (search, once + 8 * levels * entries * width, 2 * count * levels * entries * width)}
+        # the sum reads the entries it is asked for; the search reads |e|^2 and e as halves beside each entry
+        work = {"encode": (search, once + 6 * levels * entries * width, 2 * count * levels * entries * width)}
         work["decode"] = (add, once + 4 * codes.numel() * width, count * levels * width)
         for name, (calls, moved, flops) in work.items():
             with torch.no_grad(), tf32(True):
@@ -143,7 +143,7 @@ def quantizer_rows(setting: Setting) -> Iterator[Row]:
 def _search_floor(peak: Peak | None, name: str, moved: float, flops: float) -> float | None:
     if peak is None:
         return None
-    # the search scores in tf32, or in ieee where the architecture has no such product
+    # the search scores in half precision, here counted as tf32, or in ieee where the architecture has no such product
     return peak.milliseconds(moved, flops, "tf32" if name == "encode" and "tf32" in peak.flops else "ieee")
 
 

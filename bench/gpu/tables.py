@@ -194,6 +194,7 @@ _TABLES: dict[str, Callable[[list[Row]], Iterator[Grid]]] = {
     "stages": _stages,
     "end_to_end": _end_to_end,
     "codes": _codes,
+    "variants": _plain("Tiles side by side", "kernel", "tile", "of", "ms", "same bits", "said"),
     "profile": _profile,
     "sanitizer": _plain("compute-sanitizer", "tool", "passed", "found"),
     "tokenize": _plain(
