@@ -1,4 +1,4 @@
-"""Stops the run where kernels/ would shadow Hugging Face's package of that name; lets Ctrl-C through; hypothesis profiles."""
+"""Stops the run where kernels/ would shadow Hugging Face's package of that name; lets Ctrl-C and hangups through; hypothesis profiles."""
 
 import importlib.util
 import signal
@@ -16,9 +16,12 @@ if _spec is not None and str(_KERNELS) in map(str, _spec.submodule_search_locati
         "package: run `pytest`, not `python -m pytest`, and leave the root out of PYTHONPATH."
     )
 
-# What a shell runs in the background is started with SIGINT ignored, and so are its children: those that tests interrupt would go on.
+# What a shell runs in the background is started with SIGINT ignored, what nohup runs with SIGHUP, and so are their children: those that
+# tests interrupt would go on.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # `pytest --hypothesis-profile=thorough --hypothesis-seed=1 tests/test_model_configs.py` is the run whose figures are quoted.
 settings.register_profile("default", max_examples=50, deadline=None)
