@@ -134,6 +134,7 @@ def laws(setting: Setting) -> Iterator[Item]:
         yield Item(f"{model}: waits for the device", lambda m=model: [waits(setting, m)])
     yield Item("24 kHz: pieces of time", lambda: pieces(setting))
     yield Item("24 kHz: the recurrence in one launch", lambda: [recurrence(setting)])
+    yield Item("24 kHz: two streams at once", lambda: [two_streams(setting)])
     yield Item("24 kHz: search by tensor cores", lambda: [rerank(setting)])
     yield Item("24 kHz: two devices", lambda: [two_devices(setting)])
     yield Item("24 kHz: torch.compile in one graph", lambda: [compiled(setting)])
@@ -209,6 +210,28 @@ def recurrence(setting: Setting) -> Row:
     error = max(relative_error(one, each), relative_error(states[0].cell, states[1].cell))
     found = f"differ by {error:.1e}" + ("" if why is None else f"; step by step both times: {why}")
     return {**_law("24 kHz: the recurrence in one launch = step by step", error <= 1e-6), "found": found}
+
+
+def two_streams(setting: Setting) -> Row:
+    """Recurrences that want more blocks at once than the device holds: each launch has to wait until all of its own fit."""
+    law = "24 kHz: two streams at once = one after the other"
+    if setting.device.type != "cuda":
+        return {"law": law, "left_out": "no device with streams"}
+    stock = setting.stock("24 kHz")
+    program = TritonExecutor().prepare(read_plan(stock).encoder.stages, "parity")
+    inputs = [signals(stock.config, 4, setting.samples(2.0), setting.device, seed=seed) for seed in (5, 6)]
+    expected = [program.run(x) for x in inputs]
+    streams = [torch.cuda.Stream() for _ in inputs]
+    same = True
+    for _ in range(5):
+        torch.cuda.synchronize()
+        found = []
+        for stream, x in zip(streams, inputs, strict=True):
+            with torch.cuda.stream(stream):
+                found.append(program.run(x))
+        torch.cuda.synchronize()
+        same &= all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    return _law(law, same)
 
 
 def rerank(setting: Setting) -> Row:
