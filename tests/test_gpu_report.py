@@ -131,6 +131,13 @@ def test_a_report_becomes_a_section_of_the_documentation(toy_report, monkeypatch
     assert "| ours, parity |" in text and "sanitizer: memcheck: left out" in text
 
 
+@needs_triton
+def test_the_recurrence_runs_by_itself_for_the_profiler(report_module, tmp_path):
+    command = [sys.executable, str(COMMAND), "--toy", "--only-stage", "encoder.5", "--out", str(tmp_path), "--scratch", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=report_module.environment(interpret=True))
+    assert done.returncode == 0, done.stderr
+
+
 def test_an_unknown_phase_is_named():
     done = subprocess.run([sys.executable, COMMAND, "--phases", "nobody"], capture_output=True, text=True)
     assert done.returncode == 2 and "nobody" in done.stderr
