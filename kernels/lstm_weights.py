@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .activation import sigmoid, tanh
-from .product import split_matrix
+from .product import half_exponent, split_matrix
 
 # Terms that a matrix unit sums from zero; the sums of all slices are then added in float32, in pairs.
 SLICE = tl.constexpr(64)
@@ -83,8 +83,8 @@ def _parts(matrix: Tensor, precision: str) -> tuple[Tensor, Tensor]:
     """[blocks, n] -> [blocks, parts, n], and what products of it and of a scaled state are to be multiplied by."""
     if precision == "ieee":
         return matrix[:, None], matrix.new_ones(())
-    # the largest to [2^14, 2^15): the low part keeps its bits down to weights of 2^-17 of that
-    exponent = 15 - torch.frexp(matrix.abs().amax()).exponent
+    # the low part keeps its bits down to weights of 2^-17 of the largest
+    exponent = half_exponent(matrix.abs().amax())
     scaled = torch.ldexp(matrix, exponent)
     high = scaled.half()
     parts = [high, (scaled - high).half()] if precision == "split" else [high]

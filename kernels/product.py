@@ -24,6 +24,11 @@ def split_matrix(matrix: Tensor, precision: str) -> Tensor:
     return torch.stack((high, matrix - high))
 
 
+def half_exponent(largest: Tensor) -> Tensor:
+    """Of the power of two that takes `largest` to [2^14, 2^15), the end of what halves hold: smaller ones then keep their bits longest."""
+    return 15 - torch.frexp(largest).exponent
+
+
 @triton.jit
 def tf32_rounded(x):
     """x rounded to the 11 bits of tf32, to nearest, ties away from zero, as cvt.rna.tf32."""

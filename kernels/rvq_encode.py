@@ -24,6 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .product import half_exponent
 from .tiles import Tile, block_of, rvq_encode_tile
 
 PRECISIONS = ("ieee", "rerank")
@@ -51,7 +52,7 @@ def search_tables(codebooks: Tensor) -> SearchTables:
     """Tables of codebooks [K, N, D]."""
     codebooks = codebooks.float().contiguous()
     largest = codebooks.abs().amax((1, 2))
-    exponent = 15 - torch.frexp(largest).exponent
+    exponent = half_exponent(largest)
     rounded = torch.ldexp(codebooks, exponent[:, None, None]).half()
     exact, back = codebooks.double(), torch.ldexp(rounded.double(), -exponent[:, None, None])
     norms = torch.stack([part.norm(dim=2).amax(1) for part in (exact, exact - back, back)], 1) * (1 + 2**-20)

@@ -232,11 +232,16 @@ def _matrix(opcode: str, operands: str, gpu: Gpu) -> tuple[float, float]:
     shapes = {"1688": 16 * 8 * 8, "16816": 16 * 8 * 16, "1684": 16 * 8 * 4}
     shape = opcode.split(".")[1]
     assert shape in shapes, opcode
-    return shapes[shape] / rate / gpu.warp_matrix, 0.0
+    return _warp_cycles(shapes[shape], kind, gpu), 0.0
+
+
+def _warp_cycles(multiply_adds: int, kind: str, gpu: Gpu) -> float:
+    """Of a partition, for an instruction of one warp."""
+    return multiply_adds / (gpu.multiply_adds[kind] / PARTITIONS) / gpu.warp_matrix
 
 
 def _of_a_warp(opcode: str, gpu: Gpu) -> float:
     """Cycles of a partition of one `mma.sync`."""
     found = re.search(r"\.m(\d+)n(\d+)k(\d+)\..*\.(\w+)\.\w+\.f32$", opcode)
     assert found, opcode
-    return math.prod(map(int, found.groups()[:3])) / (gpu.multiply_adds[found[4].upper()] / PARTITIONS) / gpu.warp_matrix
+    return _warp_cycles(math.prod(map(int, found.groups()[:3])), found[4].upper(), gpu)

@@ -206,12 +206,10 @@ class Block:
             latency = LATENCY["shuffle"]
         elif instruction.stem == "wgmma":
             latency = self._matrix(instruction, start)
-        elif instruction.stem == "mma":
-            start = max(start, self.matrix)
-            self.matrix = start + self.matrix_cycles(opcode)
-            for name in instruction.dests:
-                self.values.pop(name, None)
         else:
+            if instruction.stem == "mma":
+                start = max(start, self.matrix)
+                self.matrix = start + self.matrix_cycles(opcode)
             for name in instruction.dests:
                 self.values.pop(name, None)
         self.latest = max(self.latest, start)
