@@ -3,8 +3,8 @@
 A plan is read once from the Hugging Face module tree (`plan_reader`). Executors, streaming, `explain` and the roofline are functions of it.
 
     Plan = encoder Network + Quantizer + decoder Network
-    Network = Conv, (ResidualBlock..., Downsample)..., LSTM, Conv        encoder
-              Conv, LSTM, (Upsample, ResidualBlock...)..., Conv          decoder
+    Network = Conv, (ResidualBlock..., Conv)..., LSTM, Conv        encoder
+              Conv, LSTM, (Upsample, ResidualBlock...)..., Conv    decoder
 
 Legend: B batch, C channels, T samples or frames at the layer's own rate, F codec frames, K quantizers, N codebook entries, D codebook dim.
 """
@@ -85,11 +85,6 @@ class Conv:
     def reflect_length(self, length: int) -> int:
         """Length of the signal that reflection sees: HF extends a clip shorter than its padding with zeros first."""
         return max(length, max(self.pad_left, self.pad_right + self.extra_padding(length)) + 1)
-
-
-@dataclass(frozen=True, eq=False)
-class Downsample(Conv):
-    """ELU and a strided convolution of kernel 2 * stride."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,6 @@ from transformers.models.encodec import modeling_encodec as hf
 from encodec_fast.plan import (
     LSTM,
     Conv,
-    Downsample,
     GroupNorm,
     LSTMLayer,
     Network,
@@ -95,8 +94,7 @@ def _read_conv(module: Any, name: str, elu: bool) -> Conv:
     if total < 0:
         raise Unplannable(f"{name} has a stride longer than its kernel")
     pad_right = 0 if module.causal else total // 2
-    kind = Downsample if elu and stride > 1 else Conv
-    return kind(
+    return Conv(
         name=name,
         weight=_folded_weight(conv, name),
         bias=None if conv.bias is None else conv.bias.detach(),

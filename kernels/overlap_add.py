@@ -1,4 +1,4 @@
-"""Linear overlap-add of decoded chunks with their scales, in one launch."""
+"""Linear overlap-add of decoded chunks, in one launch."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import Tensor
 BLOCK = 1024
 
 
-def overlap_add_ref(chunks: Tensor, scales: Tensor | None, weight: Tensor, stride: int, length: int) -> Tensor:
+def overlap_add_ref(chunks: Tensor, weight: Tensor, stride: int, length: int) -> Tensor:
     """Chunks faded into each other, divided by the sum of their weights; every operation rounds to the dtype of the chunks.
 
-    chunks: [n, B, C, L].  scales: [n, B] or None, multiplied into each chunk.  weight: [L].
+    chunks: [n, B, C, L].  weight: [L].
     stride: steps from chunk to chunk, at most L.  length: steps of the result, at which the chunks are cut.
     Returns [B, C, length] in the dtype of the chunks.
     Source: EncodecModel._linear_overlap_add, transformers 5.23 modeling_encodec.py.
@@ -21,8 +21,7 @@ def overlap_add_ref(chunks: Tensor, scales: Tensor | None, weight: Tensor, strid
     total = chunks.new_zeros(length)
     for i, chunk in enumerate(chunks):
         steps = max(0, min(chunk.shape[2], length - i * stride))
-        scaled = chunk if scales is None else chunk * scales[i, :, None, None]
-        y[..., i * stride : i * stride + steps] += weight[:steps] * scaled[..., :steps]
+        y[..., i * stride : i * stride + steps] += weight[:steps] * chunk[..., :steps]
         total[i * stride : i * stride + steps] += weight[:steps]
     return y / total
 
@@ -36,7 +35,6 @@ def _rounded(x, y_ptr):
 @triton.jit
 def _overlap_add_kernel(
     x_ptr,
-    scales_ptr,
     weight_ptr,
     y_ptr,
     stride_xn,
@@ -44,7 +42,6 @@ def _overlap_add_kernel(
     stride_xc,
     stride_xt,
     n,
-    B,
     C,
     LENGTH,
     STEP,
@@ -52,7 +49,7 @@ def _overlap_add_kernel(
     OVERLAP: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """y[b, c, t] = sum over i of w[t - i * STEP] * scales[i, b] * x[i, b, c, t - i * STEP] / sum over i of w[t - i * STEP], y contiguous.
+    """y[b, c, t] = sum over i of w[t - i * STEP] * x[i, b, c, t - i * STEP] / sum over i of w[t - i * STEP], y contiguous.
 
     Grid: B x C x time tiles.  Reference: overlap_add_ref.
     """
@@ -72,21 +69,19 @@ def _overlap_add_kernel(
         w = tl.load(weight_ptr + at, mask=inside, other=0.0).to(tl.float32)
         x_block = x_ptr + i.to(tl.int64) * stride_xn + clip * stride_xb + row % C * stride_xc + at * stride_xt
         x = tl.load(x_block, mask=inside, other=0.0).to(tl.float32)
-        if scales_ptr is not None:
-            x = _rounded(x * tl.load(scales_ptr + i.to(tl.int64) * B + clip, mask=inside, other=0.0).to(tl.float32), y_ptr)
         acc = _rounded(acc + _rounded(w * x, y_ptr), y_ptr)
         total = _rounded(total + w, y_ptr)
     total = tl.where(t < T, total, 1.0)
     tl.store(y_ptr + row * T + t, tl.div_rn(acc, total).to(y_ptr.dtype.element_ty), mask=t < T)
 
 
-def overlap_add_triton(chunks: Tensor, scales: Tensor | None, weight: Tensor, stride: int, length: int) -> Tensor:
+def overlap_add_triton(chunks: Tensor, weight: Tensor, stride: int, length: int) -> Tensor:
     """As `overlap_add_ref`, bit for bit."""
     count, batch, channels, steps = chunks.shape
     y = chunks.new_empty(batch, channels, length)
     if y.numel():
         _overlap_add_kernel[(batch * channels * triton.cdiv(length, BLOCK),)](
-            chunks, scales, weight, y, *chunks.stride(), count, batch, channels, steps, stride, length,
+            chunks, weight, y, *chunks.stride(), count, channels, steps, stride, length,
             OVERLAP=triton.cdiv(steps, stride), BLOCK_N=BLOCK, num_warps=4,
             # HF rounds the product before it adds
             enable_fp_fusion=False,

@@ -23,7 +23,7 @@ _LAYERS = [
     {"dispatch"},
     {"chunks", "clips", "compiled"},
     {"model"},
-    {"acceleration", "audio", "ecdc", "explanation", "formats", "streaming", "verify"},
+    {"acceleration", "audio", "explanation", "formats", "streaming", "verify"},
     {"corpus", "demo"},
     {"pretrained"},
     {"dataset"},
@@ -32,9 +32,9 @@ _LAYERS = [
 ]
 _RANK = {name: rank for rank, layer in enumerate(_LAYERS) for name in layer}
 # These stand on their own: they import nothing of the package.
-_LEAVES = {"children", "forks", "kernels", "audio", "ecdc", "formats"}
+_LEAVES = {"children", "forks", "kernels", "audio", "formats"}
 # Tools that only look at codes need not load torch.
-_TORCH_FREE = {"audio", "children", "corpus", "ecdc", "formats", "forks"}
+_TORCH_FREE = {"audio", "children", "corpus", "formats", "forks"}
 _SOURCES = sorted([*(ROOT / "encodec_fast").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")])
 
 

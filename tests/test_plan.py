@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from encodec_fast.plan import LSTM, Conv, Downsample, ResidualBlock, Upsample, fused_bytes, multiply_adds, not_streamable, step_bytes
+from encodec_fast.plan import LSTM, Conv, ResidualBlock, Upsample, fused_bytes, multiply_adds, not_streamable, step_bytes
 from encodec_fast.plan_cache import PlanCache
 from encodec_fast.plan_reader import read_network, read_plan, read_quantizer
 from fixtures import config_24khz, config_48khz, pair, reference_model, small_config
@@ -20,7 +20,7 @@ def plan_24khz():
 
 def test_the_24khz_encoder_has_the_stages_of_the_paper(plan_24khz):
     kinds = [type(stage) for stage in plan_24khz.encoder.stages]
-    assert kinds == [Conv, *[ResidualBlock, Downsample] * 4, LSTM, Conv]
+    assert kinds == [Conv, *[ResidualBlock, Conv] * 4, LSTM, Conv]
     assert [type(stage) for stage in plan_24khz.decoder.stages] == [Conv, LSTM, *[Upsample, ResidualBlock] * 4, Conv]
     assert plan_24khz.quantizer.codebooks.shape == (32, 1024, 128)
 

@@ -105,7 +105,7 @@ def quantizer(setting: Setting, model: str) -> Iterator[Row]:
         }
     codes = runs[0]
     with poisoned():
-        sums = [program.launch_decode(codes) for _ in range(setting.repeats)]
+        sums = [program.decode(codes) for _ in range(setting.repeats)]
     expected = sum(plan.quantizer.codebooks[level].double()[codes[level]] for level in range(levels)).transpose(1, 2)
     equal = all(torch.equal(sums[0], other) for other in sums[1:])
     error = relative_error(sums[0], expected)
@@ -119,7 +119,7 @@ def overlap_add(setting: Setting) -> Row:
     length, stride = config.chunk_length, config.chunk_stride
     chunks = torch.randn(3, 2, config.audio_channels, length, device=setting.device)
     with poisoned():
-        ours = overlap_add_triton(chunks, None, fade_weight(length, chunks), stride, 2 * stride + length)
+        ours = overlap_add_triton(chunks, fade_weight(length, chunks), stride, 2 * stride + length)
     stock = setting.stock("48 kHz")
     theirs = stock._linear_overlap_add(list(chunks), stride)
     return {"stage": "overlap-add", "passed": torch.equal(ours, theirs), "error": relative_error(ours, theirs.double())}
@@ -181,7 +181,7 @@ def pieces(setting: Setting) -> Iterator[Row]:
     codec = Codec(read_plan(stock), "parity")
     x = signals(stock.config, 1, setting.samples(1.0) + 5, setting.device, seed=3)
     embeddings = codec.encoder.run(x)
-    quantized = codec.quantizer.launch_decode(codec.quantizer.encode(embeddings, len(stock.quantizer.layers)))
+    quantized = codec.quantizer.decode(codec.quantizer.encode(embeddings, len(stock.quantizer.layers)))
     for name, program, signal in (("encoder", codec.encoder, x), ("decoder", codec.decoder, quantized)):
         whole = program.run(signal)
         for cuts in (1, 7):

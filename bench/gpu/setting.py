@@ -109,7 +109,7 @@ class Codec:
         return self.quantizer.encode(self.encoder.run(x), num_quantizers)
 
     def decode(self, codes: Tensor) -> Tensor:
-        return self.decoder.run(self.quantizer.launch_decode(codes))
+        return self.decoder.run(self.quantizer.decode(codes))
 
 
 def signals(config: EncodecConfig, clips: int, samples: int, device: torch.device, seed: int = 0) -> Tensor:

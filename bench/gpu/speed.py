@@ -128,7 +128,7 @@ def quantizer_rows(setting: Setting) -> Iterator[Row]:
         codes, count = codec.quantizer.encode(x, levels), x.shape[0] * x.shape[2]
         kbps = levels * stock.quantizer.frame_rate * (stock.config.codebook_size - 1).bit_length() / 1000
         search = {"parity": lambda k=levels: codec.quantizer.encode(x, k), "transformers": lambda b=kbps: stock.quantizer.encode(x, b)}
-        add = {"parity": lambda c=codes: codec.quantizer.launch_decode(c), "transformers": lambda c=codes: stock.quantizer.decode(c)}
+        add = {"parity": lambda c=codes: codec.quantizer.decode(c), "transformers": lambda c=codes: stock.quantizer.decode(c)}
         once = 4 * x.numel() + 8 * codes.numel()
         # the sum reads the entries it is asked for; the search reads |e|^2 and e as halves beside each entry
         work = {"encode": (search, once + 6 * levels * entries * width, 2 * count * levels * entries * width)}

@@ -107,7 +107,7 @@ def _kernels(rows: list[Row]) -> Iterator[Grid]:
 def _short(stage: str) -> str:
     for long, short in (("encoder.layers.", "enc "), ("decoder.layers.", "dec "), (" -> ", ">"), ("ResidualBlock", "Res")):
         stage = stage.replace(long, short)
-    return stage.replace("Downsample", "Down").replace("Upsample", "Up")
+    return stage.replace("Upsample", "Up")
 
 
 def _laws(rows: list[Row]) -> Iterator[Grid]:

@@ -75,7 +75,7 @@ class TritonExecutor(Executor):
         steps = first.shape[-1]
         stacked = torch.stack([torch.nn.functional.pad(chunk, (0, steps - chunk.shape[-1])) for chunk in chunks])
         with device_of(first):
-            return overlap_add_triton(stacked, None, weight, stride, length)
+            return overlap_add_triton(stacked, weight, stride, length)
 
     def products(self, stage: Stage | Quantizer, dtype: torch.dtype, device: torch.device, precision: str) -> str:
         if isinstance(stage, Quantizer):

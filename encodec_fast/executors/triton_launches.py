@@ -16,12 +16,13 @@ from encodec_fast.executors.triton_layers import LSTMLayer, Signal, make_layers
 from encodec_fast.executors.triton_program import TritonQuantizerProgram
 from encodec_fast.kernels.aot import Launch, as_on, record_launches
 from encodec_fast.kernels.overlap_add import overlap_add_triton
+from encodec_fast.kernels.rvq_decode import rvq_decode_triton
 from encodec_fast.plan import Network, Stage
 from encodec_fast.plan_reader import read_plan
 
 
 class StageLaunch(NamedTuple):
-    """stage: what the launch belongs to, e.g. 'encoder.layers.3 Downsample 32 -> 64'.  times: how often it is made, on other data."""
+    """stage: what the launch belongs to, e.g. 'encoder.layers.3 Conv 32 -> 64'.  times: how often it is made, on other data."""
 
     stage: str
     launch: Launch
@@ -58,13 +59,13 @@ def model_launches(
         embeddings = torch.empty(batch, frames, plan.quantizer.codebooks.shape[2], dtype=dtype).transpose(1, 2)
         codes = torch.empty(num_quantizers, batch, frames, dtype=torch.int64)
         calls: dict[str, Callable[[], Any]] = {
-            "quantizer.encode": lambda: quantizer.launch_encode(embeddings, num_quantizers),
-            "quantizer.decode": lambda: quantizer.launch_decode(codes),
+            "quantizer.encode": lambda: quantizer.encode(embeddings, num_quantizers),
+            "quantizer.decode": lambda: rvq_decode_triton(codes, plan.quantizer.codebooks),
         }
         if config.chunk_length_s is not None:
-            chunks, scales, weight = torch.empty(3, batch, config.audio_channels, samples), None, torch.empty(samples)
+            chunks, weight = torch.empty(3, batch, config.audio_channels, samples), torch.empty(samples)
             stride = max(1, int((1 - config.overlap) * samples))
-            calls["overlap_add"] = lambda: overlap_add_triton(chunks, scales, weight, stride, 2 * stride + samples)
+            calls["overlap_add"] = lambda: overlap_add_triton(chunks, weight, stride, 2 * stride + samples)
         for name, call in calls.items():
             launches += [StageLaunch(name, launch) for launch in record_launches(call, arch)]
     return launches

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from encodec_fast.executors import triton_ops
 from encodec_fast.executors.base import QuantizerProgram
 from encodec_fast.executors.batched import BatchedProgram
 from encodec_fast.executors.triton_layers import LibraryLSTMLayer, Signal, make_layers
@@ -51,7 +50,6 @@ class TritonProgram(BatchedProgram):
         self.out_channels = stages[-1].out_channels
         # input, output and the input with what was carried
         self.activations_held = 3
-        self.registered = triton_ops.register(self)
 
     def output_length(self, length: int) -> int:
         for stage in self.stages:
@@ -65,9 +63,12 @@ class TritonProgram(BatchedProgram):
         `output_length` steps; what stands behind them is unspecified.
         Raises ValueError if a length does not fit x.
         """
-        if torch.compiler.is_compiling() and lengths is None:
-            return triton_ops.run_stages(x, self.registered)
-        return self.launch(x, lengths)
+        signal = Signal(x.transpose(1, 2))
+        table = None if lengths is None else self._lengths_table(x, lengths)
+        with device_of(x):
+            for index, layer in enumerate(self.layers):
+                signal = layer.run(signal, None if table is None else table[index])
+            return signal.applied().values.transpose(1, 2)
 
     def run_clips(self, clips: Sequence[Tensor]) -> list[Tensor]:
         """Whole clips [C_in, T_b] of any lengths -> [C_out, T_out_b] each: the same bits as alone, in few batches."""
@@ -80,14 +81,6 @@ class TritonProgram(BatchedProgram):
             y = self.run(x, lengths if lengths[-1] < lengths[0] else None)
             outputs |= {index: row[:, : self.output_length(length)] for index, row, length in zip(members, y, lengths, strict=True)}
         return [outputs[index] for index in range(len(clips))]
-
-    def launch(self, x: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
-        signal = Signal(x.transpose(1, 2))
-        table = None if lengths is None else self._lengths_table(x, lengths)
-        with device_of(x):
-            for index, layer in enumerate(self.layers):
-                signal = layer.run(signal, None if table is None else table[index])
-            return signal.applied().values.transpose(1, 2)
 
     def _lengths_table(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
         """Input lengths of every stage [stages, B], int32: computed on the host and copied once, without waiting for the device."""
@@ -124,28 +117,21 @@ class TritonQuantizerProgram(QuantizerProgram):
         self.tables = search_tables(quantizer.codebooks)
         self.codebooks = quantizer.codebooks.contiguous()
         self.precision = precision
-        self.registered = triton_ops.register(self)
 
     def encode(self, x: Tensor, num_quantizers: int) -> Tensor:
-        if torch.compiler.is_compiling():
-            return triton_ops.quantize(x, num_quantizers, self.registered)
-        return self.launch_encode(x, num_quantizers)
-
-    def launch_encode(self, x: Tensor, num_quantizers: int) -> Tensor:
         with device_of(x):
             return rvq_encode_triton(x, self.tables, num_quantizers, precision=self.precision)
 
     def decode(self, codes: Tensor) -> Tensor:
         """As `QuantizerProgram.decode`.
 
-        On a GPU a code outside the codebook is an assertion of the device, as it is in transformers: the host waits for nothing. Under
-        `torch.compile` and while a CUDA graph is captured such codes are clamped.
+        On a GPU a code outside the codebook is an assertion of the device, as it is in transformers: the host waits for nothing. While
+        a CUDA graph is captured such codes are clamped.
         """
-        if torch.compiler.is_compiling():
-            return triton_ops.dequantize(codes, self.registered)
         if not (codes.is_cuda and torch.cuda.is_current_stream_capturing()):
             self._check_codes(codes)
-        return self.launch_decode(codes)
+        with device_of(codes):
+            return rvq_decode_triton(codes, self.codebooks)
 
     def _check_codes(self, codes: Tensor) -> None:
         entries = self.codebooks.shape[1]
@@ -155,7 +141,3 @@ class TritonQuantizerProgram(QuantizerProgram):
             low, high = torch.stack(codes.aminmax()).tolist()
             if low < 0 or high >= entries:
                 raise IndexError(f"codes must be in [0, {entries}), got values from {low} to {high}")
-
-    def launch_decode(self, codes: Tensor) -> Tensor:
-        with device_of(codes):
-            return rvq_decode_triton(codes, self.codebooks)

@@ -10,28 +10,26 @@ from encodec_fast import backends, chunks, use_backend
 from encodec_fast.chunks import fade_weight
 
 
-@pytest.mark.parametrize("scaled", [True, False])
 @pytest.mark.parametrize(
     ("count", "length", "stride", "last"), [(1, 50, 45, 20), (3, 100, 90, 60), (3, 100, 90, 100), (4, 100, 40, 70), (2, 2000, 1980, 1500)]
 )
-def test_chunks_fade_as_in_transformers(count, length, stride, last, scaled, sliced):
+def test_chunks_fade_as_in_transformers(count, length, stride, last, sliced):
     chunks = sliced(torch.randn(count, 2, 2, length))
-    scales = torch.rand(count, 2) if scaled else None
     weight = fade_weight(length, torch.zeros(1))
-    frames = [chunk if scales is None else chunk * scales[i].view(-1, 1, 1) for i, chunk in enumerate(chunks)]
+    frames = list(chunks)
     frames[-1] = frames[-1][..., :last]
     total = stride * (count - 1) + last
-    y = overlap_add_triton(chunks, scales, weight, stride, total)
+    y = overlap_add_triton(chunks, weight, stride, total)
     # the fade of the first chunk has the length of the first chunk
     fade_length = frames[0].shape[-1]
     if fade_length == length:
         assert_same_bits(y, EncodecModel._linear_overlap_add(frames, stride))
-    assert_same_bits(y, overlap_add_ref(chunks, scales, weight, stride, total))
+    assert_same_bits(y, overlap_add_ref(chunks, weight, stride, total))
 
 
 def test_halves_are_rounded_where_transformers_rounds_them(sliced):
     chunks = sliced(torch.randn(3, 2, 2, 100).half())
-    y = overlap_add_triton(chunks, None, fade_weight(100, torch.zeros(1, dtype=torch.float16)), 60, 220)
+    y = overlap_add_triton(chunks, fade_weight(100, torch.zeros(1, dtype=torch.float16)), 60, 220)
     assert_same_bits(y, EncodecModel._linear_overlap_add(list(chunks), 60))
 
 
@@ -39,7 +37,7 @@ def test_chunks_end_where_the_result_does(sliced):
     chunks = sliced(torch.randn(4, 1, 2, 100))
     weight = fade_weight(100, torch.zeros(1))
     for length in (271, 199, 100, 1):
-        assert_same_bits(overlap_add_triton(chunks, None, weight, 90, length), overlap_add_ref(chunks, None, weight, 90, length))
+        assert_same_bits(overlap_add_triton(chunks, weight, 90, length), overlap_add_ref(chunks, weight, 90, length))
 
 
 @pytest.mark.parametrize(("lengths", "num_samples"), [((100, 100, 70), None), ((100, 100, 95), 270), ((100, 100, 40), 205)])
