@@ -14,12 +14,13 @@ import json
 import os
 
 import triton
+from rich.console import Console
+from rich.table import Table
+
 from projection.calls import CASES, PARTS, Projection, project
 from projection.cost import PIPES
 from projection.hardware import GPUS
 from results import RESULTS, read
-from rich.console import Console
-from rich.table import Table
 
 STORED = RESULTS / "projected.jsonl"
 # Columns of --details.

@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 import transformers
-from cases import CACHE, Case, audio_of, codes_of, levels_of, stock_model, weights_file
 from torch import Tensor, nn
+
+from cases import CACHE, Case, audio_of, codes_of, levels_of, stock_model, weights_file
 
 Call = Callable[[], Any]
 
@@ -302,9 +303,9 @@ class OursCpu(Ours):
 
     @staticmethod
     def missing(device: torch.device) -> str | None:
-        from encodec_fast.executors.cpu_executor import CpuExecutor
+        from encodec_fast.backends.cpu_backend import CpuBackend
 
-        return "it runs on CPUs only" if device.type != "cpu" else CpuExecutor().unavailable()
+        return "it runs on CPUs only" if device.type != "cpu" else CpuBackend().unavailable()
 
 
 class OursTorch(Ours):
@@ -320,9 +321,9 @@ class OursTriton(Ours):
     def missing(device: torch.device) -> str | None:
         if device.type != "cuda":
             return "it runs on CUDA and ROCm devices"
-        from encodec_fast.executors.triton_executor import TritonExecutor
+        from encodec_fast.backends.triton_backend import TritonBackend
 
-        return TritonExecutor().unavailable()
+        return TritonBackend().unavailable()
 
 
 CONTENDERS: dict[str, type[Contender]] = {

@@ -20,17 +20,17 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-import cases
 import torch
 import transformers
-from encodec_fast.kernels.cpu import library as native
-from harness import SETTLE_S
-from roofline import MachineRates, stage_work
 
+import cases
 import encodec_fast
 from encodec_fast import use_backend
 from encodec_fast.demo import demo_config
-from encodec_fast.plan_reader import read_plan
+from encodec_fast.kernels.cpu import library as native
+from encodec_fast.plan.reader import read_plan
+from harness import SETTLE_S
+from roofline import MachineRates, stage_work
 
 
 @dataclass(frozen=True)
@@ -233,15 +233,15 @@ def against_openvino(case: Case, threads: int, runs: int) -> Row:
 
 def load_seconds() -> float:
     """Seconds to read the plan of a 24 kHz model and pack it."""
-    from encodec_fast.executors.cpu_executor import CpuExecutor
+    from encodec_fast.backends.cpu_backend import CpuBackend
 
     _, model = pair(stereo=False)
 
     def load() -> None:
-        plan, executor = read_plan(model), CpuExecutor()
-        executor.prepare(plan.encoder.stages)
-        executor.prepare(plan.decoder.stages)
-        executor.prepare_quantizer(plan.quantizer)
+        plan, backend = read_plan(model), CpuBackend()
+        backend.prepare(plan.encoder.stages)
+        backend.prepare(plan.decoder.stages)
+        backend.prepare_quantizer(plan.quantizer)
 
     return min(seconds_of(load) for _ in range(3))
 

@@ -16,11 +16,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from cases import CACHE, stock_model, weights_file
-from harness import FLIPS_SHARE, FLIPS_SLACK, Row, WrongAnswer
 
+from cases import CACHE, stock_model, weights_file
 from encodec_fast import demo
 from encodec_fast.audio import audio_info
+from harness import FLIPS_SHARE, FLIPS_SLACK, Row, WrongAnswer
 
 COPIES = {"quick": 1, "readme": 8, "full": 40}
 BANDWIDTH = 6.0

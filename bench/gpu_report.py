@@ -243,14 +243,15 @@ def device_is_lost(error: Exception) -> bool:
 def demanded_backend() -> AbstractContextManager[None]:
     """Ours runs on triton or fails: another backend's figures would stand under the GPU's name."""
     from encodec_fast import use_backend
-    from encodec_fast.backends import executor
+    from encodec_fast.backends.registry import get_backend
 
-    return nullcontext() if executor("triton").unavailable() else use_backend("triton")
+    return nullcontext() if get_backend("triton").unavailable() else use_backend("triton")
 
 
 def child(options: argparse.Namespace, report: Report) -> None:
     """Runs one phase in this process."""
     import torch
+
     from gpu.setting import Setting
 
     torch.set_grad_enabled(False)
@@ -280,10 +281,11 @@ def verdict(rows: list[Row]) -> tuple[str, bool]:
 
 def show(rows: list[Row], folder: Path | None) -> bool:
     """Prints the tables; writes them to the folder too. Whether nothing was red."""
-    from gpu.tables import grids, sentences
     from rich import box
     from rich.console import Console
     from rich.table import Table
+
+    from gpu.tables import grids, sentences
 
     line, green = verdict(rows)
     for console in [Console()] + ([Console(file=(folder / f"{NAME}.txt").open("w", encoding="utf-8"), width=120)] if folder else []):

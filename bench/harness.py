@@ -25,11 +25,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cases import Case, stock_bytes, weights_file
-from roofline import whole_work
 from torch import Tensor
 
-from encodec_fast.memory import free_bytes
+from cases import Case, stock_bytes, weights_file
+from encodec_fast.serving.memory import free_bytes
+from roofline import whole_work
 
 BENCH = Path(__file__).parent
 ROOT = BENCH.parent

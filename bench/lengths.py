@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+
 from cases import Case, stock_bytes, weights_file
 from harness import HUNGRY, ContenderFailed, Process, Row, WrongAnswer, check, disturbance, room
 

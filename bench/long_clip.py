@@ -13,12 +13,12 @@ import time
 from collections.abc import Callable
 
 import torch
-from resident import forget_peak, peak_bytes, resident_bytes
 from transformers.models.encodec import modeling_encodec as hf
 
 import encodec_fast
 from encodec_fast.demo import demo_model
 from encodec_fast.verify import Reference
+from resident import forget_peak, peak_bytes, resident_bytes
 
 MIB = 1 << 20
 

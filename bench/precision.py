@@ -21,20 +21,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import results
 import torch
-from cases import stock_model
-from contenders import CONTENDERS
-from harness import environment
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from transformers import EncodecModel
 
+import results
+from cases import stock_model
+from contenders import CONTENDERS
 from encodec_fast import audio as audio_files
 from encodec_fast import demo, use_backend
 from encodec_fast.model import EncodecModel as Ours
 from encodec_fast.pretrained import load_model
+from harness import environment
 
 Row = dict[str, Any]
 LOG_EDGES = [0.5 * step for step in range(-20, 3)]
@@ -275,10 +275,10 @@ def finite(value: float) -> float | None:
 
 def interpreted_rows() -> Iterator[Row]:
     """The triton backend in Triton's interpreter on a small model; run with TRITON_INTERPRET=1."""
-    from gpu.setting import TOY, Codec, signals
     from transformers import EncodecConfig
 
-    from encodec_fast.plan_reader import read_plan
+    from encodec_fast.plan.reader import read_plan
+    from gpu.setting import TOY, Codec, signals
 
     config = EncodecConfig(**TOY)
     model = EncodecModel(config).eval()

@@ -20,19 +20,19 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import torch
+from rich.console import Console
+from rich.table import Table
+
 import files
 import lengths
 import results
 import revisions
 import stages
-import torch
 from cases import SETS, Case, is_slow_extra
 from contenders import OURS, chosen
+from encodec_fast.backends.registry import get_backend
 from harness import REFERENCE, ContenderFailed, Harness, Row, environment
-from rich.console import Console
-from rich.table import Table
-
-from encodec_fast.backends import executor
 
 CPU_CONTENDERS = "hf,folded,compile,encodec,openvino,ours"
 SECONDS_PER_CASE = {"quick": 5.0, "readme": 30.0, "full": 120.0}
@@ -131,7 +131,7 @@ def gpu_suite(options: argparse.Namespace, console: Console) -> None:
 
 def kernels_suite(options: argparse.Namespace, console: Console) -> None:
     """Every stage by itself, on the CPU."""
-    backends = [name for name in ("cpu", "torch") if executor(name).unavailable() is None]
+    backends = [name for name in ("cpu", "torch") if get_backend(name).unavailable() is None]
     for threads in options.threads:
         about = {"suite": "kernels", "set": options.set, "environment": environment(threads, clock=options.clock)}
         kept = _done(options, about)

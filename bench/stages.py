@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+
 from cases import Case, audio_of, codes_of, levels_of, stock_model
+from encodec_fast.backends.registry import get_backend
+from encodec_fast.plan.reader import read_plan
 from harness import AUDIO_ERROR, FLIPS_SHARE, FLIPS_SLACK, SETTLE_S, SHORTEST_RUN_S, Row, WrongAnswer, busy_seconds, disturbance
 from roofline import MachineRates, Work, chunk_lengths, stage_work
-from torch import Tensor, nn
 from worker import CLOCKS
-
-from encodec_fast.backends import executor
-from encodec_fast.plan_reader import read_plan
 
 SETS = {
     "quick": (Case("demo", "encode", 1, 1, 6), Case("demo", "decode", 1, 1, 6)),
@@ -51,21 +51,21 @@ def stages(case: Case, backends: list[str]) -> Iterator[Stage]:
         x = model.quantizer.decode(codes)
         calls = {"hf": lambda: model.quantizer.decode(codes)}
         for name in backends:
-            quantizer = executor(name).prepare_quantizer(plan.quantizer)
+            quantizer = get_backend(name).prepare_quantizer(plan.quantizer)
             calls[f"ours-{name}"] = lambda q=quantizer: q.decode(codes)
         yield Stage(works["quantizer"], calls)
     for stage in network.stages:
         stock = stock_modules(modules, stage.name)
         calls = {"hf": lambda x=x, stock=stock: stock(x)}
         for name in backends:
-            program = executor(name).prepare((stage,))
+            program = get_backend(name).prepare((stage,))
             calls[f"ours-{name}"] = lambda x=x, program=program: program.run(x)
         yield Stage(works[stage.name], calls)
         x = stock(x)
     if case.call == "encode":
         calls = {"hf": lambda: model.quantizer.encode(x, case.bandwidth)}
         for name in backends:
-            quantizer = executor(name).prepare_quantizer(plan.quantizer)
+            quantizer = get_backend(name).prepare_quantizer(plan.quantizer)
             calls[f"ours-{name}"] = lambda q=quantizer: q.encode(x, levels_of(case))
         yield Stage(works["quantizer"], calls)
 

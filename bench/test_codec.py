@@ -6,6 +6,7 @@ documentation come from run.py, which gives each contender a process of its own 
 
 import pytest
 import torch
+
 from cases import SETS
 from contenders import CONTENDERS
 from harness import REFERENCE, check

@@ -8,8 +8,8 @@ from types import TracebackType
 from torch import nn
 from transformers.models.encodec import modeling_encodec as hf
 
-from encodec_fast import compiled
 from encodec_fast.model import FAST_PARTS, EncodecModel
+from encodec_fast.serving import compiled
 
 _REPLACEMENTS: dict[type, type] = {hf.EncodecModel: EncodecModel, **FAST_PARTS}
 

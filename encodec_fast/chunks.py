@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.models.encodec import modeling_encodec as hf
 
-from encodec_fast import dispatch
+from encodec_fast.serving import route
 
 # Bound on the audio, first-layer activations and padding of the chunks that run as one batch: 40 chunks of the 48 kHz model.
 CHUNK_BATCH_BYTES = 512 << 20
@@ -75,7 +75,7 @@ def normalized(audio: Tensor) -> tuple[Tensor, Tensor]:
     the threads, that of a chunk in a batch is not. Half keeps torch's, which sums it in float32.
     Source: EncodecModel._encode_frame.
     """
-    made = dispatch.normalize(audio)
+    made = route.normalize(audio)
     if made is not None:
         return made
     if audio.dtype not in (torch.float32, torch.float64):
@@ -244,7 +244,7 @@ def overlap_add(frames: list[Tensor], stride: int, num_samples: int | None = Non
     weight = fade_weight(length, frames[0])
     # the kernels know chunks of one length, cut at the end of the result
     if weight.dtype == frames[0].dtype and all(frame.shape[-1] == length or end >= total for frame, end in zip(frames, ends)):
-        made = dispatch.overlap_add(frames, weight, stride, total)
+        made = route.overlap_add(frames, weight, stride, total)
         if made is not None:
             return made
     summed = weight.new_zeros(*frames[0].shape[:-1], total)

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from transformers import EncodecConfig
 
 from encodec_fast.audio import read_audio
-from encodec_fast.backends import use_backend
 from encodec_fast.model import EncodecModel
+from encodec_fast.serving.request import use_backend
 
 SEED = 20220
 # Frames that each codebook is fitted on, 24 s at 75 Hz: they use 580 of 1024 entries of the first codebook, whose frames

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 from transformers.models.encodec import modeling_encodec as hf
 
-from encodec_fast import backends, dispatch, reasons
+from encodec_fast.backends import registry
 from encodec_fast.chunks import encoded_length
 from encodec_fast.model import FAST_PARTS
 from encodec_fast.plan import LSTM, Conv, ResidualBlock, Stage, Upsample
-from encodec_fast.prepared import PreparedNetwork
+from encodec_fast.serving import reasons, route
+from encodec_fast.serving.prepared import PreparedNetwork
+from encodec_fast.serving.request import REFERENCE, Request, requested
 
 
 @dataclass(frozen=True)
@@ -63,48 +65,48 @@ def explain(model: hf.EncodecModel, input_values: Tensor) -> Explanation:
     rows += _quantizer_rows(model, input_values, (batch, frames))
     rows += _network_rows("decoder", model.decoder, input_values, (batch, model.config.hidden_size, frames), length)
     notes += _precision_notes(model, rows)
-    if any(row.backend in ("torch", backends.REFERENCE) for row in rows):
+    if any(row.backend in ("torch", REFERENCE) for row in rows):
         notes.append("torch and reference: the libraries below may change bits with batch size, pieces and threads")
     return Explanation(tuple(rows), tuple(notes))
 
 
 def _network_rows(name: str, module: nn.Module, x: Tensor, shape: tuple[int, int, int], out_length: int) -> list[Row]:
-    request = backends.requested(module)
+    request = requested(module)
     reason = _reference_reason(module, x, request)
-    prepared = reason or dispatch.prepare_network(module, request)
+    prepared = reason or route.prepare_network(module, request)
     if isinstance(prepared, PreparedNetwork):
         network = prepared.network
         example = torch.empty(1, network.stages[0].in_channels, 1, dtype=x.dtype, device=x.device)
         prepared = reasons.mismatch(example, network.stages[0].in_channels, network.dtype, network.device) or prepared
     if not isinstance(prepared, PreparedNetwork):
-        return [Row(name, (shape[0], out_length), backends.REFERENCE, prepared)]
+        return [Row(name, (shape[0], out_length), REFERENCE, prepared)]
     rows = []
     batch, _, length = shape
     for stage, choice in zip(prepared.network.stages, prepared.choices):
         length = stage.output_length(length)
-        products = backends.executor(choice.backend).products(stage, network.dtype, network.device, request.precision)
+        products = registry.get_backend(choice.backend).products(stage, network.dtype, network.device, request.precision)
         rows.append(Row(f"{name}.{describe(stage)}", (batch, stage.out_channels, length), choice.backend, choice.reason, products))
     return rows
 
 
 def _precision_notes(model: hf.EncodecModel, rows: list[Row]) -> list[str]:
-    precision = backends.requested(model.encoder).precision
+    precision = requested(model.encoder).precision
     if precision == "parity":
         return []
     used = list(dict.fromkeys(row.backend for row in rows))
-    deaf = [name for name in used if name == backends.REFERENCE or precision not in backends.executor(name).precisions]
+    deaf = [name for name in used if name == REFERENCE or precision not in registry.get_backend(name).precisions]
     notes = [f"precision {precision}: the {name} backend computes as for parity" for name in deaf]
     return notes if deaf == used else [f"precision {precision}: codes may differ from those of Hugging Face's float32", *notes]
 
 
 def _quantizer_rows(model: hf.EncodecModel, x: Tensor, shape: tuple[int, int]) -> list[Row]:
-    request = backends.requested(model.quantizer)
-    prepared = _reference_reason(model.quantizer, x, request) or dispatch.prepare_quantizer(model.quantizer, request)
+    request = requested(model.quantizer)
+    prepared = _reference_reason(model.quantizer, x, request) or route.prepare_quantizer(model.quantizer, request)
     if isinstance(prepared, str):
-        backend, reason, products = backends.REFERENCE, prepared, ""
+        backend, reason, products = REFERENCE, prepared, ""
     else:
         (backend, reason), books = (prepared.choice.backend, prepared.choice.reason), prepared.quantizer
-        products = backends.executor(backend).products(books, books.codebooks.dtype, books.codebooks.device, request.precision)
+        products = registry.get_backend(backend).products(books, books.codebooks.dtype, books.codebooks.device, request.precision)
     levels, size, dim = len(model.quantizer.layers), model.config.codebook_size, model.config.codebook_dim
     batch, frames = shape
     return [
@@ -113,7 +115,7 @@ def _quantizer_rows(model: hf.EncodecModel, x: Tensor, shape: tuple[int, int]) -
     ]
 
 
-def _reference_reason(module: nn.Module, x: Tensor, request: backends.Request) -> str | None:
+def _reference_reason(module: nn.Module, x: Tensor, request: Request) -> str | None:
     if type(module) not in FAST_PARTS.values():
         return f"{type(module).__module__}.{type(module).__name__} is not ours: see encodec_fast.accelerate"
     return reasons.reference_reason(module, x, request)

@@ -15,11 +15,12 @@ from torch import Tensor
 from transformers.models.encodec import modeling_encodec as hf
 from transformers.utils import ModelOutput
 
-from encodec_fast import backends, chunks, clips, compiled, dispatch, reasons
+from encodec_fast import chunks
 from encodec_fast.plan import Plan
-from encodec_fast.plan_cache import forget
-from encodec_fast.plan_reader import read_plan
-from encodec_fast.prepared import capturing
+from encodec_fast.plan.cache import forget
+from encodec_fast.plan.reader import read_plan
+from encodec_fast.serving import clips, compiled, reasons, request, route
+from encodec_fast.serving.prepared import capturing
 
 
 class EncodecEncoder(compiled.Enrolled, hf.EncodecEncoder):
@@ -30,7 +31,7 @@ class EncodecEncoder(compiled.Enrolled, hf.EncodecEncoder):
     def forward(self, hidden_states: Tensor) -> Tensor:
         if compiled.traceable(self, hidden_states):
             return compiled.run_network(hidden_states, compiled.number_of(self))
-        return dispatch.run_network(self, hidden_states, super().forward)
+        return route.run_network(self, hidden_states, super().forward)
 
 
 class EncodecDecoder(compiled.Enrolled, hf.EncodecDecoder):
@@ -41,7 +42,7 @@ class EncodecDecoder(compiled.Enrolled, hf.EncodecDecoder):
     def forward(self, hidden_states: Tensor) -> Tensor:
         if compiled.traceable(self, hidden_states):
             return compiled.run_network(hidden_states, compiled.number_of(self))
-        return dispatch.run_network(self, hidden_states, super().forward)
+        return route.run_network(self, hidden_states, super().forward)
 
 
 class EncodecResidualVectorQuantizer(compiled.Enrolled, hf.EncodecResidualVectorQuantizer):
@@ -52,12 +53,12 @@ class EncodecResidualVectorQuantizer(compiled.Enrolled, hf.EncodecResidualVector
         if compiled.traceable(self, embeddings):
             return compiled.run_search(embeddings, levels, compiled.number_of(self))
         reference = super().encode
-        return dispatch.run_search(self, embeddings, levels, lambda: reference(embeddings, bandwidth))
+        return route.run_search(self, embeddings, levels, lambda: reference(embeddings, bandwidth))
 
     def decode(self, codes: Tensor) -> Tensor:
         if compiled.traceable(self, codes):
             return compiled.run_lookup(codes, compiled.number_of(self))
-        return dispatch.run_lookup(self, codes, super().decode)
+        return route.run_lookup(self, codes, super().decode)
 
 
 FAST_PARTS = {
@@ -105,7 +106,7 @@ class EncodecModel(hf.EncodecModel):
 
     @property
     def precision(self) -> str:
-        """'parity' (the default), 'tf32x3' or 'fast', see `backends.PRECISIONS`; `use_precision` overrides it for a block.
+        """'parity' (the default), 'tf32x3' or 'fast', see `request.PRECISIONS`; `use_precision` overrides it for a block.
 
         Setting it raises ValueError for another name. It is no part of the config or the weights, and `copy.deepcopy` keeps it.
         """
@@ -114,7 +115,7 @@ class EncodecModel(hf.EncodecModel):
     @precision.setter
     def precision(self, name: str) -> None:
         for part in (self.encoder, self.decoder):
-            part.precision = backends.known_precision(name, "precision")
+            part.precision = request.known_precision(name, "precision")
 
     @torch.no_grad()
     def cuda_graphs(self, *buckets: tuple[int, int]) -> list[tuple[int, ...]]:

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from encodec_fast.chunks import levels_of
-from encodec_fast.clips import PreparedCodec, prepare_codec
 from encodec_fast.model import EncodecModel, known_bandwidth
 from encodec_fast.plan import Network, stage_weights
+from encodec_fast.serving.clips import PreparedCodec, prepare_codec
 
 # The first weights of each layer tell two models apart.
 FINGERPRINT_VALUES = 64

@@ -9,7 +9,7 @@ from torch import nn
 
 import encodec_fast
 from encodec_fast import accelerate
-from fixtures import audio_like, reference_model, small_config
+from support.models import audio_like, reference_model, small_config
 
 
 class SpeechModel(nn.Module):

@@ -10,9 +10,10 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cpu_fixtures import engine
-from encodec_fast import chunks, dispatch, use_backend
-from fixtures import audio_like, config_48khz, is_error, outcome, pair
+from encodec_fast import chunks, use_backend
+from encodec_fast.serving import route
+from support.engine import engine
+from support.models import audio_like, config_48khz, is_error, outcome, pair
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +81,7 @@ def test_chunks_longer_than_a_task_of_the_engine_fade_as_in_hf(threads):
     try:
         with use_backend("cpu"):
             assert torch.equal(chunks.overlap_add(frames, 4700), transformers.EncodecModel._linear_overlap_add(frames, 4700))
-            assert dispatch.overlap_add(frames, chunks.fade_weight(4801, frames[0]), 4700, 9000) is not None
+            assert route.overlap_add(frames, chunks.fade_weight(4801, frames[0]), 4700, 9000) is not None
     finally:
         torch.set_num_threads(before)
 

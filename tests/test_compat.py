@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from venvs import ROOT, build_distributions, copy_source, create_venv, pip_install, run
+from support.venvs import ROOT, build_distributions, copy_source, create_venv, pip_install, run
 
 # The last versions that transformers 4.37.2 accepts, numpy < 2 among them.
 _OLDEST = ("transformers==4.37.2", "huggingface-hub==0.36.2", "numpy==1.26.4", "tokenizers==0.15.2")

@@ -11,8 +11,9 @@ import transformers
 from torch import nn
 
 import encodec_fast
-from encodec_fast import backends, use_backend
-from fixtures import assert_same_codes, audio_like, config_48khz, is_error, ours_like, outcome, pair, small_config
+from encodec_fast import use_backend
+from encodec_fast.serving import request
+from support.models import assert_same_codes, audio_like, config_48khz, is_error, ours_like, outcome, pair, small_config
 
 
 @pytest.fixture
@@ -345,7 +346,7 @@ def test_a_subclass_with_its_own_frame_encoder_is_honoured():
 
 def test_every_fall_to_the_reference_is_logged_once(models, caplog):
     _, model = models
-    backends._logged.clear()
+    request._logged.clear()
     model.encoder.layers[0].register_forward_hook(lambda *_: None)
     for _ in range(3):
         codes_of(model, audio_like(1, 1, 400, 15))

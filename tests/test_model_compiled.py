@@ -9,8 +9,9 @@ import torch
 from torch import nn
 from torch._dynamo.utils import counters
 
-from encodec_fast import compiled, use_backend
-from fixtures import audio_like, config_48khz, is_error, outcome, pair, small_config
+from encodec_fast import use_backend
+from encodec_fast.serving import compiled
+from support.models import audio_like, config_48khz, is_error, outcome, pair, small_config
 
 LENGTHS = (400, 401, 555, 720)
 

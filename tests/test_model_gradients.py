@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.autograd import forward_ad
 
-from fixtures import audio_like, config_48khz, pair, small_config
+from support.models import audio_like, config_48khz, pair, small_config
 
 
 @pytest.fixture(params=["24 kHz", "48 kHz"])

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pytest
 
 import encodec_fast
-from venvs import ROOT, build_distributions, copy_source, create_venv, pip_install, run
+from support.venvs import ROOT, build_distributions, copy_source, create_venv, pip_install, run
 
 _USE = """
 import importlib.metadata, importlib.util, json

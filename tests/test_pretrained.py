@@ -10,7 +10,7 @@ import torch
 import encodec_fast
 from encodec_fast import pretrained
 from encodec_fast.pretrained import ModelNotFound, load_model, torch_device, weights_sha256
-from fixtures import pair, small_config
+from support.models import pair, small_config
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cpu_fixtures import engine
 from encodec_fast import EncodecModel, StreamingDecoder, StreamingEncoder, decode_pieces, encode_pieces, use_backend
-from fixtures import audio_like, config_24khz, ours_like, pair, reference_model, small_config, top_bandwidth
-from test_model_configs import configs
+from support.configs import configs
+from support.engine import engine
+from support.models import audio_like, config_24khz, ours_like, pair, reference_model, small_config, top_bandwidth
 
 CONFIGS = [
     small_config(),
@@ -149,7 +149,7 @@ def test_a_stream_goes_on_from_its_saved_state(backend):
 OTHER_PROCESS = """
 import sys, torch
 from encodec_fast import StreamingEncoder
-from fixtures import top_bandwidth
+from support.models import top_bandwidth
 from test_streaming import model_of
 model = model_of(0)
 encoder = StreamingEncoder(model, top_bandwidth(model))

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from encodec_fast import StreamingDecoder, StreamingEncoder, use_backend
-from encodec_fast.executors.cpu_executor import CpuExecutor
-from fixtures import audio_like, pair, small_config
-from venvs import ROOT
+from encodec_fast.backends.cpu_backend import CpuBackend
+from support.models import audio_like, pair, small_config
+from support.venvs import ROOT
 
-pytestmark = pytest.mark.skipif(CpuExecutor().unavailable() is not None, reason="the cpu engine is not built")
+pytestmark = pytest.mark.skipif(CpuBackend().unavailable() is not None, reason="the cpu engine is not built")
 
 
 @pytest.fixture(scope="module")
@@ -64,13 +64,13 @@ def run_script(script, *arguments, seconds=120):
 
 FOUR_THREADS = """
 import sys, threading, torch
-from encodec_fast.executors.cpu_executor import CpuExecutor
+from encodec_fast.backends.cpu_backend import CpuBackend
 from encodec_fast.kernels.cpu.library import EngineError
-from encodec_fast.plan_reader import read_plan
-from fixtures import pair, small_config
+from encodec_fast.plan.reader import read_plan
+from support.models import pair, small_config
 
 model = pair(small_config())[1]
-program = CpuExecutor().prepare(read_plan(model).encoder.stages)
+program = CpuBackend().prepare(read_plan(model).encoder.stages)
 state, counts = program.open(), {"done": 0, "refused": 0}
 
 def work():
@@ -95,7 +95,7 @@ def test_four_threads_on_one_state_of_the_engine_are_refused_and_never_crash():
 
 FORKS = """
 import os, sys, threading, time, torch
-from fixtures import pair, small_config
+from support.models import pair, small_config
 
 torch.set_num_threads(int(sys.argv[1]))
 model, x, stop = pair(small_config())[1], torch.randn(1, 1, 3000), False
@@ -142,12 +142,12 @@ def test_a_process_forked_while_threads_encode_gives_their_codes(threads):
 # In the engine alone: torch's own operations abort where a daemon thread is ended in them.
 EXIT = """
 import sys, threading, time, torch
-from encodec_fast.executors.cpu_executor import CpuExecutor, _Call
-from encodec_fast.plan_reader import read_plan
-from fixtures import pair, small_config
+from encodec_fast.backends.cpu_backend import CpuBackend, _Call
+from encodec_fast.plan.reader import read_plan
+from support.models import pair, small_config
 
 torch.set_num_threads(2)
-program = CpuExecutor().prepare(read_plan(pair(small_config())[1]).encoder.stages)
+program = CpuBackend().prepare(read_plan(pair(small_config())[1]).encoder.stages)
 x, ready = torch.randn(1, 20_000), threading.Event()
 
 def work():

@@ -7,9 +7,9 @@ import torch
 import transformers
 
 from encodec_fast import verify as verification
-from encodec_fast.executors import torch_executor
+from encodec_fast.backends import torch_backend
 from encodec_fast.verify import verify
-from fixtures import audio_like, config_48khz, ours_like, pair, reference_model, small_config
+from support.models import audio_like, config_48khz, ours_like, pair, reference_model, small_config
 
 
 @pytest.fixture(params=["24 kHz", "48 kHz"])
@@ -30,8 +30,8 @@ def test_our_model_passes_on_a_batch_and_on_a_list(model):
 
 
 def test_a_wrong_code_fails(model, monkeypatch):
-    encode = torch_executor.TorchQuantizerProgram.encode
-    monkeypatch.setattr(torch_executor.TorchQuantizerProgram, "encode", lambda *args: (encode(*args) + 1) % 16)
+    encode = torch_backend.TorchQuantizerProgram.encode
+    monkeypatch.setattr(torch_backend.TorchQuantizerProgram, "encode", lambda *args: (encode(*args) + 1) % 16)
     from encodec_fast import use_backend
 
     with use_backend("torch"):

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from transformers import EncodecModel
 
-from encodec_fast.executors.triton_executor import PRECISIONS as PRODUCTS
-from encodec_fast.plan_reader import read_plan
+from encodec_fast.backends.triton_backend import PRECISIONS as PRODUCTS
+from encodec_fast.plan.reader import read_plan
 from gpu.setting import MODELS, PRECISIONS, Item, Row, Setting
 from gpu.timing import in_turn, median
 
@@ -107,7 +107,7 @@ def compile_ahead(setting: Setting) -> Iterator[Item]:
 
 def compiled(setting: Setting, model: str, precision: str) -> Row:
     """Counts of kernels, of those that failed, spilled or ask for too much shared memory; the longest compilation."""
-    from encodec_fast.executors.triton_launches import model_launches
+    from projection.launches import model_launches
 
     products, search = PRODUCTS[precision], "ieee" if setting.arch.startswith("gfx") else "rerank"
     config = setting.config(model)
@@ -129,29 +129,29 @@ def compiled(setting: Setting, model: str, precision: str) -> Row:
 
 def other_tiles(setting: Setting) -> Row:
     """What the phase `variants` launches; a tile that doesn't compile is one of those to leave out."""
-    from encodec_fast.kernels import aot, tiles
-
+    from encodec_fast.kernels import tiles
     from gpu.variants import OTHERS, all_tiles, kernel_run
+    from projection import compile_ahead
 
     launches = []
-    with torch.device("meta"), aot.as_on(setting.arch):
+    with torch.device("meta"), compile_ahead.as_on(setting.arch):
         plan = read_plan(EncodecModel(setting.config("24 kHz")))
         for key in OTHERS:
             run = kernel_run(plan, key, 32, setting.samples(10.0), torch.device("meta"))
             assert run is not None, key
             for tile in all_tiles(key, tiles.lookup(key[0], setting.arch, *key[1:])):
-                launches += aot.record_launches(lambda run=run, tile=tile: run(tile), setting.arch)
+                launches += compile_ahead.record_launches(lambda run=run, tile=tile: run(tile), setting.arch)
     row = _compiled(launches, setting.arch)
     return {**row, "passed": True}
 
 
 def _compiled(launches: list[Any], arch: str) -> Row:
-    from encodec_fast.kernels import aot
+    from projection import compile_ahead
 
-    results = aot.compile_all(launches, arch)
+    results = compile_ahead.compile_all(launches, arch)
     failed = sorted({f"{launch.name}: {made}" for launch, made in zip(launches, results, strict=True) if isinstance(made, Exception)})
-    made = list({id(result): result for result in results if isinstance(result, aot.Resources)}.values())
-    limit = aot.SHARED_LIMITS.get(arch)
+    made = list({id(result): result for result in results if isinstance(result, compile_ahead.Resources)}.values())
+    limit = compile_ahead.SHARED_LIMITS.get(arch)
     return {
         "kernels": len({id(result) for result in results}),
         "failed_kernels": failed,

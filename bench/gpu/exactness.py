@@ -8,20 +8,20 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
+
+from encodec_fast import EncodecModel
+from encodec_fast.backends.torch_backend import TorchBackend
+from encodec_fast.backends.triton_backend import TritonBackend
+from encodec_fast.backends.triton_layers import LSTMLayer, lstm_refusal
+from encodec_fast.chunks import fade_weight
 from encodec_fast.kernels.lstm import lstm_triton
 from encodec_fast.kernels.overlap_add import overlap_add_triton
 from encodec_fast.kernels.rows import arrange_triton
 from encodec_fast.kernels.rvq_encode import rvq_encode_triton
 from encodec_fast.kernels.tiles import lookup, lstm_tile
-from torch import Tensor
-
-from encodec_fast import EncodecModel
-from encodec_fast.chunks import fade_weight
-from encodec_fast.executors.torch_executor import TorchExecutor
-from encodec_fast.executors.triton_executor import TritonExecutor
-from encodec_fast.executors.triton_layers import LSTMLayer, lstm_refusal
 from encodec_fast.plan import LSTM, Network
-from encodec_fast.plan_reader import read_plan
+from encodec_fast.plan.reader import read_plan
 from encodec_fast.verify import ERROR_FACTOR, ERROR_SLACK, verify
 from gpu.setting import MODELS, PRECISIONS, Codec, Item, Row, Setting, poisoned, relative_error, signals, tf32
 
@@ -45,18 +45,18 @@ def stages(setting: Setting, model: str, precision: str, part: str) -> Iterator[
     stock.to(dtype)
     network: Network = getattr(read_plan(stock), part)
     exact: Network = getattr(read_plan(copy.deepcopy(stock).double()), part)
-    config, torch_executor = stock.config, TorchExecutor()
+    config, torch_backend = stock.config, TorchBackend()
     truth = signals(config, 3, setting.samples(1.0, model) - 37, setting.device).double()
     if part == "decoder":
         truth = _run(read_plan(copy.deepcopy(stock).double()).encoder, truth)
     for stage, exact_stage in zip(network.stages, exact.stages, strict=True):
         x = truth.to(dtype)
-        program = TritonExecutor().prepare((stage,), "parity" if precision in DTYPES else precision)
+        program = TritonBackend().prepare((stage,), "parity" if precision in DTYPES else precision)
         with poisoned():
             runs = [program.run(x) for _ in range(setting.repeats)]
-        expected = torch_executor.prepare((exact_stage,)).run(x.double())
+        expected = torch_backend.prepare((exact_stage,)).run(x.double())
         with tf32(False):
-            theirs = torch_executor.prepare((stage,)).run(x)
+            theirs = torch_backend.prepare((stage,)).run(x)
         row: Row = {
             "model": model,
             "stage": f"{part}.{stage.name} {type(stage).__name__} {stage.in_channels} -> {stage.out_channels}",
@@ -73,7 +73,7 @@ def stages(setting: Setting, model: str, precision: str, part: str) -> Iterator[
 
 
 def _run(network: Network, x: Tensor) -> Tensor:
-    return TorchExecutor().prepare(network.stages).run(x)
+    return TorchBackend().prepare(network.stages).run(x)
 
 
 def quantizer(setting: Setting, model: str) -> Iterator[Row]:
@@ -82,7 +82,7 @@ def quantizer(setting: Setting, model: str) -> Iterator[Row]:
 
     stock = setting.stock(model)
     plan = read_plan(stock)
-    program, levels = TritonExecutor().prepare_quantizer(plan.quantizer), plan.quantizer.codebooks.shape[0]
+    program, levels = TritonBackend().prepare_quantizer(plan.quantizer), plan.quantizer.codebooks.shape[0]
     x = _run(plan.encoder, signals(stock.config, 4, setting.samples(2.0, model), setting.device))
     truths = [Truth(clip[None].double().cpu(), plan.quantizer.codebooks.double().cpu()) for clip in x]
     for search in ("ieee", "rerank"):
@@ -218,7 +218,7 @@ def two_streams(setting: Setting) -> Row:
     if setting.device.type != "cuda":
         return {"law": law, "left_out": "no device with streams"}
     stock = setting.stock("24 kHz")
-    program = TritonExecutor().prepare(read_plan(stock).encoder.stages, "parity")
+    program = TritonBackend().prepare(read_plan(stock).encoder.stages, "parity")
     inputs = [signals(stock.config, 4, setting.samples(2.0), setting.device, seed=seed) for seed in (5, 6)]
     expected = [program.run(x) for x in inputs]
     streams = [torch.cuda.Stream() for _ in inputs]
@@ -237,7 +237,7 @@ def two_streams(setting: Setting) -> Row:
 def rerank(setting: Setting) -> Row:
     """Is the proof's assumption about tensor cores true here, and how often does a block search again?"""
     stock = setting.stock("24 kHz")
-    program = TritonExecutor().prepare_quantizer(read_plan(stock).quantizer)
+    program = TritonBackend().prepare_quantizer(read_plan(stock).quantizer)
     levels, entries = len(stock.quantizer.layers), program.tables.codebooks
     x = _run(read_plan(stock).encoder, signals(stock.config, 8 if not setting.toy else 2, setting.samples(2.0), setting.device))
     # beside real embeddings, points almost halfway between two entries; the interpreter's float32 sums have no order to agree on there
@@ -339,10 +339,9 @@ def codes(setting: Setting) -> Iterator[Item]:
 
 def code_rows(setting: Setting, model: str) -> Iterator[Row]:
     """Frames whose codes differ from float64's at all levels, and the share of codes that differ at each."""
-    from precision import Tally, Truth
-
     from encodec_fast import use_precision
     from encodec_fast.verify import Reference
+    from precision import Tally, Truth
 
     stock = setting.stock(model)
     config = stock.config

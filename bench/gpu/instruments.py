@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from encodec_fast.executors.triton_layers import Signal, lstm_refusal
+from encodec_fast.backends.triton_layers import Signal, lstm_refusal
 from encodec_fast.plan import LSTM, Stage
-from encodec_fast.plan_reader import read_plan
+from encodec_fast.plan.reader import read_plan
 from gpu.setting import MODELS, PRECISIONS, Codec, Item, Row, Setting, signals
 
 COMMAND = Path(__file__).parents[1] / "gpu_report.py"

@@ -15,7 +15,7 @@ from transformers import EncodecConfig
 from transformers import EncodecModel as Stock
 
 from encodec_fast import EncodecModel, demo
-from encodec_fast.executors.triton_executor import TritonExecutor
+from encodec_fast.backends.triton_backend import TritonBackend
 from encodec_fast.plan import Plan
 
 Row = dict[str, Any]
@@ -100,10 +100,10 @@ class Codec:
     """encode and decode of one precision, straight on the prepared programs."""
 
     def __init__(self, plan: Plan, precision: str) -> None:
-        executor = TritonExecutor()
-        self.encoder = executor.prepare(plan.encoder.stages, precision)
-        self.decoder = executor.prepare(plan.decoder.stages, precision)
-        self.quantizer = executor.prepare_quantizer(plan.quantizer)
+        backend = TritonBackend()
+        self.encoder = backend.prepare(plan.encoder.stages, precision)
+        self.decoder = backend.prepare(plan.decoder.stages, precision)
+        self.quantizer = backend.prepare_quantizer(plan.quantizer)
 
     def encode(self, x: Tensor, num_quantizers: int) -> Tensor:
         return self.quantizer.encode(self.encoder.run(x), num_quantizers)

@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import results
 import torch
-from roofline import PEAKS, Peak
-from stages import stock_modules
 from torch import Tensor
 
+import results
 from encodec_fast import use_precision
-from encodec_fast.executors.triton_executor import PRECISIONS as PRODUCTS
-from encodec_fast.executors.triton_executor import TritonExecutor
-from encodec_fast.executors.triton_layers import Signal
+from encodec_fast.backends.triton_backend import PRECISIONS as PRODUCTS
+from encodec_fast.backends.triton_backend import TritonBackend
+from encodec_fast.backends.triton_layers import Signal
 from encodec_fast.plan import LSTM, fused_bytes, multiply_adds
-from encodec_fast.plan_reader import read_plan
+from encodec_fast.plan.reader import read_plan
 from gpu.setting import MODELS, Codec, Item, Row, Setting, signals, tf32
 from gpu.timing import in_turn, median, spread
+from roofline import PEAKS, Peak
+from stages import stock_modules
 
 # Clips of the stages: 32 of 10 s; of the 48 kHz model as many chunks of a second as 8 clips of 10 s have
 STAGE_BATCH = {"24 kHz": (32, 10.0), "48 kHz": (88, 1.0)}
@@ -108,7 +108,7 @@ def lstm_rows(setting: Setting, batch: int) -> Iterator[Row]:
     x = torch.randn(batch, stage.in_channels, frames, device=setting.device)
     calls: dict[str, Callable[[], Any]] = {}
     for precision in setting.precisions:
-        program = TritonExecutor().prepare((stage,), precision)
+        program = TritonBackend().prepare((stage,), precision)
         calls[precision] = lambda program=program: program.run(x)
     calls["transformers"] = lambda: stock_modules(stock.encoder, stage.name)(x)
     with torch.no_grad(), tf32(True):

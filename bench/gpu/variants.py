@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import torch
+
+from encodec_fast.backends.triton_layers import ConvLayer, ResidualLayer, make_layers
 from encodec_fast.kernels import tiles
 from encodec_fast.kernels.causal_conv1d import causal_conv1d_triton
 from encodec_fast.kernels.residual_block import residual_block_triton
 from encodec_fast.kernels.rows import empty_rows
 from encodec_fast.kernels.rvq_encode import rvq_encode_triton, search_tables
 from encodec_fast.kernels.tiles import Tile
-
-from encodec_fast.executors.triton_layers import ConvLayer, ResidualLayer, make_layers
 from encodec_fast.plan import Plan
-from encodec_fast.plan_reader import read_plan
+from encodec_fast.plan.reader import read_plan
 from gpu.setting import Item, Row, Setting
 from gpu.timing import in_turn, median
 

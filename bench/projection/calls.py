@@ -6,16 +6,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from encodec_fast.kernels import aot
-from roofline import PEAKS, meta_plan
-
+from encodec_fast.backends.triton_backend import PRECISIONS
 from encodec_fast.chunks import encoded_length
 from encodec_fast.demo import demo_config
-from encodec_fast.executors.triton_executor import PRECISIONS
-from encodec_fast.executors.triton_launches import model_launches
 from encodec_fast.plan import Network, fused_bytes, multiply_adds
+from projection import compile_ahead
 from projection.cost import Cost, launch_cost
 from projection.hardware import GPUS
+from projection.launches import model_launches
+from roofline import PEAKS, meta_plan
 
 PARTS = {"encode": ("encoder.", "quantizer.encode"), "decode": ("quantizer.decode", "decoder.", "overlap_add")}
 # Chunks of a second that 10 s of the 48 kHz model have: the next begins 0.99 s later.
@@ -111,7 +110,7 @@ def project(case: Case, arch: str, workers: int | None = None) -> Projection:
     levels = 8 if case.model == "demo" else 4  # 6 kbps
     launches = model_launches(config, arch, PRECISIONS[case.precision], "rerank", case.batch, case.samples, num_quantizers=levels)
     floors = _floors(case, arch)
-    costs = aot.for_each([launch for _, launch, _ in launches], arch, launch_cost, workers)
+    costs = compile_ahead.for_each([launch for _, launch, _ in launches], arch, launch_cost, workers)
     stages = []
     for (stage, _, times), cost in zip(launches, costs, strict=True):
         if isinstance(cost, Exception):

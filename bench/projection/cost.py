@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from encodec_fast.kernels import aot
 
-from projection import ptx, sass
+from projection import compile_ahead, ptx, sass
 from projection.hardware import GPUS, PARTITIONS, Gpu
 from projection.trace import WARP, Block, Trace
 
@@ -88,19 +87,19 @@ class Cost:
         return sum(region.conflicts for region in self.regions) / shared if shared else 0.0
 
 
-def launch_cost(launch: aot.Launch, arch: str) -> Cost:
+def launch_cost(launch: compile_ahead.Launch, arch: str) -> Cost:
     """Compiles a launch for an architecture of GPUS and follows its blocks.  Raises what the compiler raises, and `sass.LoopsDiffer`."""
     tensors = {id(value): value.nbytes for value in launch.args if isinstance(value, torch.Tensor)}
-    return cost_of(aot.compiled(launch, arch), _parameters(launch, arch), launch.grid, sum(tensors.values()), GPUS[arch])
+    return cost_of(compile_ahead.compiled(launch, arch), _parameters(launch, arch), launch.grid, sum(tensors.values()), GPUS[arch])
 
 
 def cost_of(made: Any, parameters: list[int | None], grid: Sequence[int], tensor_bytes: int, gpu: Gpu) -> Cost:
     """What a compiled kernel costs, with the parameters of its launch in order, None for what is not a whole number.
 
-    made: of `aot.compiled`.  tensor_bytes: of the tensors that it takes.
+    made: of `compile_ahead.compiled`.  tensor_bytes: of the tensors that it takes.
     """
-    registers, stack = aot.registers_and_stack(made)
-    program, code = ptx.parse(made.asm["ptx"]), sass.parse(aot.disassembly(made))
+    registers, stack = compile_ahead.registers_and_stack(made)
+    program, code = ptx.parse(made.asm["ptx"]), sass.parse(compile_ahead.disassembly(made))
     threads, blocks = made.metadata.num_warps * WARP, math.prod(grid)
     share = threads / WARP / PARTITIONS
     cycles = functools.cache(lambda opcode: share * _of_a_warp(opcode, gpu))
@@ -126,9 +125,9 @@ def cost_of(made: Any, parameters: list[int | None], grid: Sequence[int], tensor
     )
 
 
-def _parameters(launch: aot.Launch, arch: str) -> list[int | None]:
+def _parameters(launch: compile_ahead.Launch, arch: str) -> list[int | None]:
     """Of the compiled kernel, in order: tensors as addresses far from each other, whole numbers as they are."""
-    source, _ = aot.specialise(launch, arch)
+    source, _ = compile_ahead.specialise(launch, arch)
     given = {**dict(zip(launch.kernel.arg_names, launch.args, strict=False)), **launch.kwargs}
     addresses = itertools.count(1)
     found: list[int | None] = []

@@ -25,7 +25,7 @@ from encodec_fast.cli.app import (
     app,
     exit_code_table,
 )
-from encodec_fast.terminal import complain, say
+from encodec_fast.cli.terminal import complain, say
 
 # each adds its command to the app, in the order of --help
 from encodec_fast.cli import tokenize, decode, verify, info, demo  # isort: skip

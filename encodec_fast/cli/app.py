@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from encodec_fast.terminal import say
+from encodec_fast.cli.terminal import say
 
 if TYPE_CHECKING:
     from encodec_fast.model import EncodecModel
@@ -105,7 +105,7 @@ def check_batch_seconds(batch_seconds: float) -> None:
 @contextmanager
 def checking_arguments() -> Iterator[None]:
     """Turns what the library says of a bad argument into WrongArgument."""
-    from encodec_fast.backends import BackendError
+    from encodec_fast.serving.request import BackendError
 
     try:
         yield
@@ -125,17 +125,17 @@ def prepared_model(name: str, device: str, backend: str, threads: int) -> Iterat
             import torch
             from transformers.utils import logging
 
-            from encodec_fast import backends
             from encodec_fast.demo import DEMO_MODELS
             from encodec_fast.pretrained import load_model
+            from encodec_fast.serving import request
 
             # its progress bars and load reports; what matters of them comes back as errors
             logging.set_verbosity_error()
             logging.disable_progress_bar()
             if threads:
                 torch.set_num_threads(threads)
-            stack.enter_context(backends.prefer_backend(backend))
-            backends.requested()
+            stack.enter_context(request.prefer_backend(backend))
+            request.requested()
             model, model_id = load_model(name, device)
         if model_id in DEMO_MODELS:
             say(f"model {model_id}: {DEMO_MODELS[model_id]}. For trying things out; its audio is not for listening.")

@@ -23,8 +23,8 @@ from encodec_fast.cli.app import (
     command,
     prepared_model,
 )
+from encodec_fast.cli.terminal import ProgressBar, report_failures, say, speed_line
 from encodec_fast.dataset.options import BATCH_SECONDS
-from encodec_fast.terminal import ProgressBar, report_failures, say, speed_line
 
 if TYPE_CHECKING:
     from encodec_fast.dataset.decoding import StoredRows

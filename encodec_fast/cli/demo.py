@@ -10,9 +10,9 @@ from rich.table import Table
 
 from encodec_fast.cli.app import CLIPS_FAILED, OK, ThreadsOption, checking_arguments, command, prepared_model
 from encodec_fast.cli.decode import decode_rows
+from encodec_fast.cli.terminal import console, say
 from encodec_fast.cli.tokenize import tokenize_sources
 from encodec_fast.cli.verify import verify_tasks
-from encodec_fast.terminal import console, say
 
 if TYPE_CHECKING:
     from encodec_fast.dataset.run import Summary

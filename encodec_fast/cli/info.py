@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import encodec_fast
 from encodec_fast.cli.app import OK, command
-from encodec_fast.terminal import say
+from encodec_fast.cli.terminal import say
 
 
 @command("[bold]Example[/bold]\n\nencodec-fast info")
@@ -19,7 +19,8 @@ def info() -> int:
     import torch
     import transformers
 
-    from encodec_fast.backends import ENVIRONMENT_VARIABLE, backend_report, executor
+    from encodec_fast.backends.registry import backend_report, get_backend
+    from encodec_fast.serving.request import ENVIRONMENT_VARIABLE
 
     lines = {
         "encodec_fast": encodec_fast.__version__,
@@ -36,7 +37,7 @@ def info() -> int:
         lines["GPU"] = ", ".join(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
     for name, available, reason in backend_report():
         lines[f"backend {name}"] = "yes" if available else f"no: {reason}"
-        if available and len(precisions := executor(name).precisions) > 1:
+        if available and len(precisions := get_backend(name).precisions) > 1:
             lines[f"backend {name}"] += f", in precision {', '.join(precisions)}"
     lines[ENVIRONMENT_VARIABLE] = os.environ.get(ENVIRONMENT_VARIABLE) or "not set (auto)"
     width = max(map(len, lines))

@@ -28,8 +28,8 @@ from encodec_fast.cli.app import (
     command,
     prepared_model,
 )
+from encodec_fast.cli.terminal import ProgressBar, RunProgress, complain, counted, report_failures, say, summary_lines
 from encodec_fast.dataset.options import BATCH_SECONDS, CLIP_TIMEOUT, MAX_CLIP_BYTES
-from encodec_fast.terminal import ProgressBar, RunProgress, complain, counted, report_failures, say, summary_lines
 
 if TYPE_CHECKING:
     from encodec_fast.corpus.tasks import Task

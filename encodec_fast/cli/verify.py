@@ -18,7 +18,7 @@ from encodec_fast.cli.app import (
     command,
     prepared_model,
 )
-from encodec_fast.terminal import report_failures, say
+from encodec_fast.cli.terminal import report_failures, say
 
 if TYPE_CHECKING:
     from encodec_fast.corpus.tasks import Task

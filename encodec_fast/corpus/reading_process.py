@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from encodec_fast import children
+from encodec_fast import processes
 from encodec_fast.audio import AudioError
 from encodec_fast.audio.files import added_protocols
 from encodec_fast.corpus import worker
@@ -49,7 +49,7 @@ class ReadingProcess:
                     option = " (clip_timeout)" if isinstance(request, ReadClip | ScanTasks) else ""
                     reason = f"reading it, or a block of it, took longer than {request.timeout:g} s{option}"
                     break
-                reason = f"reading it ended the reading process ({children.how_it_ended(code)})"
+                reason = f"reading it ended the reading process ({processes.how_it_ended(code)})"
                 if started:
                     break
         yield Failed(f"{reason}.")
@@ -99,7 +99,7 @@ class ReadingProcess:
     @staticmethod
     def _start() -> subprocess.Popen[bytes]:
         # one thread each: there are as many processes as cores are to be used
-        return children.start("encodec_fast.corpus.worker", {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"})
+        return processes.start("encodec_fast.corpus.worker", {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"})
 
 
 class Tables:

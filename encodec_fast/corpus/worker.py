@@ -22,10 +22,10 @@ import numpy as np
 
 from encodec_fast.audio import MAX_CLIP_BYTES, AudioError
 from encodec_fast.audio.files import allow_protocols
-from encodec_fast.children import end_with_parent, take_output
 from encodec_fast.corpus.scanning import scan
 from encodec_fast.corpus.tables import TableError, TableReader, table_tasks
 from encodec_fast.corpus.tasks import Task, open_task, read_task, read_task_blocks
+from encodec_fast.processes import end_with_parent, take_output
 
 # Seconds that a clip, or a block of a long one, may take
 CLIP_TIMEOUT = 600.0

@@ -14,13 +14,13 @@ from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Any
 
-from encodec_fast import children
-from encodec_fast.backends import BackendError
+from encodec_fast import processes
 from encodec_fast.dataset.ledger import Ledger, LedgerError
 from encodec_fast.dataset.options import TokenizeOptions
 from encodec_fast.dataset.run import Run, Summary
 from encodec_fast.dataset.writing import add_counts
 from encodec_fast.formats import DatasetInfo
+from encodec_fast.serving.request import BackendError
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class _Child:
 
     def __init__(self, job: DeviceJob, number: int, messages: queue.Queue[tuple[int, Any]]):
         threads = job.threads or len(job.cores or ())
-        self._popen = children.start("encodec_fast.dataset.devices", {"OMP_NUM_THREADS": str(threads)} if threads else {})
+        self._popen = processes.start("encodec_fast.dataset.devices", {"OMP_NUM_THREADS": str(threads)} if threads else {})
         assert self._popen.stdin is not None
         pickle.dump(job, self._popen.stdin)
         self._popen.stdin.flush()
@@ -127,7 +127,7 @@ class _Child:
                 messages.put((number, pickle.load(self._popen.stdout)))
         except (EOFError, pickle.UnpicklingError):
             code = self._popen.wait()
-            messages.put((number, children.how_it_ended(code) if code else 0))
+            messages.put((number, processes.how_it_ended(code) if code else 0))
 
     def stop(self) -> None:
         """Asks for its end by closing the pipe."""
@@ -160,7 +160,7 @@ def main() -> None:
     """A device's process: a job on standard input, summaries or an error on standard output, an end when its parent's is."""
     # whatever it was for the parent
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    output, code = children.take_output(), 0
+    output, code = processes.take_output(), 0
     try:
         job: DeviceJob = pickle.load(sys.stdin.buffer)
         threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -214,15 +214,15 @@ def work(job: DeviceJob, tell: Callable[[Summary], None]) -> None:
     import torch
     from transformers.utils import logging
 
-    from encodec_fast import backends
     from encodec_fast.dataset.encoding import check_made_alike
     from encodec_fast.pretrained import load_model
+    from encodec_fast.serving import request
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     if job.threads or job.cores:
         torch.set_num_threads(job.threads or len(job.cores or ()))
-    with backends.prefer_backend(job.backend):
+    with request.prefer_backend(job.backend):
         model, _ = load_model(job.model, job.device)
         check_made_alike(model, job.info, job.device)
         run = Run(model, job.info, Ledger(job.out, job.index, job.count, job.run), job.options)

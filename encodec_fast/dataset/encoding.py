@@ -14,13 +14,13 @@ from torch import Tensor
 
 import encodec_fast
 from encodec_fast.audio import AudioError
-from encodec_fast.backends import BackendError
 from encodec_fast.corpus.reader import LongClip
 from encodec_fast.corpus.tasks import Clip, Task
 from encodec_fast.explanation import explain
 from encodec_fast.formats import ClipFailure, ClipRow, DatasetInfo
 from encodec_fast.model import EncodecModel, EncodedClip
 from encodec_fast.pretrained import weights_sha256
+from encodec_fast.serving.request import BackendError
 from encodec_fast.streaming import encode_pieces
 
 Item = TypeVar("Item")

@@ -89,26 +89,26 @@ class GroupEncoder:
     def __init__(self, job: RayJob):
         import torch
 
-        from encodec_fast import backends
         from encodec_fast.dataset.encoding import check_made_alike
         from encodec_fast.dataset.tokenizer import EncodecTokenizer
+        from encodec_fast.serving import request
 
         torch.set_num_threads(job.threads)
         tokenizer = EncodecTokenizer(job.model, job.options.bandwidth, device="cuda" if job.gpus else "cpu")
         self._encoder, self._job = tokenizer.encoder, job
-        with backends.prefer_backend(job.backend):
+        with request.prefer_backend(job.backend):
             check_made_alike(self._encoder.model, job.info, "this node")
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        from encodec_fast import backends
         from encodec_fast.dataset.batches import BatchEncoder
         from encodec_fast.dataset.verification import ShareVerifier
+        from encodec_fast.serving import request
 
         job, options = self._job, self._job.options
         sizes, items = pickle.loads(batch["group"][0])
         verifier = ShareVerifier(self._encoder.model, options.bandwidth, options.verify_share)
         long_ones = [item for item in items if isinstance(item, Task)]
-        with _reader(job, long_ones) as reader, backends.prefer_backend(job.backend):
+        with _reader(job, long_ones) as reader, request.prefer_backend(job.backend):
             read = reader.read(long_ones)
             clips = (next(read) if isinstance(item, Task) else item for item in items)
             finished = list(BatchEncoder(self._encoder, verifier).finished(sizes, clips))

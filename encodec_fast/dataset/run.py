@@ -13,7 +13,6 @@ import numpy as np
 
 from encodec_fast.audio import RESAMPLE_QUALITY
 from encodec_fast.audio.files import is_url
-from encodec_fast.backends import requested
 from encodec_fast.corpus.reader import Reader
 from encodec_fast.corpus.sources import scan_seconds
 from encodec_fast.corpus.tasks import Task
@@ -26,6 +25,7 @@ from encodec_fast.dataset.verification import ShareVerifier
 from encodec_fast.dataset.writing import FinishedBatch, ShardWriter, add_counts
 from encodec_fast.formats import ClipFailure, DatasetInfo
 from encodec_fast.model import EncodecModel
+from encodec_fast.serving.request import requested
 
 # What of a config the codes depend on and the weights' shapes don't show
 _CONFIG = (

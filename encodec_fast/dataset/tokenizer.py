@@ -78,13 +78,13 @@ class EncodecTokenizer:
 
     def _rows(self, clips: list[Clip | str]) -> list[ClipRow | str]:
         """Longest first, batch_seconds at a time; back in the order of the clips."""
-        from encodec_fast import backends
+        from encodec_fast.serving import request
 
         rows: list[ClipRow | str] = [clip if isinstance(clip, str) else "" for clip in clips]
         whole = sorted((clip for clip in clips if not isinstance(clip, str)), key=lambda clip: -clip.num_samples)
         rate = self.encoder.model.config.sampling_rate
         numbers = batches([clip.num_samples / rate for clip in whole], self.batch_seconds)
-        with backends.prefer_backend(self.backend):
+        with request.prefer_backend(self.backend):
             for _, group in itertools.groupby(zip(numbers, whole, strict=True), key=lambda pair: pair[0]):
                 own = [clip for _, clip in group]
                 for clip, row in zip(own, self.encoder.encode(own), strict=True):

@@ -6,7 +6,11 @@ Minutes of compiling: collected only where the command names this folder. Not un
 """
 
 import os
+import sys
 from pathlib import Path
+
+# the model of what a kernel costs is a tool of bench/
+sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
 
 
 def pytest_ignore_collect(collection_path, config):

@@ -4,18 +4,11 @@ Whole grids, floats and memory included, with barriers between blocks; not the i
 """
 
 import struct
-import sys
-from pathlib import Path
 
 import numpy as np
 import torch
-from encodec_fast.kernels import aot
 
-BENCH = Path(__file__).parents[2] / "bench"
-sys.path.insert(0, str(BENCH))
-from projection import ptx  # noqa: E402
-
-sys.path.remove(str(BENCH))
+from projection import compile_ahead, ptx
 
 WARP = 32
 FLOAT = {
@@ -248,8 +241,8 @@ def emulate(launch, arch, order=None):
     A block runs until it waits for others, then the next one does: a wait that is missing or too short shows. What does not show is how a
     GPU orders memory: here every store is seen at once, and the threads of a block walk together.
     """
-    made = aot.compiled(launch, arch)
-    source, _ = aot.specialise(launch, arch)
+    made = compile_ahead.compiled(launch, arch)
+    source, _ = compile_ahead.specialise(launch, arch)
     given = {**dict(zip(launch.kernel.arg_names, launch.args, strict=False)), **launch.kwargs}
     names = [name for name in launch.kernel.arg_names if source.signature[name] != "constexpr"]
     tensors = [given[name] for name in names if isinstance(given[name], torch.Tensor)]

@@ -1,7 +1,6 @@
 """The model of what a kernel costs: what is planted in a kernel is what it finds."""
 
 import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,17 +9,12 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from encodec_fast.kernels import aot
 
-BENCH = Path(__file__).parents[2] / "bench"
-sys.path.insert(0, str(BENCH))
-from projection import ptx, sass  # noqa: E402
-from projection.calls import Case, project  # noqa: E402
-from projection.cost import cost_of, launch_cost  # noqa: E402
-from projection.hardware import GPUS  # noqa: E402
-from projection.trace import Block, wavefronts  # noqa: E402
-
-sys.path.remove(str(BENCH))
+from projection import compile_ahead, ptx, sass
+from projection.calls import Case, project
+from projection.cost import cost_of, launch_cost
+from projection.hardware import GPUS
+from projection.trace import Block, wavefronts
 
 ROUNDS, THREADS = 100, 128
 # {stride}: bytes between the words that neighbours read from shared memory, {pitch} from global memory
@@ -137,12 +131,12 @@ def test_loops_of_a_compiled_kernel_run_as_often_as_its_arguments_say(arch, pitc
         # 37 rounds: the assembler takes four in one
         _rows_kernel[(10,)](x, y, 37, 2048, pitch, BLOCK=128, num_warps=4)
 
-    (launch,) = aot.record_launches(call, arch)
+    (launch,) = compile_ahead.record_launches(call, arch)
     cost = launch_cost(launch, arch)
     assert cost.sectors == 37 * 128 * 4 / 32 * share
     assert cost.least_sectors == 37 * 128 * 4 / 32
-    made = aot.compiled(launch, arch)
-    program, code = ptx.parse(made.asm["ptx"]), sass.parse(aot.disassembly(made))
+    made = compile_ahead.compiled(launch, arch)
+    program, code = ptx.parse(made.asm["ptx"]), sass.parse(compile_ahead.disassembly(made))
     executions = Block(program, [1 << 40, 2 << 40, 37, 2048, pitch], 128, (0, 0, 0), (10,)).run().executions
     times = [count for _, count in sass.weights(code, program, executions)]
     loads = sum(count for (opcode, _), count in zip(code.instructions, times, strict=True) if opcode.startswith("LDG"))

@@ -5,9 +5,11 @@ import re
 import pytest
 import torch
 from emulator import emulate, ptx
-from encodec_fast.kernels import aot, lstm, lstm_persistent
+
+from encodec_fast.kernels import lstm, lstm_persistent
 from encodec_fast.kernels.lstm_weights import lstm_weights
 from encodec_fast.kernels.rows import Rows, empty_rows
+from projection import compile_ahead
 
 ARCH = "sm_90"
 BOUNDS = {"split": 2e-6, "tf32": 4e-3}
@@ -37,7 +39,7 @@ class Case:
         y.buffer.fill_(float("nan"))
         rows.values.copy_(x)
         gates = self.gates[steps, clips].contiguous()
-        (launch,) = aot.record_launches(
+        (launch,) = compile_ahead.record_launches(
             lambda: lstm_persistent.persistent_lstm(gates, rows, self.weights, hidden, cell, y, time, True), ARCH
         )
         emulate(launch, ARCH, order)
@@ -110,10 +112,10 @@ def test_memory_is_ordered_around_the_barrier_of_the_grid(precision):
     """By the instructions: what the emulator can't show."""
     case = Case(128, 2, 3, 2, precision)
     gates, y = case.gates.contiguous(), empty_rows(case.x, *case.x.shape)
-    (launch,) = aot.record_launches(
+    (launch,) = compile_ahead.record_launches(
         lambda: lstm_persistent.persistent_lstm(gates, Rows(case.x, 0, 2), case.weights, case.hidden, case.cell, y, 0, True), ARCH
     )
-    program = ptx.parse(aot.compiled(launch, ARCH).asm["ptx"])
+    program = ptx.parse(compile_ahead.compiled(launch, ARCH).asm["ptx"])
     code = program.instructions
     signals = [index for index, one in enumerate(code) if one.stem == "red"]
     looks = [index for index, one in enumerate(code) if ".acquire" in one.opcode]

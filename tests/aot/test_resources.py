@@ -7,17 +7,18 @@ from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 import torch
-from encodec_fast.kernels import aot, tiles
+from triton.runtime import jit
+
+from encodec_fast.kernels import tiles
 from encodec_fast.kernels.causal_conv1d import causal_conv1d_triton
 from encodec_fast.kernels.lstm import lstm_triton
 from encodec_fast.kernels.lstm_weights import lstm_weights
 from encodec_fast.kernels.rows import Padding, Rows
 from encodec_fast.kernels.rvq_encode import rvq_encode_triton, search_tables
 from encodec_fast.kernels.tile_table import TABLE
-from triton.runtime import jit
-
-from encodec_fast.executors.triton_launches import model_launches
-from fixtures import config_24khz, config_48khz
+from projection import compile_ahead
+from projection.launches import model_launches
+from support.models import config_24khz, config_48khz
 
 ARCHS = {
     "sm_80": ("split", "tf32"),
@@ -45,7 +46,7 @@ def many_frames(arch, search):
     """A search of enough frames for the other row of the table."""
     with torch.device("meta"):
         tables, x = search_tables(torch.empty(8, 1024, 128)), torch.empty(4, 128, 1500)
-    return aot.record_launches(lambda: rvq_encode_triton(x, tables, 8, precision=search), arch)
+    return compile_ahead.record_launches(lambda: rvq_encode_triton(x, tables, 8, precision=search), arch)
 
 
 PLAIN = [("", dict(config=CONFIG_24KHZ))]
@@ -80,7 +81,7 @@ def narrow_layers(arch, precision):
         for columns in (16, 32):
             matrix = torch.empty(2 if precision == "split" else 1, columns, 7 * 32)
             rows, padding = Rows(torch.empty(4, 2006, 32), 6, 2000), Padding(6, 0, "reflect")
-            yield from aot.record_launches(
+            yield from compile_ahead.record_launches(
                 lambda m=matrix: causal_conv1d_triton(rows, m, None, padding, kernel=7, precision=precision),  # noqa: B023 (called at once)
                 arch,
             )
@@ -92,7 +93,7 @@ def step_by_step(arch, precision):
         tile, matrices = tiles.lookup("lstm", arch, precision, 0), [torch.empty(2048, 512)] * 2
         weights = lstm_weights(matrices, matrices, torch.empty(2, 2048), precision, tile.block_n)
         x, hidden, cell = Rows(torch.empty(4, 10, 512), 0, 10), torch.empty(2, 2, 4, 512), torch.empty(2, 4, 512)
-        launches = aot.record_launches(lambda: lstm_triton(x, weights, hidden, cell, tile=tile), arch)
+        launches = compile_ahead.record_launches(lambda: lstm_triton(x, weights, hidden, cell, tile=tile), arch)
     return [launch for launch in launches if launch.name == "_lstm_step_kernel"][:1]
 
 
@@ -111,7 +112,7 @@ def collect():
         found += [(precision, "narrow layer", launch) for precision in precisions for launch in narrow_layers(arch, precision)]
         found += [(precision, "step by step", launch) for precision in precisions for launch in step_by_step(arch, precision)]
         for precision, stage, launch in found:
-            source, options = aot.specialise(launch, arch)
+            source, options = compile_ahead.specialise(launch, arch)
             cases.setdefault((arch, source.hash(), str(options)), (f"{arch}-{precision}-{launch.name}-{stage}", arch, launch))
     return list(cases.values())
 
@@ -119,7 +120,7 @@ def collect():
 def test_a_kernel_that_was_specialised_is_as_before():
     _, arch, launch = CASES[0]
     before, driver = dict(vars(launch.kernel)), jit.driver
-    aot.specialise(launch, arch)
+    compile_ahead.specialise(launch, arch)
     assert vars(launch.kernel) == before and jit.driver is driver
 
 
@@ -138,7 +139,7 @@ def compile_case(index):
     # a compiler that never ends takes its process down, which the pool reports
     signal.alarm(10 * COMPILE_SECONDS)
     _, arch, launch = CASES[index]
-    resources = aot.compile_launch(launch, arch)
+    resources = compile_ahead.compile_launch(launch, arch)
     signal.alarm(0)
     return resources
 
@@ -171,7 +172,7 @@ def test_kernel_fits(index, compiled):
     needs = compiled[index].result()
     assert needs.stack == 0, f"{needs.stack} bytes of registers spilled to the stack ({needs.registers} registers)"
     assert needs.instructions["LDL"] == needs.instructions["STL"] == needs.instructions["scratch_"] == 0
-    assert needs.shared <= aot.SHARED_LIMITS[arch]
+    assert needs.shared <= compile_ahead.SHARED_LIMITS[arch]
     assert needs.registers * needs.threads <= 65_536 * (2 if arch.startswith("gfx") else 1)
     assert needs.seconds <= COMPILE_SECONDS
     precision = launch.kwargs.get("PRECISION", "thin")

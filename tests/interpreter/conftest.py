@@ -22,7 +22,7 @@ import pytest
 import torch
 import triton
 
-from encodec_fast.executors.triton_executor import interpreter_problem
+from encodec_fast.backends.triton_backend import interpreter_problem
 
 if os.environ.get("TRITON_INTERPRET") != "1":
     collect_ignore_glob = ["test_*.py"]

@@ -1,6 +1,7 @@
 """The kernels that read rows, from signals as they come: arranged first, and back as values [B, T, C]."""
 
 import torch
+
 from encodec_fast.kernels.causal_conv1d import causal_conv1d_triton, conv_matrix
 from encodec_fast.kernels.residual_block import residual_block_triton
 from encodec_fast.kernels.rows import Padding, arrange_triton, pad_rows_triton

@@ -3,10 +3,11 @@
 import pytest
 import torch
 from bounds import FLOAT16, PRODUCTS, assert_close, assert_same_bits
+from ops import Padding, among_longer_ones, conv, rows_of
+
 from encodec_fast.kernels.causal_conv1d import causal_conv1d_ref, causal_conv1d_triton, conv_matrix, conv_precision
 from encodec_fast.kernels.rows import arrange_triton
 from encodec_fast.kernels.tiles import Tile, lookup
-from ops import Padding, among_longer_ones, conv, rows_of
 
 # stride, kernel, dilation, pad_left, pad_right
 CAUSAL = [(1, 7, 1, 6, 0), (1, 3, 2, 4, 0), (2, 4, 1, 2, 0), (5, 10, 1, 5, 0), (8, 16, 1, 8, 0), (1, 1, 1, 0, 0), (3, 4, 1, 1, 0)]

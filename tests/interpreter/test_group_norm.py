@@ -3,10 +3,11 @@
 import pytest
 import torch
 from bounds import assert_close, assert_same_bits
+from ops import Padding, among_longer_ones, conv
+
 from encodec_fast.kernels.group_norm import group_norm_statistics_ref, group_norm_statistics_triton
 from encodec_fast.kernels.rows import Norm, arrange_triton
 from encodec_fast.kernels.tiles import Tile
-from ops import Padding, among_longer_ones, conv
 
 TILE = Tile(32, 16, 0, 1, 1)
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from bounds import PRODUCTS, assert_close, assert_same_bits
+
 from encodec_fast.kernels.lstm import lstm_ref, lstm_triton
 from encodec_fast.kernels.lstm_weights import lstm_weights
 from encodec_fast.kernels.rows import arrange_triton

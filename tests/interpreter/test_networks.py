@@ -12,11 +12,11 @@ from transformers import EncodecModel as Reference
 
 from encodec_fast import EncodecModel, explain, use_backend, use_precision
 from encodec_fast.audio import read_audio
-from encodec_fast.executors.triton_executor import TritonExecutor
-from encodec_fast.executors.triton_layers import LibraryLSTMLayer
+from encodec_fast.backends.triton_backend import TritonBackend
+from encodec_fast.backends.triton_layers import LibraryLSTMLayer
 from encodec_fast.plan import Conv
-from encodec_fast.plan_reader import PAD_MODES, read_plan
-from fixtures import audio_like, config_24khz, config_48khz, pair
+from encodec_fast.plan.reader import PAD_MODES, read_plan
+from support.models import audio_like, config_24khz, config_48khz, pair
 
 SPEECH = Path(__file__).parents[2] / "encodec_fast" / "assets" / "speech_en_us_f.flac"
 SMALL = dict(num_filters=4, hidden_size=16, codebook_dim=16, codebook_size=32, upsampling_ratios=[3, 2], target_bandwidths=[160.0])
@@ -81,13 +81,13 @@ def test_real_models_err_no_more_than_transformers_in_float32(config, samples):
     model = Reference(config).eval()
     audio = speech(config, samples)
     fit_codebooks(model, audio)
-    plan, executor = read_plan(model), TritonExecutor()
+    plan, backend = read_plan(model), TritonBackend()
     with torch.no_grad():
-        embeddings = executor.prepare(plan.encoder.stages).run(audio)
-        quantizer = executor.prepare_quantizer(plan.quantizer)
+        embeddings = backend.prepare(plan.encoder.stages).run(audio)
+        quantizer = backend.prepare_quantizer(plan.quantizer)
         codes = quantizer.encode(embeddings, 8)
         quantized = quantizer.decode(codes)
-        sound = executor.prepare(plan.decoder.stages).run(quantized)
+        sound = backend.prepare(plan.decoder.stages).run(quantized)
         assert_same_bits(quantized, model.quantizer.decode(codes))
         theirs = model.encoder(audio), model.decoder(quantized)
         model.double()
@@ -107,7 +107,7 @@ def test_real_models_err_no_more_than_transformers_in_float32(config, samples):
 def test_pushed_in_any_pieces_is_pushed_whole(part, changes):
     _, plan = small_plan(**changes)
     network = getattr(plan, part)
-    program = TritonExecutor().prepare(network.stages)
+    program = TritonBackend().prepare(network.stages)
     generator = torch.Generator().manual_seed(3)
     for length in (1, 5, 61) if part == "encoder" else (1, 2, 13):
         x = torch.randn(2, network.stages[0].in_channels, length)
@@ -128,7 +128,7 @@ def test_any_causal_convolution_can_be_pushed(kernel, stride, dilation, pad_mode
     # the models' own kernels are twice the stride; a shorter one shows older steps again at the right end
     span = (kernel - 1) * dilation + 1
     conv = Conv("conv", torch.randn(5, 3, kernel), None, stride, dilation, span - stride, 0, pad_mode, elu=True, norm=None)
-    program = TritonExecutor().prepare((conv,))
+    program = TritonBackend().prepare((conv,))
     for length in (1, 2, 5, 10, 11):
         x = torch.randn(1, 3, length)
         state = program.open_batch(1)
@@ -143,7 +143,7 @@ def test_a_clip_has_the_same_bits_alone_and_among_longer_ones(part, kind):
     changes = {} if kind == "24 kHz" else dict(norm_type="time_group_norm", use_causal_conv=False)
     _, plan = small_plan(**changes)
     network = getattr(plan, part)
-    program = TritonExecutor().prepare(network.stages)
+    program = TritonBackend().prepare(network.stages)
     lengths = [37, 2, 50]
     x = torch.full((3, network.stages[0].in_channels, 50), float("nan"))
     for clip, length in enumerate(lengths):
@@ -158,7 +158,7 @@ def test_a_clip_has_the_same_bits_alone_and_among_longer_ones(part, kind):
 def test_clips_of_any_lengths_run_in_few_batches_with_the_bits_of_each_alone(kind, monkeypatch):
     changes = {} if kind == "24 kHz" else dict(norm_type="time_group_norm", use_causal_conv=False)
     _, plan = small_plan(**changes)
-    program = TritonExecutor().prepare(plan.encoder.stages)
+    program = TritonBackend().prepare(plan.encoder.stages)
     clips = [torch.randn(1, length) for length in (37, 2, 50, 41, 50, 9)]
     alone = [program.run(clip[None])[0] for clip in clips]
     batches, run = [], program.run
@@ -185,10 +185,10 @@ def test_clips_of_any_lengths_run_in_few_batches_with_the_bits_of_each_alone(kin
 def test_other_configs_match_transformers(changes):
     model, plan = small_plan(**changes)
     x = torch.randn(2, model.config.audio_channels, 61)
-    executor = TritonExecutor()
+    backend = TritonBackend()
     with torch.no_grad():
-        embeddings = executor.prepare(plan.encoder.stages).run(x)
-        sound = executor.prepare(plan.decoder.stages).run(embeddings)
+        embeddings = backend.prepare(plan.encoder.stages).run(x)
+        sound = backend.prepare(plan.decoder.stages).run(embeddings)
         model.double()
         exact = model.encoder(x.double())
         assert relative_error(embeddings, exact) < 5e-6
@@ -199,7 +199,7 @@ def test_half_precision_models_sum_in_float32():
     model, _ = small_plan()
     x = torch.randn(1, 1, 60)
     plan = read_plan(model.half())
-    embeddings = TritonExecutor().prepare(plan.encoder.stages).run(x.half())
+    embeddings = TritonBackend().prepare(plan.encoder.stages).run(x.half())
     assert embeddings.dtype == torch.float16
     with torch.no_grad():
         assert relative_error(embeddings, model.double().encoder(x.half().double())) < 2e-2
@@ -208,14 +208,14 @@ def test_half_precision_models_sum_in_float32():
 def test_fast_mode_leaves_the_recurrence_to_the_library():
     model, plan = small_plan()
     x = torch.randn(2, 1, 60)
-    program = TritonExecutor().prepare(plan.encoder.stages, "fast")
+    program = TritonBackend().prepare(plan.encoder.stages, "fast")
     assert not program.exact
     with torch.no_grad():
         assert relative_error(program.run(x), model.double().encoder(x.double())) < 2e-2
 
 
 def test_the_library_runs_the_recurrence_without_a_reserve_for_training():
-    program = TritonExecutor().prepare(small_plan()[1].encoder.stages, "fast")
+    program = TritonBackend().prepare(small_plan()[1].encoder.stages, "fast")
     assert [layer.lstm.training for layer in program.layers if isinstance(layer, LibraryLSTMLayer)] == [False]
 
 
@@ -238,35 +238,35 @@ def test_a_model_computes_in_its_own_precision_or_that_of_the_block():
 @pytest.mark.parametrize("precision", ["parity", "tf32x3"])
 def test_every_product_of_float32_is_split_or_thin_unless_asked_otherwise(precision):
     _, plan = small_plan(num_filters=16)
-    program = TritonExecutor().prepare(plan.encoder.stages, precision)
+    program = TritonBackend().prepare(plan.encoder.stages, precision)
     assert program.exact
     assert {getattr(layer, "precision", "split") for layer in program.layers} == {"split", "thin"}
 
 
 def test_lengths_that_do_not_fit_are_named():
     _, plan = small_plan()
-    program = TritonExecutor().prepare(plan.encoder.stages)
+    program = TritonBackend().prepare(plan.encoder.stages)
     with pytest.raises(ValueError, match=r"lengths must be 2 integers in \[1, 9\]"):
         program.run(torch.randn(2, 1, 9), [9, 10])
 
 
 def test_codes_outside_the_codebook_are_an_error():
     _, plan = small_plan()
-    quantizer = TritonExecutor().prepare_quantizer(plan.quantizer)
+    quantizer = TritonBackend().prepare_quantizer(plan.quantizer)
     with pytest.raises(IndexError, match=r"codes must be in \[0, 32\), got values from 0 to 32"):
         quantizer.decode(torch.tensor([[[0, 32]]]))
 
 
 def test_what_the_backend_refuses_it_names():
     _, plan = small_plan()
-    executor, stage = TritonExecutor(), plan.encoder.stages[0]
-    assert executor.unavailable() is None
-    assert executor.refusal(stage, torch.float32, torch.device("cpu")) is None
-    assert "float64" in executor.refusal(stage, torch.float64, torch.device("cpu"))
-    assert "bfloat16" in executor.refusal(stage, torch.bfloat16, torch.device("cpu"))
-    assert "meta" in executor.refusal(stage, torch.float32, torch.device("meta"))
+    backend, stage = TritonBackend(), plan.encoder.stages[0]
+    assert backend.unavailable() is None
+    assert backend.refusal(stage, torch.float32, torch.device("cpu")) is None
+    assert "float64" in backend.refusal(stage, torch.float64, torch.device("cpu"))
+    assert "bfloat16" in backend.refusal(stage, torch.bfloat16, torch.device("cpu"))
+    assert "meta" in backend.refusal(stage, torch.float32, torch.device("meta"))
     wide = dataclasses.replace(plan.quantizer, codebooks=torch.zeros(1, 4, 1024))
-    assert "1024" in executor.refusal(wide, torch.float32, torch.device("cpu"))
+    assert "1024" in backend.refusal(wide, torch.float32, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("part", ["encode", "decode"])

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from bounds import assert_same_bits
+
 from encodec_fast.kernels.causal_conv1d import causal_conv1d_triton, conv_matrix
 from encodec_fast.kernels.lstm import lstm_triton
 from encodec_fast.kernels.lstm_weights import lstm_weights

@@ -3,11 +3,12 @@
 import pytest
 import torch
 from bounds import assert_same_bits
-from encodec_fast.kernels.overlap_add import overlap_add_ref, overlap_add_triton
 from transformers import EncodecModel
 
-from encodec_fast import backends, chunks, use_backend
+from encodec_fast import chunks, use_backend
+from encodec_fast.backends import registry
 from encodec_fast.chunks import fade_weight
+from encodec_fast.kernels.overlap_add import overlap_add_ref, overlap_add_triton
 
 
 @pytest.mark.parametrize(
@@ -43,8 +44,8 @@ def test_chunks_end_where_the_result_does(sliced):
 @pytest.mark.parametrize(("lengths", "num_samples"), [((100, 100, 70), None), ((100, 100, 95), 270), ((100, 100, 40), 205)])
 def test_a_model_on_this_backend_adds_its_chunks_here(lengths, num_samples, monkeypatch):
     frames = [torch.randn(2, 2, length) for length in lengths]
-    launched, add = [], backends.executor("triton").overlap_add
-    monkeypatch.setattr(backends.executor("triton"), "overlap_add", lambda *call: launched.append(call) or add(*call))
+    launched, add = [], registry.get_backend("triton").overlap_add
+    monkeypatch.setattr(registry.get_backend("triton"), "overlap_add", lambda *call: launched.append(call) or add(*call))
     with use_backend("torch"):
         expected = chunks.overlap_add(frames, 90, num_samples)
     assert not launched

@@ -3,11 +3,12 @@
 import pytest
 import torch
 from bounds import PRODUCTS, assert_close, assert_same_bits
-from encodec_fast.kernels.residual_block import residual_block_ref
-from encodec_fast.kernels.tiles import Tile, lookup
 from ops import Padding, among_longer_ones, residual
 from transformers import EncodecConfig
 from transformers.models.encodec.modeling_encodec import EncodecResnetBlock
+
+from encodec_fast.kernels.residual_block import residual_block_ref
+from encodec_fast.kernels.tiles import Tile, lookup
 
 SMALL = Tile(32, 16, 0, 1, 1)
 CAUSAL = Padding(2, 0, "reflect")

@@ -3,8 +3,9 @@
 import pytest
 import torch
 from bounds import assert_close, assert_same_bits
-from encodec_fast.kernels.rows import Norm, Padding, arrange_ref, arrange_triton, empty_rows, pad_rows_triton
 from ops import among_longer_ones
+
+from encodec_fast.kernels.rows import Norm, Padding, arrange_ref, arrange_triton, empty_rows, pad_rows_triton
 
 PADDINGS = [
     Padding(),

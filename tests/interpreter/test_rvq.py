@@ -3,11 +3,12 @@
 import pytest
 import torch
 from bounds import assert_same_bits
+from transformers import EncodecConfig
+from transformers.models.encodec.modeling_encodec import EncodecResidualVectorQuantizer
+
 from encodec_fast.kernels.rvq_decode import rvq_decode_ref, rvq_decode_triton
 from encodec_fast.kernels.rvq_encode import PRECISIONS, rvq_encode_ref, rvq_encode_triton, search_tables
 from encodec_fast.kernels.tiles import Tile, lookup
-from transformers import EncodecConfig
-from transformers.models.encodec.modeling_encodec import EncodecResidualVectorQuantizer
 
 # Two entries this close in float64, as a share of |r|^2, may be told apart either way: 2^-24 times the 128 terms of a sum.
 MARGIN = 1e-5

@@ -7,7 +7,7 @@ import torch
 from bounds import assert_same_bits
 
 from encodec_fast import StreamingDecoder, StreamingEncoder, use_backend
-from fixtures import audio_like, pair, small_config, top_bandwidth
+from support.models import audio_like, pair, small_config, top_bandwidth
 
 SMALL = dict(num_filters=2, hidden_size=8, codebook_size=16, upsampling_ratios=[5, 4], num_lstm_layers=1)
 

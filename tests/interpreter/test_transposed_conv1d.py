@@ -3,10 +3,11 @@
 import pytest
 import torch
 from bounds import PRODUCTS, assert_close, assert_same_bits
+from ops import Padding, among_longer_ones, rows_of, transposed
+
 from encodec_fast.kernels.group_norm import group_norm_statistics_triton
 from encodec_fast.kernels.tiles import Tile, lookup
 from encodec_fast.kernels.transposed_conv1d import phase_matrix, transposed_conv1d_ref, transposed_conv1d_triton
-from ops import Padding, among_longer_ones, rows_of, transposed
 
 SMALL = Tile(32, 16, 0, 1, 1)
 

@@ -1,0 +1,1 @@
+"""One file for each backend, behind the interface in `base`; `registry` lists them."""

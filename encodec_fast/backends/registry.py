@@ -1,0 +1,29 @@
+"""The backends there are, which a device prefers, and which this machine can use."""
+
+from __future__ import annotations
+
+import importlib
+from functools import cache
+
+from encodec_fast.backends.base import Backend
+
+# One line per backend. The order is the order of `encodec-fast info`.
+BACKENDS = {
+    "cpu": ("encodec_fast.backends.cpu_backend", "CpuBackend"),
+    "triton": ("encodec_fast.backends.triton_backend", "TritonBackend"),
+    "torch": ("encodec_fast.backends.torch_backend", "TorchBackend"),
+}
+PREFERENCE = {"cpu": ("cpu", "torch"), "cuda": ("triton", "torch")}
+
+
+@cache
+def get_backend(name: str) -> Backend:
+    """The one instance of a backend; its module is imported here, at first use."""
+    module, attribute = BACKENDS[name]
+    return getattr(importlib.import_module(module), attribute)()
+
+
+def backend_report() -> list[tuple[str, bool, str]]:
+    """(name, available, why not) of every backend on this machine."""
+    reasons = [(name, get_backend(name).unavailable()) for name in BACKENDS]
+    return [(name, reason is None, reason or "") for name, reason in reasons]

@@ -1,0 +1,143 @@
+"""The `triton` backend: NVIDIA and AMD GPUs, and CPU tensors under Triton's interpreter for tests."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from encodec_fast.backends.base import Backend
+from encodec_fast.plan import LSTM, Quantizer, Stage, stage_weights
+
+if TYPE_CHECKING:
+    from encodec_fast.backends.triton_program import TritonProgram, TritonQuantizerProgram
+
+# Of the products of the convolutions, and, with halves in the place of tf32, of the recurrence; on gfx942 'ieee' is the matrix cores' own.
+# Products on matrix units of operands split in two give float32's accuracy: 'parity' takes them wherever there are such units.
+PRECISIONS = {"parity": "split", "tf32x3": "split", "fast": "tf32"}
+_IN_WORDS = {"ieee": "float32", "split": "3 x tf32", "tf32": "tf32"}
+# Of a recurrence: halves, whose scale makes up for their exponents.
+_RECURRENCE_IN_WORDS = {"ieee": "float32", "split": "3 x float16", "tf32": "float16"}
+
+# Wider codebook entries do not fit on the chip together with a block of residuals.
+MAX_CODEBOOK_DIM = 512
+
+
+class TritonBackend(Backend):
+    name = "triton"
+    precisions = tuple(PRECISIONS)
+
+    def unavailable(self) -> str | None:
+        if importlib.util.find_spec("triton") is None:
+            return "triton is not installed; pip install triton (Linux; CUDA and ROCm builds of torch bring it along)"
+        if _interpreted():
+            import numpy
+            import triton
+
+            return interpreter_problem(triton.__version__, numpy.__version__)
+        if torch.cuda.is_available():
+            return None
+        return "no CUDA or ROCm device is visible to torch"
+
+    def refusal(self, stage: Stage | Quantizer, dtype: torch.dtype, device: torch.device) -> str | None:
+        refused = _refused_tensors(dtype, device)
+        if refused is not None:
+            return refused
+        if isinstance(stage, Quantizer):
+            dim = stage.codebooks.shape[2]
+            return f"codebook dimension {dim} is over {MAX_CODEBOOK_DIM}" if dim > MAX_CODEBOOK_DIM else None
+        mixed = {weight.dtype for weight in stage_weights(stage)} - {dtype}
+        return f"weights of {mixed.pop()} for an input of {dtype}" if mixed else None
+
+    def prepare(self, stages: tuple[Stage, ...], precision: str = "parity") -> TritonProgram:
+        from encodec_fast.backends.triton_program import TritonProgram
+
+        weight = stage_weights(stages[0])[0]
+        return TritonProgram(stages, _product_precision(precision, weight.dtype, weight.device), library_lstm=precision == "fast")
+
+    def prepare_quantizer(self, quantizer: Quantizer) -> TritonQuantizerProgram:
+        from encodec_fast.backends.triton_program import TritonQuantizerProgram
+
+        return TritonQuantizerProgram(quantizer, _search_precision(quantizer.codebooks.device))
+
+    def overlap_add(self, chunks: Sequence[Tensor], weight: Tensor, stride: int, length: int) -> Tensor | None:
+        """As the base class says, in one launch, for what the rest of the model runs on; bit for bit as transformers adds."""
+        first = chunks[0]
+        if _refused_tensors(first.dtype, first.device) is not None:
+            return None
+        from encodec_fast.backends.triton_program import device_of
+        from encodec_fast.kernels.overlap_add import overlap_add_triton
+
+        steps = first.shape[-1]
+        stacked = torch.stack([torch.nn.functional.pad(chunk, (0, steps - chunk.shape[-1])) for chunk in chunks])
+        with device_of(first):
+            return overlap_add_triton(stacked, weight, stride, length)
+
+    def products(self, stage: Stage | Quantizer, dtype: torch.dtype, device: torch.device, precision: str) -> str:
+        if isinstance(stage, Quantizer):
+            return "float16, proven equal to float32" if _search_precision(device) == "rerank" else "float32"
+        if isinstance(stage, LSTM):
+            return _recurrence_in_words(stage, _product_precision(precision, dtype, device), precision == "fast", device)
+        return _IN_WORDS[_product_precision(precision, dtype, device)]
+
+
+def _recurrence_in_words(stage: LSTM, precision: str, library_lstm: bool, device: torch.device) -> str:
+    from encodec_fast.backends.triton_layers import lstm_refusal
+
+    by_library = library_lstm and lstm_refusal(stage, precision, device) is not None
+    return "the library's recurrence" if by_library else _RECURRENCE_IN_WORDS[precision]
+
+
+def _refused_tensors(dtype: torch.dtype, device: torch.device) -> str | None:
+    if device.type != "cuda" and not (device.type == "cpu" and _interpreted()):
+        return f"tensors on {device.type}: the triton backend runs on CUDA and ROCm devices"
+    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return f"dtype {dtype}: the kernels compute in float32 from float32, float16 or bfloat16"
+    if dtype == torch.bfloat16 and _interpreted():
+        return "Triton's interpreter rounds bfloat16 wrongly"
+    return None
+
+
+def interpreter_problem(triton: str, numpy: str) -> str | None:
+    """Why the interpreter of this version of Triton does not work with this version of NumPy, or None: its `range` takes an array of one
+    element for a number.
+    """
+    if _release(triton) < (3, 7) and _release(numpy) >= (2, 4):
+        return f"the interpreter of triton {triton} fails with numpy {numpy}; pip install 'triton>=3.7' or 'numpy<2.4'"
+    return None
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:2])
+
+
+def _interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def _product_precision(precision: str, dtype: torch.dtype, device: torch.device) -> str:
+    # halves are tf32 already
+    return _legal("tf32" if dtype in (torch.float16, torch.bfloat16) else PRECISIONS[precision], device)
+
+
+def _legal(precision: str, device: torch.device) -> str:
+    """The precision asked for, or ieee where the architecture has no such product."""
+    from encodec_fast.kernels.tiles import arch_of
+
+    arch = arch_of(device)
+    if arch == "gfx942":
+        return "ieee" if precision == "split" else precision
+    if arch.startswith("gfx") or arch in ("sm_70", "sm_72", "sm_75"):
+        return "ieee"
+    return precision
+
+
+def _search_precision(device: torch.device) -> str:
+    """Tensor cores and the proof that the codes are those of ieee, or ieee itself where there are none."""
+    from encodec_fast.kernels.tiles import arch_of
+
+    return "ieee" if arch_of(device).startswith("gfx") else {"tf32": "rerank"}.get(_legal("tf32", device), "ieee")

@@ -1,0 +1,450 @@
+"""Each kind of stage on its kernels: whole clips of equal or of different lengths, or pieces of time with carried state.
+
+Between layers a signal has its channels last, with room beside each clip for the padding that the next layer reads (kernels/rows.py).
+A layer applies the ELU of the layer behind it where that one reads nothing else, and the group norm of the one before it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from encodec_fast.backends.batched import BATCH_DIM, is_like
+from encodec_fast.kernels.causal_conv1d import causal_conv1d_triton, conv_matrix, conv_precision
+from encodec_fast.kernels.group_norm import group_norm_statistics_triton
+from encodec_fast.kernels.lstm import lstm_triton, persistent_refusal
+from encodec_fast.kernels.lstm_weights import lstm_weights
+from encodec_fast.kernels.residual_block import residual_block_triton
+from encodec_fast.kernels.rows import Norm, Padding, Rows, arrange_triton, empty_rows, pad_rows_triton
+from encodec_fast.kernels.tiles import lstm_tile
+from encodec_fast.kernels.transposed_conv1d import phase_matrix, phase_padding, transposed_conv1d_triton
+from encodec_fast.plan import LSTM, Conv, GroupNorm, ResidualBlock, Stage, Upsample
+
+
+@dataclass(frozen=True)
+class Signal:
+    """norm(values) + norm(other), of which whoever reads it still has to apply the norms and the sum.
+
+    values: [B, T, C] of any strides.  rows: where they stand, if there may be room for padding.  elu: whether ELU has been applied.
+    """
+
+    values: Tensor
+    rows: Rows | None = None
+    elu: bool = False
+    norm: Norm | None = None
+    other: Signal | None = None
+
+    def arranged(self, padding: Padding, elu: bool, lengths: Tensor | None) -> Rows:
+        """The signal with its padding written: where it stands, if that will do, or in memory of its own."""
+        plain = self.norm is None and self.other is None and self.elu == elu
+        if plain and self.rows is not None and self.rows.lead >= padding.left and self.rows.tail >= padding.tail:
+            pad_rows_triton(self.rows, padding, lengths)
+            return self.rows
+        assert elu or not self.elu, "ELU can't be taken back"
+        other, other_norm = (None, None) if self.other is None else (self.other.values, self.other.norm)
+        return arrange_triton(
+            self.values,
+            padding,
+            norm=self.norm,
+            other=other,
+            other_norm=other_norm,
+            elu=elu and not self.elu,
+            lengths=lengths,
+        )
+
+    def applied(self) -> Signal:
+        """The same with nothing left to apply."""
+        return self if self.norm is None and self.other is None else _plain(self.arranged(Padding(), self.elu, None), self.elu)
+
+
+def _plain(made: Any, elu: bool) -> Signal:
+    return Signal(made.values, made, elu)
+
+
+class Layer(ABC):
+    """One stage with its weights laid out for the kernels.
+
+    padding: rows that it reads beside its input.  elu_input: whether it reads nothing of its input but its ELU.
+    lead, tail: rows to leave free beside its output.  elu_output: whether to apply ELU to its output.
+    """
+
+    padding = Padding()
+    elu_input = False
+
+    def __init__(self, following: Layer | None) -> None:
+        around = Padding() if following is None else following.padding
+        self.lead, self.tail = around.left, around.tail
+        self.elu_output = following is not None and following.elu_input
+
+    @property
+    def _output(self) -> dict[str, Any]:
+        return {"elu": self.elu_output, "lead": self.lead, "tail": self.tail}
+
+    @abstractmethod
+    def run(self, x: Signal, lengths: Tensor | None) -> Signal:
+        """Whole clips; lengths [B] where they differ. What stands behind a clip's end is unspecified."""
+
+    @abstractmethod
+    def open(self, batch: int) -> Any:
+        """State of `batch` clips at time zero."""
+
+    @abstractmethod
+    def reachable(self, state: Any) -> bool:
+        """As `BatchedProgram.reachable`."""
+
+    @abstractmethod
+    def push(self, x: Tensor, state: Any, final: bool) -> Tensor:
+        """As `StageProgram.push`, of steps [B, T, C] with ELU applied where the layer takes it first."""
+
+
+@dataclass
+class Carried:
+    """Input steps [B, steps, C] that later outputs still need.
+
+    start: where the first of them stands in the signal; done: outputs given so far.
+    Both count from the clip's start or, once the left end is out of reach, from a later step: clips that started at different times
+    then stand at the same place, and run as one batch.
+    """
+
+    steps: Tensor | None = None
+    start: int = 0
+    done: int = 0
+
+    def take(self, x: Tensor, padding: Padding) -> Rows:
+        """The steps and those of x behind them, with room for padding."""
+        before = 0 if self.steps is None else self.steps.shape[1]
+        made = empty_rows(x, x.shape[0], before + x.shape[1], x.shape[2], padding.left, padding.tail)
+        if self.steps is not None:
+            made.values[:, :before] = self.steps
+        made.values[:, before:] = x
+        return made
+
+    def keep(self, x: Rows, first: int) -> None:
+        """Keeps the steps from `first` on, counted in the whole signal."""
+        first = max(self.start, first)
+        # a copy: a view would hold all of x
+        self.steps, self.start = x.values[:, first - self.start :].clone(), first
+
+    def holds(self, like: Tensor, channels: int, done: int, first: int, total: int) -> bool:
+        """Whether these steps end at `total`, after `done` outputs, and begin with the `first` one that is needed."""
+        counted = self.done == done and self.start == max(0, first) and self.start <= total
+        if self.steps is None:
+            return counted and self.start == total == 0
+        return counted and is_like(self.steps, like, 1, total - self.start, channels)
+
+    @property
+    def total(self) -> int:
+        """Steps of the signal so far."""
+        return self.start + (0 if self.steps is None else self.steps.shape[1])
+
+    def rebase(self, inputs: int, outputs: int, times: int) -> None:
+        """Counts from `times` times `inputs` steps later, which gave `outputs`."""
+        times = max(0, min(times, self.start // inputs))
+        self.start, self.done = self.start - times * inputs, self.done - times * outputs
+
+
+def oldest_needed(conv: Conv, total: int, done: int) -> int:
+    """The first step that outputs after `done` will read; the padding at the right end may show the last `stride` steps again."""
+    return min(done * conv.stride - conv.pad_left, total - conv.stride)
+
+
+def _normed(made: Any, norm: GroupNorm) -> Signal:
+    """What a launch made with partial sums of the norm that follows."""
+    rows, partials = made
+    return Signal(rows.values, rows, norm=Norm(group_norm_statistics_triton(partials, norm.eps), norm.weight, norm.bias))
+
+
+class WindowLayer(Layer):
+    """A stage whose steps see a window of `conv`'s input."""
+
+    def __init__(self, conv: Conv, following: Layer | None) -> None:
+        super().__init__(following)
+        self.conv = conv
+        self.padding = Padding(conv.pad_left, conv.pad_right, conv.pad_mode, conv.stride)
+
+    @abstractmethod
+    def _launch(self, x: Rows, **where: Any) -> Any:
+        """where: lengths, or start, out_start and out_length, as in `causal_conv1d_ref`."""
+
+    def run(self, x: Signal, lengths: Tensor | None) -> Signal:
+        return self._made(self._launch(x.arranged(self.padding, self.elu_input, lengths), lengths=lengths))
+
+    def _made(self, made: Any) -> Signal:
+        return _plain(made, self.elu_output) if self.conv.norm is None else _normed(made, self.conv.norm)
+
+    def open(self, batch: int) -> Carried:
+        return Carried()
+
+    def reachable(self, state: Carried) -> bool:
+        conv, total = self.conv, state.total
+        done = conv.ready_length(total)
+        # counts that grew with time would be beyond what the kernels index by one day
+        rebased = state.start < conv.stride or state.done <= conv.pad_left // conv.stride + 2
+        first = oldest_needed(conv, total, done)
+        return rebased and state.holds(conv.weight, conv.in_channels, done, first, total)
+
+    def push(self, x: Tensor, state: Carried, final: bool) -> Tensor:
+        rows = state.take(x, self.padding)
+        total = state.start + rows.length
+        count = (self.conv.output_length(total) if final else self.conv.ready_length(total)) - state.done
+        pad_rows_triton(rows, self.padding, start=state.start)
+        y: Tensor = self._launch(rows, start=state.start, out_start=state.done, out_length=count).values
+        state.done += count
+        state.keep(rows, oldest_needed(self.conv, total, state.done))
+        # an output more than those that reach the padding: so that the rest counts as started
+        state.rebase(self.conv.stride, 1, state.done - self.conv.pad_left // self.conv.stride - 2)
+        return y
+
+
+class ConvLayer(WindowLayer):
+    def __init__(self, conv: Conv, precision: str, following: Layer | None = None) -> None:
+        super().__init__(conv, following if conv.norm is None else None)
+        self.elu_input = conv.elu
+        self.precision = conv_precision(conv.weight, precision, conv.norm is not None)
+        self.matrix = conv_matrix(conv.weight, self.precision)
+        self.reads_norm = conv.kernel == 1 and self.precision != "thin" and self.padding == Padding(mode=conv.pad_mode)
+
+    def run(self, x: Signal, lengths: Tensor | None) -> Signal:
+        if self.reads_norm and x.norm is not None and x.rows is not None and x.other is None:
+            return self._made(self._launch(x.rows, lengths=lengths, norm=x.norm, norm_elu=self.elu_input))
+        return super().run(x, lengths)
+
+    def _launch(self, x: Rows, **where: Any) -> Any:
+        conv = self.conv
+        return causal_conv1d_triton(
+            x,
+            self.matrix,
+            conv.bias,
+            self.padding,
+            kernel=conv.kernel,
+            dilation=conv.dilation,
+            partials=conv.norm is not None,
+            precision=self.precision,
+            **self._output,
+            **where,
+        )
+
+
+class ResidualLayer(WindowLayer):
+    """The fused block; without group norm."""
+
+    def __init__(self, block: ResidualBlock, precision: str, following: Layer | None) -> None:
+        super().__init__(block.conv1, following)
+        self.precision = precision
+        convs = (block.conv1, block.conv2, block.shortcut)
+        self.parameters = [p for c in convs for p in ((None, None) if c is None else (conv_matrix(c.weight, precision), c.bias))]
+
+    def _launch(self, x: Rows, lengths: Tensor | None = None, **where: Any) -> Any:
+        return residual_block_triton(
+            x,
+            *self.parameters,
+            self.padding,
+            dilation=self.conv.dilation,
+            precision=self.precision,
+            **self._output,
+            **where,
+        )
+
+
+class NormedResidualLayer(Layer):
+    """The block with a group norm after each convolution: every norm needs its whole clip, so the convolutions run one by one."""
+
+    def __init__(self, block: ResidualBlock, precision: str) -> None:
+        super().__init__(None)
+        self.conv1, self.conv2 = ConvLayer(block.conv1, precision), ConvLayer(block.conv2, precision)
+        self.shortcut = None if block.shortcut is None else ConvLayer(block.shortcut, precision)
+
+    def run(self, x: Signal, lengths: Tensor | None) -> Signal:
+        if x.other is not None:
+            x = x.applied()
+        y = self.conv2.run(self.conv1.run(x, lengths), lengths)
+        short = x if self.shortcut is None else self.shortcut.run(x, lengths)
+        return Signal(y.values, norm=y.norm, other=short)
+
+    def open(self, batch: int) -> Any:
+        raise ValueError("a block with group norm normalises over the whole clip and can't take it in pieces; call run")
+
+    def reachable(self, state: Any) -> bool:
+        return False
+
+    def push(self, x: Tensor, state: Any, final: bool) -> Tensor:
+        return self.open(0)
+
+
+class UpsampleLayer(Layer):
+    def __init__(self, stage: Upsample, precision: str, following: Layer | None) -> None:
+        super().__init__(following if stage.norm is None else None)
+        self.stage, self.precision = stage, precision
+        self.elu_input, self.padding = stage.elu, phase_padding(stage.kernel, stage.stride)
+        self.matrix = phase_matrix(stage.weight, stage.stride, precision)
+        self.bias = None if stage.bias is None else stage.bias.repeat(stage.stride)
+
+    def _launch(self, x: Rows, **where: Any) -> Any:
+        stage = self.stage
+        return transposed_conv1d_triton(
+            x,
+            self.matrix,
+            self.bias,
+            kernel=stage.kernel,
+            stride=stage.stride,
+            trim_left=stage.trim_left,
+            trim_right=stage.trim_right,
+            partials=stage.norm is not None,
+            precision=self.precision,
+            **self._output,
+            **where,
+        )
+
+    def run(self, x: Signal, lengths: Tensor | None) -> Signal:
+        made = self._launch(x.arranged(self.padding, self.elu_input, lengths), lengths=lengths)
+        return _plain(made, self.elu_output) if self.stage.norm is None else _normed(made, self.stage.norm)
+
+    def open(self, batch: int) -> Carried:
+        return Carried()
+
+    def reachable(self, state: Carried) -> bool:
+        stage, total = self.stage, state.total
+        done = max(0, total * stage.stride - stage.trim_left)
+        rebased = state.start == 0 or state.done < stage.stride
+        return rebased and state.holds(stage.weight, stage.in_channels, done, self._oldest_needed(total, done), total)
+
+    def _oldest_needed(self, total: int, done: int) -> int:
+        """The first step that outputs after `done` will read."""
+        stage = self.stage
+        return min(total, (stage.trim_left + done) // stage.stride - (-(-stage.kernel // stage.stride) - 1))
+
+    def push(self, x: Tensor, state: Carried, final: bool) -> Tensor:
+        stage = self.stage
+        rows = state.take(x, self.padding)
+        total = state.start + rows.length
+        # untrimmed steps: those before total * stride get nothing more from frames to come
+        end = (total - 1) * stage.stride + stage.kernel - stage.trim_right if final else total * stage.stride
+        begin = stage.trim_left + state.done
+        count = max(0, end - begin) if total else 0
+        pad_rows_triton(rows, self.padding, start=state.start)
+        y: Tensor = self._launch(rows, shift=begin - state.start * stage.stride, out_length=count).values
+        state.done += count
+        state.keep(rows, self._oldest_needed(total, state.done))
+        state.rebase(1, stage.stride, state.done // stage.stride)
+        return y
+
+
+@dataclass
+class Recurrent:
+    """hidden [L, 2, B, H], cell [L, B, H]; time: steps taken so far."""
+
+    hidden: Tensor = field(metadata={BATCH_DIM: 2})
+    cell: Tensor = field(metadata={BATCH_DIM: 1})
+    time: int = 0
+
+
+class LSTMLayer(Layer):
+    """The recurrence with a fixed order of summation."""
+
+    def __init__(self, stage: LSTM, precision: str, following: Layer | None) -> None:
+        super().__init__(following)
+        self.stage, layers = stage, stage.layers
+        bias = torch.stack([layer.b_ih.float() + layer.b_hh.float() for layer in layers])
+        rows = lstm_tile(bias.device, stage.in_channels, precision).block_n
+        self.weights = lstm_weights([layer.w_ih for layer in layers], [layer.w_hh for layer in layers], bias, precision, rows)
+
+    def _launch(self, x: Rows, state: Recurrent) -> Rows:
+        y = lstm_triton(x, self.weights, state.hidden, state.cell, state.time, **self._output)
+        # only whether it is even matters
+        state.time = (state.time + x.length) % 2
+        return y
+
+    def run(self, x: Signal, lengths: Tensor | None) -> Signal:
+        rows = x.arranged(self.padding, False, lengths)
+        return _plain(self._launch(rows, self.open(rows.buffer.shape[0])), self.elu_output)
+
+    def open(self, batch: int) -> Recurrent:
+        shape = (len(self.stage.layers), 2, batch, self.stage.in_channels)
+        hidden = self.weights.bias.new_zeros(shape)
+        return Recurrent(hidden, hidden.new_zeros((shape[0], *shape[2:])))
+
+    def reachable(self, state: Recurrent) -> bool:
+        layers, like, width = len(self.stage.layers), self.weights.bias, self.stage.in_channels
+        shapes = is_like(state.hidden, like, layers, 2, 1, width) and is_like(state.cell, like, layers, 1, width)
+        return shapes and state.time in (0, 1)
+
+    def push(self, x: Tensor, state: Recurrent, final: bool) -> Tensor:
+        return self._launch(Carried().take(x, self.padding), state).values
+
+
+@dataclass
+class LibraryRecurrent:
+    """hidden, cell: [L, B, H]."""
+
+    hidden: Tensor = field(metadata={BATCH_DIM: 1})
+    cell: Tensor = field(metadata={BATCH_DIM: 1})
+
+
+class LibraryLSTMLayer(Layer):
+    """cuDNN's recurrence, whose order of summation follows the batch: faster than launches step by step."""
+
+    def __init__(self, stage: LSTM, following: Layer | None) -> None:
+        super().__init__(following)
+        width, layers = stage.in_channels, stage.layers
+        weight = layers[0].w_ih
+        # in training mode cuDNN would keep a reserve for a backward pass
+        self.lstm = torch.nn.LSTM(width, width, len(layers), device=weight.device, dtype=weight.dtype).eval()
+        for name, own in zip(("w_ih", "w_hh", "b_ih", "b_hh"), ("weight_ih", "weight_hh", "bias_ih", "bias_hh"), strict=True):
+            for index, layer in enumerate(layers):
+                getattr(self.lstm, f"{own}_l{index}").data.copy_(getattr(layer, name))
+        self.lstm.requires_grad_(False)
+
+    def run(self, x: Signal, lengths: Tensor | None) -> Signal:
+        # causal: what stands behind a clip's end reaches none of its steps
+        values = x.applied().values
+        return Signal(self.push(values, self.open(values.shape[0]), final=True), elu=self.elu_output)
+
+    def open(self, batch: int) -> LibraryRecurrent:
+        weight: Tensor = self.lstm.all_weights[0][1]
+        zeros = weight.new_zeros(self.lstm.num_layers, batch, self.lstm.hidden_size)
+        return LibraryRecurrent(zeros, zeros)
+
+    def reachable(self, state: LibraryRecurrent) -> bool:
+        shape, like = (self.lstm.num_layers, 1, self.lstm.hidden_size), self.lstm.all_weights[0][1]
+        return is_like(state.hidden, like, *shape) and is_like(state.cell, like, *shape)
+
+    def push(self, x: Tensor, state: LibraryRecurrent, final: bool) -> Tensor:
+        if x.shape[1] == 0:
+            return x.clone()
+        y, (state.hidden, state.cell) = self.lstm(x.transpose(0, 1), (state.hidden, state.cell))
+        y = y.transpose(0, 1) + x
+        return torch.nn.functional.elu(y) if self.elu_output else y
+
+
+def lstm_refusal(stage: LSTM, precision: str, device: torch.device) -> str | None:
+    """Why the recurrence of a stage takes a launch for each step on a device, or None where one launch carries all steps."""
+    rows = lstm_tile(device, stage.in_channels, precision).block_n
+    return persistent_refusal(stage.in_channels, len(stage.layers), rows, precision, device)
+
+
+def make_layers(stages: tuple[Stage, ...], precision: str, library_lstm: bool) -> list[Layer]:
+    """A layer for each stage, each made for the one behind it.
+
+    library_lstm: leave a recurrence that would take a launch for each step to cuDNN, and with it the order of summation.
+    """
+    layers: list[Layer] = []
+    for stage in reversed(stages):
+        layers.insert(0, _make_layer(stage, precision, library_lstm, layers[0] if layers else None))
+    return layers
+
+
+def _make_layer(stage: Stage, precision: str, library_lstm: bool, following: Layer | None) -> Layer:
+    if isinstance(stage, ResidualBlock):
+        convs = (stage.conv1, stage.conv2, stage.shortcut)
+        normed = any(conv is not None and conv.norm is not None for conv in convs)
+        return NormedResidualLayer(stage, precision) if normed else ResidualLayer(stage, precision, following)
+    if isinstance(stage, Upsample):
+        return UpsampleLayer(stage, precision, following)
+    if isinstance(stage, LSTM):
+        by_library = library_lstm and lstm_refusal(stage, precision, stage.layers[0].w_hh.device) is not None
+        return LibraryLSTMLayer(stage, following) if by_library else LSTMLayer(stage, precision, following)
+    return ConvLayer(stage, precision, following)

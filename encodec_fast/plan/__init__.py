@@ -1,0 +1,41 @@
+"""The model as data. `stages` has the records, `reader` makes them of a module tree, `cache` keeps what was made of them."""
+
+from encodec_fast.plan.stages import (
+    LSTM,
+    Conv,
+    GroupNorm,
+    LSTMLayer,
+    Network,
+    Plan,
+    Quantizer,
+    ResidualBlock,
+    Stage,
+    Upsample,
+    convolutions,
+    fused_bytes,
+    multiply_adds,
+    not_streamable,
+    stage_tensors,
+    stage_weights,
+    step_bytes,
+)
+
+__all__ = [
+    "LSTM",
+    "Conv",
+    "GroupNorm",
+    "LSTMLayer",
+    "Network",
+    "Plan",
+    "Quantizer",
+    "ResidualBlock",
+    "Stage",
+    "Upsample",
+    "convolutions",
+    "fused_bytes",
+    "multiply_adds",
+    "not_streamable",
+    "stage_tensors",
+    "stage_weights",
+    "step_bytes",
+]

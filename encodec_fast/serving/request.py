@@ -1,0 +1,116 @@
+"""What the user asked for: a backend and a precision.
+
+    auto       the first backend of the device's preference that can run the stage
+    a name     that backend or an error; `use_backend` in code, ENCODEC_FAST_BACKEND for the process
+    reference  the Hugging Face modules themselves: for calls that only they can serve (hooks, tracing, autocast, foreign modules)
+
+And in which precision products are computed: `use_precision` for a block, `model.precision` for a model, else parity.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from torch import nn
+
+from encodec_fast.backends import registry
+
+logger = logging.getLogger("encodec_fast")
+
+ENVIRONMENT_VARIABLE = "ENCODEC_FAST_BACKEND"
+
+REFERENCE = "reference"
+# parity  float32's accuracy: the codes of Hugging Face's float32, and the same bits for a clip in any batch. On GPUs with tensor cores
+#         three tf32 products for each one, whose operands are split in two.
+# tf32x3  the earlier name of those products: parity.
+# fast    one product of operands rounded to 11 bits: other codes than Hugging Face's float32. Where a GPU can't hold the recurrence it is
+#         the library's, whose bits follow the batch.
+PRECISIONS = ("parity", "tf32x3", "fast")
+
+_requested: ContextVar[str | None] = ContextVar("encodec_fast_backend", default=None)
+_precision: ContextVar[str | None] = ContextVar("encodec_fast_precision", default=None)
+_logged: set[str] = set()
+
+
+class BackendError(RuntimeError):
+    """A backend that was asked for by name can't run the call."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for.  strict: a limit of the named backend is an error, not a reason to fall back."""
+
+    backend: str
+    strict: bool
+    precision: str = "parity"
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Runs the block on one backend: "auto", "torch", "cpu", "triton" or "reference".
+
+    Raises ValueError for another name and BackendError where the backend can't run a call: here a name is a demand.
+    Holds for the current thread or task only.
+    """
+    token = _requested.set(_known(name, "use_backend"))
+    try:
+        yield
+    finally:
+        _requested.reset(token)
+
+
+@contextmanager
+def use_precision(name: str) -> Iterator[None]:
+    """Runs the block in one of PRECISIONS, whatever the models' own `precision` says.
+
+    A wish, not a demand: a backend that knows parity only computes that, and says so once.
+    Raises ValueError for another name. Holds for the current thread or task only.
+    """
+    token = _precision.set(known_precision(name, "use_precision"))
+    try:
+        yield
+    finally:
+        _precision.reset(token)
+
+
+@contextmanager
+def prefer_backend(name: str) -> Iterator[None]:
+    """As `use_backend`; but "auto", which an option has by default, leaves the choice to ENCODEC_FAST_BACKEND."""
+    with nullcontext() if name == "auto" else use_backend(name):
+        yield
+
+
+def requested(module: nn.Module | None = None) -> Request:
+    """The backend in force: `use_backend`, else ENCODEC_FAST_BACKEND, else auto; the precision: `use_precision`, else the module's own."""
+    name = _requested.get()
+    own: str = getattr(module, "precision", "parity")
+    precision = _precision.get() or own
+    if name is not None:
+        return Request(name, True, precision)
+    return Request(_known(os.environ.get(ENVIRONMENT_VARIABLE) or "auto", ENVIRONMENT_VARIABLE), False, precision)
+
+
+def known_precision(name: str, source: str) -> str:
+    """`name`, if it is one of PRECISIONS.  Raises ValueError naming the source otherwise."""
+    if name not in PRECISIONS:
+        raise ValueError(f"{source}: {name!r} is not a precision. Choose one of {', '.join(PRECISIONS)}.")
+    return name
+
+
+def _known(name: str, source: str) -> str:
+    names = ("auto", *registry.BACKENDS, REFERENCE)
+    if name not in names:
+        raise ValueError(f"{source}: {name!r} is not a backend. Choose one of {', '.join(names)}.")
+    return name
+
+
+def log_once(message: str) -> None:
+    """One warning per distinct message and process."""
+    if message not in _logged:
+        _logged.add(message)
+        logger.warning(message)

@@ -1,0 +1,396 @@
+"""The command line as a person meets it: what it prints, what it writes, its exit codes."""
+
+import dataclasses
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import encodec_fast
+from encodec_fast import cli, pretrained
+from encodec_fast.cli.terminal import progress_line
+from encodec_fast.dataset.ledger import Ledger
+from encodec_fast.dataset.report import codebook_use
+from encodec_fast.dataset.run import Summary
+from encodec_fast.dataset.split import parse_shard, shard_of_environment
+from encodec_fast.formats.folder import load_codes, read_ids, read_info
+from encodec_fast.formats.parquet import read_failures
+from encodec_fast.pretrained import weights_sha256
+from support.corpora import content
+from support.models import audio_like, config_48khz, pair, small_config
+from support.rows import INFO, write
+from support.rows import row as clip_row
+from support.venvs import ROOT
+
+SMALL = {"codebook_size": 16, "target_bandwidths": [1.2, 2.4, 4.8]}
+SMALL_48KHZ = {"num_filters": 4, "hidden_size": 8, "codebook_size": 16, "target_bandwidths": [3.0, 6.0]}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return pair(small_config(**SMALL))[1]
+
+
+@pytest.fixture(scope="module")
+def model_folder(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    folder = tmp_path / "corpus"
+    for index, name in enumerate(["a.wav", "b/a.wav", "b/a.flac"]):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(folder / name, audio_like(1, 1, 4000 + 777 * index, index)[0, 0].numpy(), 2400 * (1 + index))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def same_threads():
+    """--threads holds for the process."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def run(capsys, *arguments):
+    """(exit code, standard output, standard error) of the command in this process."""
+    code = cli.main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def tokenize(capsys, corpus, out, model_folder, *more):
+    return run(capsys, "tokenize", corpus, "--out", out, "--model", model_folder, "--bandwidth", "2.4", *more)
+
+
+def test_tokenize_and_decode_give_every_clip_back_at_its_length_and_rate(capsys, corpus, model, model_folder, tmp_path):
+    codes, wavs = tmp_path / "codes", tmp_path / "wavs"
+    code, out, err = tokenize(capsys, corpus, codes, model_folder, "--threads", "1", "--workers", "1")
+    assert (code, err) == (cli.OK, "")
+    assert "3 clips" in out and "x real time" in out and str(codes / "part-00000000.parquet") in out
+    # longest first
+    assert read_ids(codes) == ["a.wav", "b/a.wav", "b/a.flac"]
+    info = read_info(codes)
+    assert info.model_id == str(model_folder) and info.weights_sha256 == weights_sha256(model)
+    assert info.options["bandwidth"] == 2.4 and info.backend
+
+    code, out, err = run(capsys, "decode", codes, "--out", wavs)
+    assert (code, err) == (cli.OK, "") and "wrote 3 WAV files" in out
+    assert sorted(str(path.relative_to(wavs)) for path in wavs.rglob("*.wav")) == ["a.wav", "b/a.wav", "b/a~2.wav"]
+    for row, name in zip(load_codes(codes), ["a.wav", "b/a.wav", "b/a~2.wav"]):
+        written = soundfile.info(wavs / name)
+        assert (written.frames, written.samplerate) == (row.num_samples, 2400)
+
+
+def test_a_broken_clip_is_named_with_its_reason_and_costs_only_itself(capsys, corpus, model_folder, tmp_path):
+    (corpus / "broken.wav").write_bytes(b"RIFF and nothing")
+    (corpus / "empty.flac").write_bytes(b"")
+    code, out, err = tokenize(capsys, corpus, tmp_path / "codes", model_folder)
+    assert code == cli.CLIPS_FAILED and "3 clips" in out
+    assert err.splitlines()[0] == "2 of the clips failed:"
+    assert "  empty.flac: the file is empty (0 bytes)." in err.splitlines()
+    assert [failure.id for failure in read_failures(tmp_path / "codes")] == ["broken.wav", "empty.flac"]
+    assert len(read_ids(tmp_path / "codes")) == 3
+
+
+def test_a_codes_folder_is_continued_and_replaced_only_when_asked(capsys, corpus, model_folder, tmp_path):
+    codes, wavs = tmp_path / "codes", tmp_path / "wavs"
+    assert tokenize(capsys, corpus, codes, model_folder)[0] == cli.OK
+    code, out, err = tokenize(capsys, corpus, codes, model_folder)
+    assert (code, err) == (cli.OK, "") and "done before: 3 clips" in out
+    code, _, err = tokenize(capsys, corpus / "b", codes, model_folder)
+    assert code == cli.WRONG_ARGUMENT and "holds codes made otherwise: sources was" in err
+    assert tokenize(capsys, corpus / "b", codes, model_folder, "--overwrite")[0] == cli.OK
+    assert len(read_ids(codes)) == 2
+    assert run(capsys, "decode", codes, "--out", wavs)[0] == cli.OK
+    code, _, err = run(capsys, "decode", codes, "--out", wavs)
+    assert code == cli.WRONG_ARGUMENT and "exists already" in err
+    assert run(capsys, "decode", codes, "--out", wavs, "--overwrite")[0] == cli.OK
+
+
+def test_decode_refuses_other_weights_and_names_both(capsys, corpus, model_folder, tmp_path):
+    tokenize(capsys, corpus, tmp_path / "codes", model_folder)
+    other = pair(small_config(**SMALL), seed=7)[1]
+    other.save_pretrained(tmp_path / "other")
+    code, _, err = run(capsys, "decode", tmp_path / "codes", "--out", tmp_path / "wavs", "--model", tmp_path / "other")
+    assert code == cli.WRONG_ARGUMENT and err.count("\n") == 1
+    assert read_info(tmp_path / "codes").weights_sha256[:16] in err and weights_sha256(other)[:16] in err
+    assert not (tmp_path / "wavs").exists()
+
+
+WRONG = {
+    "unknown command": (["tokenise"], "No such command"),
+    "no source": (["tokenize"], "Missing argument"),
+    "no --out": (["tokenize", "CORPUS"], "Missing option '--out'"),
+    "unknown option": (["tokenize", "CORPUS", "--out", "OUT", "--modle", "x"], "No such option"),
+    "missing source": (["tokenize", "nowhere", "--out", "OUT", "--model", "MODEL"], "nowhere: no such file or folder."),
+    "pattern without match": (["tokenize", "no*where", "--out", "OUT", "--model", "MODEL"], "matches no audio file"),
+    "threads below 0": (["tokenize", "CORPUS", "--out", "OUT", "--threads", "-1"], "--threads"),
+    "threads in words": (["tokenize", "CORPUS", "--out", "OUT", "--threads", "two"], "--threads"),
+    "no workers": (["tokenize", "CORPUS", "--out", "OUT", "--workers", "0"], "--workers"),
+    "batch of nothing": (["tokenize", "CORPUS", "--out", "OUT", "--batch-seconds", "0"], "--batch-seconds is 0"),
+    "bandwidth": (["tokenize", "CORPUS", "--out", "OUT", "--model", "MODEL", "--bandwidth", "7"], "are 1.2, 2.4, 4.8 kbps"),
+    "device": (["tokenize", "CORPUS", "--out", "OUT", "--model", "MODEL", "--device", "gpu"], "device is 'gpu'"),
+    "devices of ray": (["tokenize", "CORPUS", "--out", "OUT", "--engine", "ray", "--devices", "cpu,cpu"], "leave out --devices"),
+    "shard of ray": (["tokenize", "CORPUS", "--out", "OUT", "--engine", "ray", "--shard", "1/2"], "this is shard 1/2; leave out"),
+    "backend": (["tokenize", "CORPUS", "--out", "OUT", "--model", "MODEL", "--backend", "metal"], "'metal' is not a backend"),
+    "model": (["tokenize", "CORPUS", "--out", "OUT", "--model", "a/b/c"], "'a/b/c' is neither a folder"),
+    "out is a file": (["tokenize", "CORPUS", "--out", "CORPUS/a.wav", "--model", "MODEL", "-b", "1.2"], "a.wav: File exists"),
+    "decode of no codes": (["decode", "CORPUS", "--out", "OUT"], "no part-*.parquet in this folder"),
+    "subtype": (["decode", "CORPUS", "--out", "OUT", "--subtype", "MP3"], "allowed are PCM_16, PCM_24, FLOAT"),
+    "verify nothing": (["verify", "nowhere"], "nowhere: no such file or folder."),
+    "verify bandwidth": (["verify", "CORPUS", "--model", "MODEL", "--bandwidth", "5"], "are 1.2, 2.4, 4.8 kbps"),
+}
+
+
+@pytest.mark.parametrize("arguments, message", WRONG.values(), ids=WRONG)
+def test_a_wrong_argument_is_one_line_and_exit_code_2(capsys, corpus, model_folder, tmp_path, arguments, message):
+    places = {"CORPUS": str(corpus), "CORPUS/a.wav": str(corpus / "a.wav"), "OUT": str(tmp_path / "out"), "MODEL": str(model_folder)}
+    code, _, err = run(capsys, *(places.get(argument, argument) for argument in arguments))
+    assert code == cli.WRONG_ARGUMENT
+    assert err.count("\n") == 1 and err.startswith("encodec-fast") and message in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unreachable_hub_names_the_demo(capsys, corpus, tmp_path, monkeypatch):
+    def unreachable(name):
+        raise pretrained.ModelNotFound(f"{name}: the Hugging Face hub can't be reached; use --model demo")
+
+    monkeypatch.setattr(pretrained, "_from_hub", unreachable)
+    code, _, err = run(capsys, "tokenize", corpus, "--out", tmp_path / "codes")
+    assert code == cli.WRONG_ARGUMENT and err.count("\n") == 1 and "--model demo" in err
+
+
+def test_verify_compares_with_hugging_face_and_fails_on_a_clip_it_can_not_read(capsys, corpus, model_folder):
+    code, out, err = run(capsys, "verify", corpus, "--model", model_folder)
+    assert (code, err) == (cli.OK, "") and out.startswith("PASS") and "3 clips at 4.8 kbps" in out
+    (corpus / "c.wav").write_bytes(b"")
+    code, out, err = run(capsys, "verify", corpus, "--model", model_folder, "--bandwidth", "1.2")
+    assert code == cli.CLIPS_FAILED and "3 clips at 1.2 kbps" in out and "c.wav: the file is empty" in err
+
+
+def test_verify_fails_where_the_codes_are_not_hugging_face_s(capsys, corpus, model, model_folder, monkeypatch):
+    search = type(model.quantizer).encode
+    monkeypatch.setattr(type(model.quantizer), "encode", lambda self, *call: search(self, *call).flip(0))
+    code, out, _ = run(capsys, "verify", corpus, "--model", model_folder)
+    assert code == cli.CLIPS_FAILED and out.startswith("FAIL")
+
+
+def test_info_names_versions_and_every_backend_with_yes_or_the_reason(capsys):
+    code, out, err = run(capsys, "info")
+    assert (code, err) == (cli.OK, "")
+    lines = dict(line.split("  ", 1) for line in out.splitlines())
+    assert lines["torch"].strip() == torch.__version__
+    assert lines["backend torch"].strip() == "yes"
+    assert all(value.strip() == "yes" or value.strip().startswith("no: ") for name, value in lines.items() if name.startswith("backend"))
+
+
+def test_demo_tokenizes_decodes_verifies_and_prints_one_table(capsys, tmp_path, monkeypatch):
+    # two small models in the place of the real ones: the same way through the command in a tenth of the time
+    speech = small_config(sampling_rate=24_000, upsampling_ratios=[8, 5, 4, 2], target_bandwidths=[6.0])
+    models = {"demo": pair(speech)[1], "demo-48khz": pair(config_48khz(**SMALL_48KHZ))[1]}
+    monkeypatch.setattr(pretrained, "demo_model", models.get)
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, err = run(capsys, "demo", "--out", tmp_path / "out", "--threads", "1")
+    assert (code, err) == (cli.OK, ""), out
+    assert out.count("┏") == 1 and "not for listening" in out
+    assert max(len(line) for line in out.splitlines() if line.startswith(("│", "┃", "┏"))) <= 80
+    for path in (line.removeprefix("wrote ") for line in out.splitlines() if line.startswith("wrote ")):
+        assert os.path.isfile(path)
+    assert len(list((tmp_path / "out").rglob("*.wav"))) == 8
+    # a second run replaces what the first one wrote
+    assert run(capsys, "demo", "--out", tmp_path / "out", "--threads", "1")[0] == cli.OK
+    # and nothing else
+    song = next((tmp_path / "out").rglob("*.wav"))
+    song.write_bytes(b"somebody's")
+    code, _, err = run(capsys, "demo", "--out", tmp_path / "out", "--threads", "1")
+    assert code == cli.WRONG_ARGUMENT and "is not replaced" in err and song.read_bytes() == b"somebody's"
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "encodec_fast.cli", *map(str, arguments)]
+
+
+@pytest.mark.parametrize("columns", ["80", "120"])
+@pytest.mark.parametrize("name", [(), ("tokenize",), ("decode",), ("verify",), ("info",), ("demo",)], ids=lambda name: name or "top")
+def test_help_fits_the_terminal_and_shows_an_example(capsys, monkeypatch, columns, name):
+    monkeypatch.setenv("COLUMNS", columns)
+    code, out, err = run(capsys, *name, "--help")
+    assert (code, err) == (cli.OK, "")
+    assert max(map(len, out.splitlines())) <= int(columns)
+    assert " encodec-fast demo" in out or f"\n encodec-fast {' '.join(name)}" in out
+
+
+def test_help_loads_nothing_heavy():
+    script = (
+        "import sys; from encodec_fast import cli; cli.main(['tokenize', '--help']);"
+        "print(sorted({'torch', 'transformers', 'pyarrow', 'soundfile', 'numpy'} & set(sys.modules)))"
+    )
+    output = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, check=True, text=True, cwd=ROOT / "tests")
+    assert output.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_ctrl_c_and_sigterm_and_hangup_end_the_run_with_130_and_keep_whole_shards(corpus, model_folder, tmp_path, how):
+    for index in range(400):
+        os.link(corpus / "a.wav", corpus / f"more-{index}.wav")
+    codes = tmp_path / "codes"
+    options = ["--out", codes, "--model", model_folder, "--bandwidth", "2.4"]
+    options += ["--batch-seconds", "0.5", "--rows-per-shard", "2", "--threads", "1"]
+    process = subprocess.Popen(command("tokenize", corpus, *options), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    deadline = time.monotonic() + 120
+    while not list(codes.glob("part-*.parquet")) and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()[1]
+    process.send_signal(how)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == cli.INTERRUPTED, err
+    assert "interrupted" in err and "Traceback" not in err
+    rows = len(read_ids(codes))
+    assert 0 < rows < 403 and not list(codes.glob("*.tmp"))
+
+
+# Large sets
+
+
+def test_a_dry_run_tells_clips_and_hours_and_writes_nothing(capsys, corpus, model_folder, tmp_path):
+    (corpus / "broken.wav").write_bytes(b"")
+    code, out, err = tokenize(capsys, corpus, tmp_path / "codes", model_folder, "--dry-run")
+    assert code == cli.CLIPS_FAILED and "3 clips, 0.00 hours, the longest 1.7 s" in out and "broken.wav: the file is empty" in err
+    assert not (tmp_path / "codes").exists()
+    code, out, _ = tokenize(capsys, corpus, tmp_path / "codes", model_folder, "--dry-run", "--limit", "2")
+    assert code == cli.OK and out.startswith("2 clips")
+
+
+def test_a_changed_option_and_a_folder_of_others_are_refused_in_one_line(capsys, corpus, model_folder, tmp_path):
+    codes = tmp_path / "codes"
+    assert tokenize(capsys, corpus, codes, model_folder)[0] == cli.OK
+    code, _, err = tokenize(capsys, corpus, codes, model_folder, "--packed")
+    assert code == cli.WRONG_ARGUMENT and err.count("\n") == 1 and "packed was False, is True" in err
+    shutil.rmtree(codes / "_encodec_fast")
+    code, _, err = tokenize(capsys, corpus, codes, model_folder)
+    assert code == cli.WRONG_ARGUMENT and err.count("\n") == 1 and "no ledger of them" in err
+
+
+def test_a_second_process_is_refused_in_one_line(capsys, corpus, model_folder, tmp_path):
+    with Ledger(tmp_path / "codes").writing():
+        code, _, err = tokenize(capsys, corpus, tmp_path / "codes", model_folder)
+    assert code == cli.WRONG_ARGUMENT and err.count("\n") == 1 and "is being written by process" in err
+
+
+def test_a_full_disk_is_one_line_and_exit_code_3(capsys, corpus, model_folder, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "append", full)
+        code, _, err = tokenize(capsys, corpus, tmp_path / "codes", model_folder)
+    assert code == cli.STOPPED and err.count("\n") == 1 and "No space left on device. What was finished is kept" in err
+    assert tokenize(capsys, corpus, tmp_path / "codes", model_folder)[0] == cli.OK
+
+
+def test_a_lost_gpu_is_one_line_and_exit_code_3(capsys, corpus, model_folder, tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("CUDA error: unspecified launch failure\nCompile with `TORCH_USE_CUDA_DSA`")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(encodec_fast.EncodecModel, "encode_batch", fail)
+        code, _, err = tokenize(capsys, corpus, tmp_path / "codes", model_folder)
+    assert code == cli.STOPPED and err.count("\n") == 1 and "launch failure. What was finished is kept" in err
+    assert tokenize(capsys, corpus, tmp_path / "codes", model_folder)[0] == cli.OK and len(read_ids(tmp_path / "codes")) == 3
+
+
+ENVIRONMENTS = {
+    "torchrun": {"RANK": "1", "WORLD_SIZE": "2"},
+    "srun": {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_NTASKS": "2"},
+    "array": {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_MIN": "4", "SLURM_ARRAY_TASK_STEP": "3", "SLURM_ARRAY_TASK_COUNT": "2"},
+}
+
+
+@pytest.mark.parametrize("variables", ENVIRONMENTS.values(), ids=ENVIRONMENTS)
+def test_the_scheduler_s_environment_splits_the_run(capsys, corpus, model_folder, tmp_path, monkeypatch, variables):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    code, out, _ = tokenize(capsys, corpus, tmp_path / "codes", model_folder, "--batch-seconds", "0.1")
+    assert code == cli.OK and "shard 1/2, as" in out and "1 clip," in out and "left to other shards: 2 clips" in out
+    code, out, _ = tokenize(capsys, corpus, tmp_path / "codes", model_folder, "--batch-seconds", "0.1", "--shard", "0/2")
+    assert code == cli.OK and len(read_ids(tmp_path / "codes")) == 3
+
+
+@pytest.mark.parametrize("variables", ENVIRONMENTS.values(), ids=ENVIRONMENTS)
+def test_a_scheduler_s_environment_that_would_split_a_run_of_ray_is_named(capsys, corpus, model_folder, tmp_path, monkeypatch, variables):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    code, _, err = tokenize(capsys, corpus, tmp_path / "codes", model_folder, "--engine", "ray")
+    assert code == cli.WRONG_ARGUMENT and err.count("\n") == 1 and "this is shard 1/2; start it once, with --shard 0/1" in err
+    assert sum(name in err for name in variables) == 2 and not (tmp_path / "codes").exists()
+
+
+def test_a_batch_script_that_is_one_process_does_all_the_work():
+    assert shard_of_environment({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}) == (0, 1, "")
+    assert parse_shard("2/3") == (2, 3)
+    for wrong in ("3/3", "1", "-1/2", "a/b"):
+        with pytest.raises(ValueError, match="i/n is needed"):
+            parse_shard(wrong)
+
+
+def test_two_groups_of_cores_do_what_one_process_does(capsys, corpus, model_folder, tmp_path):
+    assert tokenize(capsys, corpus, tmp_path / "one", model_folder, "--batch-seconds", "0.1")[0] == cli.OK
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("one core")
+    code, out, err = tokenize(capsys, corpus, tmp_path / "two", model_folder, "--batch-seconds", "0.1", "--devices", "cpu,cpu")
+    assert (code, err) == (cli.OK, "") and "3 clips" in out
+    assert content(tmp_path / "one") == content(tmp_path / "two") and len(list((tmp_path / "two" / "_encodec_fast").glob("ledger-*"))) == 2
+
+
+def test_devices_run_on_the_backend_of_the_environment(capsys, corpus, model_folder, tmp_path, monkeypatch):
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("one core")
+    monkeypatch.setenv("ENCODEC_FAST_BACKEND", "torch")
+    code, _, err = tokenize(capsys, corpus, tmp_path / "codes", model_folder, "--devices", "cpu,cpu")
+    assert (code, err) == (cli.OK, "")
+    assert read_info(tmp_path / "codes").backend == "torch"
+
+
+def test_a_share_is_verified_and_told(capsys, corpus, model_folder, tmp_path):
+    code, out, _ = tokenize(capsys, corpus, tmp_path / "codes", model_folder, "--verify", "1")
+    assert code == cli.OK and "verified 3 clips" in out and out.rstrip().count("the same codec") == 1
+
+
+def test_the_report_shows_four_pictures_the_failures_and_no_link(capsys, corpus, model_folder, tmp_path):
+    pytest.importorskip("matplotlib")
+    (corpus / "<b>.wav").write_bytes(b"")
+    tokenize(capsys, corpus, tmp_path / "codes", model_folder)
+    page = (tmp_path / "codes" / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 4 and "http" not in page
+    assert "&lt;b&gt;.wav" in page and "<b>.wav" not in page
+
+
+def test_without_matplotlib_the_extra_is_named_and_all_else_is_done(capsys, corpus, model_folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    code, out, _ = tokenize(capsys, corpus, tmp_path / "codes", model_folder)
+    assert code == cli.OK and "no report: matplotlib is missing; pip install 'encodec-fast[report]'" in out
+
+
+def test_codebook_use_and_entropy_are_those_of_the_codes(tmp_path):
+    codes = np.array([[[0, 0, 0, 0], [0, 1, 2, 3]]])
+    write(tmp_path, [dataclasses.replace(clip_row(0), codes=codes)], info=dataclasses.replace(INFO, codebook_size=4))
+    use = codebook_use(tmp_path, 4)
+    assert use.counts.tolist() == [[4, 0, 0, 0], [1, 1, 1, 1]]
+    assert use.used.tolist() == [0.25, 1.0] and use.entropy.tolist() == [0.0, 2.0]
+
+
+def test_progress_is_one_line_with_everything_in_it():
+    summary = Summary(clips=3, seconds=7200.0, wall_seconds=100.0, busy=90.0, reading=2000.0, planned_clips=8, planned_seconds=14400.0)
+    expected = "3/8 clips, 2.00/4.00 h, 72.0 x real time (encoder 80, readers 2000), 0 errors, about 100 s left"
+    assert progress_line(summary) == expected

@@ -1,0 +1,32 @@
+"""Rows of codes, and shards of them."""
+
+import numpy as np
+
+from encodec_fast.formats import ClipRow, DatasetInfo, format_module
+
+INFO = DatasetInfo("model", "ab" * 32, 1024, "torch", {"torch": "2"}, {"bandwidth": 6.0, "sources": ["é"]})
+KINDS = [("parquet", False), ("parquet", True), ("webdataset", False), ("npy", False)]
+
+
+def row(index: int, shape=(1, 8, 75), scales=False, size=1024) -> ClipRow:
+    """A clip of random codes, the same for each index."""
+    codes = np.random.default_rng(index).integers(0, size, shape)
+    return ClipRow(
+        id=f"ü/{index}.wav",
+        path=f"/data/ü/{index}.wav",
+        codes=codes,
+        scales=np.linspace(0.1, 1.0, shape[0], dtype=np.float32) if scales else None,
+        num_samples=24_000 + index,
+        last_frame_pad_length=3 if shape[0] > 1 else 0,
+        sampling_rate=24_000,
+        original_rate=44_100,
+        bandwidth=6.0,
+    )
+
+
+def write(folder, rows, format="parquet", packed=False, name="part-00000000", info=INFO):
+    """The path of a finished shard of the rows."""
+    shard = format_module(format).Shard(folder, name, info, packed)
+    for each in rows:
+        shard.write(each)
+    return shard.finish()

@@ -1,0 +1,60 @@
+"""Virtual environments for the lanes that need one of their own, and the builds that go into them.
+
+Each sees the packages of the running environment behind its own, so that torch is never installed twice.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+from collections.abc import Mapping
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+_NOT_SOURCE = (".*_cache", ".cache", ".git", ".hypothesis", ".venv", "*.egg-info", "*.so", "__pycache__", "build", "dist", "venv")
+
+
+def run(command: list[str | Path], cwd: Path, extra_env: Mapping[str, str] | None = None, seconds: float = 600) -> str:
+    """Standard output of `command`, run in `cwd` without this environment's PYTHON* variables.
+
+    Raises AssertionError with the end of all its output if it exits other than 0.
+    """
+    __tracebackhide__ = True
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")} | dict(extra_env or {})
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=seconds)
+    output = "\n".join((done.stdout + done.stderr).splitlines()[-80:])
+    assert done.returncode == 0, f"exit code {done.returncode} from {' '.join(map(str, command))}\n{output}"
+    return done.stdout
+
+
+def create_venv(folder: Path) -> Path:
+    """The interpreter of a new virtual environment in `folder`."""
+    venv.create(folder, with_pip=False, symlinks=True)
+    python = folder / "bin" / "python"
+    own = Path(run([python, "-Ic", "import sysconfig; print(sysconfig.get_path('purelib'))"], folder).strip())
+    # Folders named in a .pth file come behind the folder it stands in; their own .pth files, those of editable installs
+    # among them, are not read.
+    parents = dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib"))
+    (own / "parent.pth").write_text("\n".join(parents) + "\n")
+    return python
+
+
+def pip_install(python: Path, *arguments: str | Path) -> None:
+    """Installs into the environment of `python` with the pip of this one, even what this one already has."""
+    pip = [sys.executable, "-m", "pip", "--python", python, "--disable-pip-version-check", "install", "--quiet"]
+    run([*pip, *arguments], python.parents[1])
+
+
+def copy_source(folder: Path) -> Path:
+    """A copy of this tree without anything that builds and tests left in it: stale files would reach the builds."""
+    return Path(shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(*_NOT_SOURCE)))
+
+
+def build_distributions(source: Path, folder: Path) -> tuple[Path, Path]:
+    """The sdist of `source` and the wheel built from that sdist, both in `folder`."""
+    run([sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, source], source.parent)
+    (sdist,) = folder.glob("*.tar.gz")
+    (wheel,) = folder.glob("*.whl")
+    return sdist, wheel
