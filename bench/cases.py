@@ -16,7 +16,7 @@ from torch import Tensor
 
 from encodec_fast import demo
 from encodec_fast.audio import read_audio
-from encodec_fast.chunks import encoded_length
+from encodec_fast.plan.geometry import encoded_length
 
 CACHE = Path(__file__).parent / ".cache"
 # of this tree, whichever revision of the package is installed

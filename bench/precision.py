@@ -330,7 +330,7 @@ def _decibels(value: float | None) -> str:
 
 def clips_of(paths: list[Path], model: Any) -> list[Tensor]:
     """[1, C, T] of each file, at the model's rate and channels, cut to a length that transformers can encode."""
-    from encodec_fast.chunks import reference_length
+    from encodec_fast.plan.geometry import reference_length
 
     clips = [torch.from_numpy(audio_files.read_audio(path, model.sampling_rate, model.audio_channels)[0])[None] for path in paths]
     return [clip[..., : reference_length(model, clip.shape[-1])] for clip in clips]

@@ -12,9 +12,9 @@ import torch
 from transformers import EncodecModel
 
 from cases import Case, levels_of
-from encodec_fast.chunks import encoded_length
 from encodec_fast.demo import demo_config
 from encodec_fast.plan import Plan, Stage, fused_bytes, multiply_adds, stage_weights
+from encodec_fast.plan.geometry import encoded_length
 from encodec_fast.plan.reader import read_plan
 
 # Side of the square product, and floats of the copy: past the last-level cache of anything but the largest servers.

@@ -8,13 +8,12 @@ import torch
 from torch import Tensor, nn
 from transformers.models.encodec import modeling_encodec as hf
 
-from encodec_fast.backends import registry
-from encodec_fast.chunks import encoded_length
+from encodec_fast.backends.registry import get_backend
 from encodec_fast.model import FAST_PARTS
 from encodec_fast.plan import LSTM, Conv, ResidualBlock, Stage, Upsample
-from encodec_fast.serving import reasons, route
-from encodec_fast.serving.prepared import PreparedNetwork
-from encodec_fast.serving.request import REFERENCE, Request, requested
+from encodec_fast.plan.geometry import encoded_length
+from encodec_fast.serving.request import REFERENCE, requested
+from encodec_fast.serving.route import route_function, route_lookup, route_network, route_search
 
 
 @dataclass(frozen=True)
@@ -52,41 +51,65 @@ def explain(model: hf.EncodecModel, input_values: Tensor) -> Explanation:
         raise TypeError(f"model: expected an EncodecModel, got {type(model).__name__}.")
     if input_values.dim() != 3:
         raise ValueError(f"input_values: expected shape [B, C, T], got {list(input_values.shape)}.")
-    batch, channels, length = input_values.shape
-    notes = []
-    if model.config.chunk_length is not None:
-        chunk = min(length, model.config.chunk_length)
-        count = len(range(0, length, model.config.chunk_stride))
+    config, notes, x = model.config, [], input_values
+    batch, channels, length = x.shape
+    if config.chunk_length is not None:
+        chunk = min(length, config.chunk_length)
+        count = len(range(0, length, config.chunk_stride))
         notes.append(f"{count} chunks of up to {chunk} samples per clip, run as common batches; shapes are those of full chunks")
-        batch, length = batch * max(1, length // model.config.chunk_stride), chunk
-    frames = encoded_length(model.config, length)
+        x, batch, length = x[..., :chunk], batch * max(1, length // config.chunk_stride), chunk
+    frames = encoded_length(config, length)
+    embeddings = x.new_empty(x.shape[0], config.hidden_size, frames)
 
-    rows = _network_rows("encoder", model.encoder, input_values, (batch, channels, length), frames)
-    rows += _quantizer_rows(model, input_values, (batch, frames))
-    rows += _network_rows("decoder", model.decoder, input_values, (batch, model.config.hidden_size, frames), length)
+    rows = [_function_row("volume", "normalize", x, (batch, channels, length))] if config.normalize else []
+    rows += _network_rows("encoder", model.encoder, x, (batch, length), frames)
+    rows += _quantizer_rows(model, embeddings, batch)
+    rows += _network_rows("decoder", model.decoder, embeddings, (batch, frames), length)
+    if config.chunk_length is not None:
+        rows.append(_function_row("overlap-add", "overlap_add", x, input_values.shape))
     notes += _precision_notes(model, rows)
-    if any(row.backend in ("torch", REFERENCE) for row in rows):
+    if any(row.backend in ("torch", REFERENCE) for row in rows if row.stage not in ("volume", "overlap-add")):
         notes.append("torch and reference: the libraries below may change bits with batch size, pieces and threads")
     return Explanation(tuple(rows), tuple(notes))
 
 
-def _network_rows(name: str, module: nn.Module, x: Tensor, shape: tuple[int, int, int], out_length: int) -> list[Row]:
-    request = requested(module)
-    reason = _reference_reason(module, x, request)
-    prepared = reason or route.prepare_network(module, request)
-    if isinstance(prepared, PreparedNetwork):
-        network = prepared.network
-        example = torch.empty(1, network.stages[0].in_channels, 1, dtype=x.dtype, device=x.device)
-        prepared = reasons.mismatch(example, network.stages[0].in_channels, network.dtype, network.device) or prepared
-    if not isinstance(prepared, PreparedNetwork):
-        return [Row(name, (shape[0], out_length), REFERENCE, prepared)]
-    rows = []
-    batch, _, length = shape
-    for stage, choice in zip(prepared.network.stages, prepared.choices):
+def _network_rows(name: str, module: nn.Module, x: Tensor, shape: tuple[int, int], out_length: int) -> list[Row]:
+    """Rows of a network that runs on `shape` = (clips, steps) of the kind of x [B, C, T]."""
+    batch, length = shape
+    route = route_network(module, x)
+    if route.prepared is None or _not_ours(module):
+        return [Row(name, (batch, out_length), REFERENCE, _not_ours(module) or route.reason)]
+    rows, network, precision = [], route.prepared.network, requested(module).precision
+    for stage, choice in zip(network.stages, route.prepared.choices):
         length = stage.output_length(length)
-        products = registry.get_backend(choice.backend).products(stage, network.dtype, network.device, request.precision)
+        products = get_backend(choice.backend).products(stage, network.dtype, network.device, precision)
         rows.append(Row(f"{name}.{describe(stage)}", (batch, stage.out_channels, length), choice.backend, choice.reason, products))
     return rows
+
+
+def _quantizer_rows(model: hf.EncodecModel, embeddings: Tensor, batch: int) -> list[Row]:
+    quantizer, frames = model.quantizer, embeddings.shape[2]
+    levels, size, dim = len(quantizer.layers), model.config.codebook_size, model.config.codebook_dim
+    codes = torch.zeros(levels, len(embeddings), frames, dtype=torch.int64, device=embeddings.device)
+    rows, precision = [], requested(quantizer).precision
+    for call, shape, route in (
+        ("encode", (levels, batch, frames), route_search(quantizer, embeddings)),
+        ("decode", (batch, dim, frames), route_lookup(quantizer, codes)),
+    ):
+        backend, reason, products = REFERENCE, _not_ours(quantizer) or route.reason, ""
+        if route.prepared is not None and not _not_ours(quantizer):
+            backend, books = route.prepared.choice.backend, route.prepared.quantizer
+            if call == "encode":
+                products = get_backend(backend).products(books, route.prepared.dtype, route.prepared.device, precision)
+        rows.append(Row(f"quantizer.{call}  up to {levels} x {size} x {dim}", shape, backend, reason, products))
+    return rows
+
+
+def _function_row(stage: str, name: str, x: Tensor, shape: tuple[int, ...]) -> Row:
+    """The row of a function without weights on the kind of x."""
+    route = route_function(name, [x])
+    assert route.prepared is not None
+    return Row(stage, tuple(shape), route.prepared.name, route.reason)
 
 
 def _precision_notes(model: hf.EncodecModel, rows: list[Row]) -> list[str]:
@@ -94,31 +117,16 @@ def _precision_notes(model: hf.EncodecModel, rows: list[Row]) -> list[str]:
     if precision == "parity":
         return []
     used = list(dict.fromkeys(row.backend for row in rows))
-    deaf = [name for name in used if name == REFERENCE or precision not in registry.get_backend(name).precisions]
+    deaf = [name for name in used if name == REFERENCE or precision not in get_backend(name).precisions]
     notes = [f"precision {precision}: the {name} backend computes as for parity" for name in deaf]
     return notes if deaf == used else [f"precision {precision}: codes may differ from those of Hugging Face's float32", *notes]
 
 
-def _quantizer_rows(model: hf.EncodecModel, x: Tensor, shape: tuple[int, int]) -> list[Row]:
-    request = requested(model.quantizer)
-    prepared = _reference_reason(model.quantizer, x, request) or route.prepare_quantizer(model.quantizer, request)
-    if isinstance(prepared, str):
-        backend, reason, products = REFERENCE, prepared, ""
-    else:
-        (backend, reason), books = (prepared.choice.backend, prepared.choice.reason), prepared.quantizer
-        products = registry.get_backend(backend).products(books, books.codebooks.dtype, books.codebooks.device, request.precision)
-    levels, size, dim = len(model.quantizer.layers), model.config.codebook_size, model.config.codebook_dim
-    batch, frames = shape
-    return [
-        Row(f"quantizer.encode  up to {levels} x {size} x {dim}", (levels, batch, frames), backend, reason, products),
-        Row(f"quantizer.decode  up to {levels} x {size} x {dim}", (batch, dim, frames), backend, reason),
-    ]
-
-
-def _reference_reason(module: nn.Module, x: Tensor, request: Request) -> str | None:
-    if type(module) not in FAST_PARTS.values():
-        return f"{type(module).__module__}.{type(module).__name__} is not ours: see encodec_fast.accelerate"
-    return reasons.reference_reason(module, x, request)
+def _not_ours(module: nn.Module) -> str:
+    """Why a module asks no gate, or ""."""
+    if type(module) in FAST_PARTS.values():
+        return ""
+    return f"{type(module).__module__}.{type(module).__name__} is not ours: see encodec_fast.accelerate"
 
 
 def describe(stage: Stage) -> str:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,52 +11,54 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers.models.encodec import modeling_encodec as hf
-from transformers.utils import ModelOutput
 
 from encodec_fast import chunks
 from encodec_fast.plan import Plan
 from encodec_fast.plan.cache import forget
+from encodec_fast.plan.geometry import chunks_of, encoded_length
 from encodec_fast.plan.reader import read_plan
-from encodec_fast.serving import clips, compiled, reasons, request, route
+from encodec_fast.serving import compiled, modules
+from encodec_fast.serving.clips import Coded, decode_parts, encode_parts, levels_of
+from encodec_fast.serving.functions import overlap_add
 from encodec_fast.serving.prepared import capturing
+from encodec_fast.serving.request import known_precision
+from encodec_fast.serving.route import call_reason, owns_frames
+from encodec_fast.transformers_versions import ENCODER_FIELDS, MASKS_FRAMES, SCALE_DIMS
 
 
-class EncodecEncoder(compiled.Enrolled, hf.EncodecEncoder):
+class _Network(compiled.Enrolled):
+    """Mixed into HF's encoder and decoder: the forward runs on the plan."""
+
+    precision = "parity"
+
+    def forward(self: Any, hidden_states: Tensor) -> Tensor:
+        if compiled.traceable(self, hidden_states):
+            return compiled.run_network(hidden_states, compiled.number_of(self))
+        return modules.run_network(self, hidden_states, super().forward)  # type: ignore[misc]
+
+
+class EncodecEncoder(_Network, hf.EncodecEncoder):
     """SEANet encoder whose forward runs on the plan."""
 
-    precision = "parity"
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        if compiled.traceable(self, hidden_states):
-            return compiled.run_network(hidden_states, compiled.number_of(self))
-        return route.run_network(self, hidden_states, super().forward)
-
-
-class EncodecDecoder(compiled.Enrolled, hf.EncodecDecoder):
+class EncodecDecoder(_Network, hf.EncodecDecoder):
     """SEANet decoder whose forward runs on the plan."""
-
-    precision = "parity"
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        if compiled.traceable(self, hidden_states):
-            return compiled.run_network(hidden_states, compiled.number_of(self))
-        return route.run_network(self, hidden_states, super().forward)
 
 
 class EncodecResidualVectorQuantizer(compiled.Enrolled, hf.EncodecResidualVectorQuantizer):
     """Residual vector quantizer whose search and sum run on the plan."""
 
     def encode(self, embeddings: Tensor, bandwidth: float | None = None) -> Tensor:
-        levels = chunks.levels_of(self, bandwidth)
+        levels = levels_of(self, bandwidth)
         if compiled.traceable(self, embeddings):
             return compiled.run_search(embeddings, levels, compiled.number_of(self))
         reference = super().encode
-        return route.run_search(self, embeddings, levels, lambda: reference(embeddings, bandwidth))
+        return modules.run_search(self, embeddings, levels, lambda: reference(embeddings, bandwidth))
 
     def decode(self, codes: Tensor) -> Tensor:
         if compiled.traceable(self, codes):
             return compiled.run_lookup(codes, compiled.number_of(self))
-        return route.run_lookup(self, codes, super().decode)
+        return modules.run_lookup(self, codes, super().decode)
 
 
 FAST_PARTS = {
@@ -115,7 +115,7 @@ class EncodecModel(hf.EncodecModel):
     @precision.setter
     def precision(self, name: str) -> None:
         for part in (self.encoder, self.decoder):
-            part.precision = request.known_precision(name, "precision")
+            part.precision = known_precision(name, "precision")
 
     @torch.no_grad()
     def cuda_graphs(self, *buckets: tuple[int, int]) -> list[tuple[int, ...]]:
@@ -146,6 +146,9 @@ class EncodecModel(hf.EncodecModel):
                 f"cuda_graphs: {batch} clips of {samples} samples run in pieces of time or on the reference modules, which no graph holds. "
                 "explain() tells which; for the former raise max_memory or lower the bucket."
             )
+        for part in (self.encoder, self.decoder):
+            # the gate says so where a call finds the graphs gone
+            part.__dict__["_has_graphs"] = True
         return captured
 
     def refresh(self) -> None:
@@ -178,68 +181,45 @@ class EncodecModel(hf.EncodecModel):
         return_dict: bool | None = None,
     ) -> Any:
         """HF's `encode`; the chunks of a chunked model run as common batches, long audio of a causal one in pieces of time."""
-        if not self._walks_apply(input_values):
+        if not isinstance(input_values, Tensor) or owns_frames(self):
+            return super().encode(input_values, padding_mask, bandwidth, return_dict)
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        bandwidth = self.config.target_bandwidths[0] if bandwidth is None else bandwidth
+        if self._is_whole(input_values, padding_mask, bandwidth):
+            mask = () if padding_mask is None else (padding_mask.view(input_values.shape[0], -1, input_values.shape[-1]).bool(),)
+            ((codes, scale),) = encode_parts(self, [input_values], bandwidth, [mask])
+            return _encoder_output(codes[None], [scale], 0, return_dict=return_dict)
+        # batches of chunks need a place to put their codes, which a functional transform has not
+        if not torch.compiler.is_compiling() and call_reason(input_values) is not None:
             return super().encode(input_values, padding_mask, bandwidth, return_dict)
         walk = chunks.EncodeWalk(self)
-        # HF multiplies by a mask of ones here, which changes nothing and copies the audio twice: it walks one sample instead
-        whole = self.config.chunk_length is None and _is_mask(padding_mask, input_values)
-        walked = input_values[..., :1] if whole else input_values
-        walked_mask = padding_mask[..., :1] if whole and padding_mask is not None else padding_mask
-        output = hf.EncodecModel.encode(walk, walked, walked_mask, bandwidth, return_dict)
-        if not whole:
-            return _with_codes(output, chunks.encode_chunks(self, walk.chunks, walk.bandwidth))
-        mask = None if padding_mask is None else padding_mask.view(input_values.shape[0], -1, input_values.shape[-1]).bool()
-        codes = self._encode_long(input_values, mask, walk.levels())
-        if codes is not None:
-            return _with_codes(output, [(codes, None)])
-        masked = input_values if mask is None else mask * input_values
-        return _with_codes(output, chunks.encode_chunks(self, [(masked, inside) for _, inside in walk.chunks], walk.bandwidth))
+        codes, _, *padded = hf.EncodecModel.encode(walk, input_values, padding_mask, bandwidth, False)
+        coded = encode_parts(self, walk.chunks, walk.bandwidth, walk.masks)
+        for index, (chunk, _) in enumerate(coded):
+            codes[index, ..., : chunk.shape[-1]] = chunk
+        return _encoder_output(codes, [scale for _, scale in coded], *padded, return_dict=return_dict)
 
-    def _encode_long(self, audio: Tensor, mask: Tensor | None, levels: int) -> Tensor | None:
-        """Codes [B, K, F] of audio long enough to think of memory, or None."""
-        short = self.max_memory is None and audio.numel() < LONG_SAMPLES
-        if short or self.config.normalize or torch.compiler.is_compiling():
-            return None
-        with torch.no_grad():
-            codes = clips.encode_clips(self, audio.unbind(0), levels, None if mask is None else mask.unbind(0))
-        return None if codes is None else torch.stack(codes)
+    def _is_whole(self, audio: Tensor, padding_mask: Tensor | None, bandwidth: float) -> bool:
+        """Whether the audio is one frame of HF's `encode`, which has nothing to say against it.
+
+        HF multiplies by a mask of ones where there is none, which changes nothing and copies the audio twice.
+        """
+        batch, channels, samples = audio.shape if audio.dim() == 3 else (0, 0, 0)
+        if self.config.chunk_length is not None or samples == 0 or channels > 2 or bandwidth not in self.config.target_bandwidths:
+            return False
+        if padding_mask is None:
+            return True
+        if MASKS_FRAMES or not isinstance(padding_mask, Tensor):
+            return False
+        return tuple(padding_mask.shape) in ((batch, samples), (batch, 1, samples), (batch, channels, samples))
 
     @functools.wraps(hf.EncodecModel.decode)
     def decode(self, *args: Any, **kwargs: Any) -> Any:
         """HF's `decode`; the chunks of a chunked model run as common batches, long audio of a causal one in pieces of time."""
         codes = kwargs.get("audio_codes", args[0] if args else None)
-        if self.config.chunk_length is None or not self._walks_apply(codes):
+        if not isinstance(codes, Tensor) or codes.dim() < 3 or owns_frames(self):
             return super().decode(*args, **kwargs)
         return hf.EncodecModel.decode(chunks.DecodeWalk(self), *args, **kwargs)
-
-    def _decode_frame(self, codes: Tensor, scale: Tensor | None = None) -> Tensor:
-        # HF says what is wrong with codes that are no tensor
-        audio = self._decode_long(codes) if isinstance(codes, Tensor) else None
-        if audio is None:
-            return super()._decode_frame(codes, scale)
-        return audio if scale is None else audio * scale.view(-1, 1, 1)
-
-    def _decode_long(self, codes: Tensor) -> Tensor | None:
-        """Audio [B, C, T] of codes [B, K, F] long enough to think of memory, where no gradient is wanted; or None."""
-        short = self.max_memory is None and codes.shape[0] * codes.shape[-1] * chunks.hop_length(self.config) < LONG_SAMPLES
-        if short or self.config.normalize or torch.compiler.is_compiling():
-            return None
-        if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.decoder.parameters()):
-            return None
-        audio = clips.decode_clips(self, codes.unbind(0))
-        if audio is None:
-            return None
-        # stack copies, and this is long
-        return audio[0][None] if len(audio) == 1 else torch.stack(audio)
-
-    def _walks_apply(self, tensor: Any) -> bool:
-        # somebody's own _encode_frame must see HF's own loop, and so must a traced call
-        overridden = "_encode_frame" in self.__dict__ or "_decode_frame" in self.__dict__
-        overridden = overridden or type(self)._encode_frame is not EncodecModel._encode_frame
-        overridden = overridden or type(self)._decode_frame is not EncodecModel._decode_frame
-        if overridden or not isinstance(tensor, Tensor) or tensor.dim() < 3:
-            return False
-        return torch.compiler.is_compiling() or reasons.call_reason(tensor) is None
 
     @torch.no_grad()
     def encode_batch(self, waveforms: Sequence[Tensor], bandwidth: float | None = None) -> list[EncodedClip]:
@@ -254,60 +234,29 @@ class EncodecModel(hf.EncodecModel):
         whole = [self._clip(waveform, index) for index, waveform in enumerate(waveforms)]
         if not whole:
             return []
-        audio = [clip[:, start : start + length] for clip in whole for length, start in self._chunks_of(clip.shape[-1])]
-        results = iter(self._encode_chunks(audio, bandwidth))
-        return [self._join_chunks([next(results) for _ in self._chunks_of(clip.shape[-1])], clip.shape[-1]) for clip in whole]
-
-    def _encode_chunks(self, audio: list[Tensor], bandwidth: float) -> list[tuple[Tensor, Tensor | None]]:
-        """(codes [1, K, F], scale [1, 1] or None) of whole clips or chunks [C, T]."""
-        if self._walks_apply(audio[0][None]):
-            scales = [None] * len(audio)
-            clean = audio
-            if self.config.normalize:
-                clean, scales = zip(*(chunks.normalized(chunk[None]) for chunk in audio))  # type: ignore[assignment]
-                clean = [chunk[0] for chunk in clean]
-            codes = clips.encode_clips(self, clean, chunks.levels_of(self.quantizer, bandwidth))
-            if codes is not None:
-                return [(part[None], scale) for part, scale in zip(codes, scales)]
-        walked = [(chunk[None], (torch.ones_like(chunk[None], dtype=torch.bool),) * _MASKS_INSIDE) for chunk in audio]
-        return chunks.encode_chunks(self, walked, bandwidth)
+        cuts = [chunks_of(self.config, clip.shape[1]) for clip in whole]
+        parts = [clip[None, :, start : start + length] for clip, cut in zip(whole, cuts) for length, start in cut]
+        coded = iter(encode_parts(self, parts, bandwidth))
+        return [_joined([next(coded) for _ in cut], clip.shape[1]) for clip, cut in zip(whole, cuts)]
 
     @torch.no_grad()
     def decode_batch(self, encoded: Sequence[EncodedClip]) -> list[Tensor]:
         """The audio [C, num_samples] of each clip, what `decode` gives for that clip alone.  Bits: as in `encode_batch`."""
         moved = [clip.to(self.device) for clip in encoded]
-        walked: list[tuple[Tensor, Tensor | None]] = []
-        for clip in moved:
-            for index, (length, _) in enumerate(self._chunks_of(clip.num_samples)):
-                codes = clip.codes[index, :, : chunks.encoded_length(self.config, length)]
-                walked.append((codes, None if clip.scales is None else clip.scales[index]))
-        decoded = iter(self._decode_chunks(walked))
+        cuts = [chunks_of(self.config, clip.num_samples) for clip in moved]
+        parts = []
+        for clip, cut in zip(moved, cuts):
+            scales = [None] * len(cut) if clip.scales is None else [scale[None] for scale in clip.scales]
+            frames = [encoded_length(self.config, length) for length, _ in cut]
+            parts += [(codes[None, :, :count], scale) for codes, scale, count in zip(clip.codes, scales, frames)]
+        decoded = iter(decode_parts(self, parts))
         waveforms = []
-        for clip in moved:
-            frames = [next(decoded) for _ in self._chunks_of(clip.num_samples)]
+        for clip, cut in zip(moved, cuts):
+            audio = [next(decoded) for _ in cut]
             if self.config.chunk_length is not None:
-                frames = [chunks.overlap_add(frames, self.config.chunk_stride, clip.num_samples)]
-            waveforms.append(frames[0][0, :, : clip.num_samples])
+                audio = [overlap_add(audio, self.config.chunk_stride, clip.num_samples)]
+            waveforms.append(audio[0][0, :, : clip.num_samples])
         return waveforms
-
-    def _decode_chunks(self, walked: list[tuple[Tensor, Tensor | None]]) -> list[Tensor]:
-        """Audio [1, C, T] of (codes [K, F], scale [] or None) of whole clips or chunks, in order."""
-        results: list[Any] = [None] * len(walked)
-        by_levels: dict[int, list[int]] = defaultdict(list)
-        for index, (codes, _) in enumerate(walked):
-            by_levels[codes.shape[0]].append(index)
-        for members in by_levels.values():
-            applies = self._walks_apply(walked[members[0]][0][None])
-            audio = clips.decode_clips(self, [walked[index][0] for index in members]) if applies else None
-            if audio is None:
-                scaled = [(codes[None], None if scale is None else scale.reshape(1)) for codes, scale in (walked[i] for i in members)]
-                audio = [part[0] for part in chunks.decode_chunks(self, scaled)]
-            else:
-                scales = [walked[index][1] for index in members]
-                audio = [part if scale is None else part * scale for part, scale in zip(audio, scales)]
-            for index, part in zip(members, audio):
-                results[index] = part[None]
-        return results
 
     def _clip(self, waveform: Tensor, index: int) -> Tensor:
         channels = self.config.audio_channels
@@ -316,18 +265,13 @@ class EncodecModel(hf.EncodecModel):
             raise ValueError(f"waveforms[{index}] has shape {list(waveform.shape)}, not [{channels}, T] with T > 0.")
         return clip.to(self.device, self.dtype)
 
-    def _chunks_of(self, num_samples: int) -> list[tuple[int, int]]:
-        """(length, start) of the chunks that HF's `encode` cuts a clip into."""
-        chunk_length = self.config.chunk_length
-        if chunk_length is None:
-            return [(num_samples, 0)]
-        return [(min(chunk_length, num_samples - at), at) for at in range(0, num_samples, self.config.chunk_stride)]
 
-    def _join_chunks(self, results: list[tuple[Tensor, Tensor | None]], num_samples: int) -> EncodedClip:
-        frames = [codes.shape[-1] for codes, _ in results]
-        codes = torch.cat([F.pad(codes, (0, frames[0] - codes.shape[-1])) for codes, _ in results])
-        scales = [scale.reshape(-1) for _, scale in results if scale is not None]
-        return EncodedClip(codes, torch.cat(scales) if scales else None, frames[0] - frames[-1], num_samples)
+def _joined(coded: list[Coded], num_samples: int) -> EncodedClip:
+    """Puts the chunks of one clip together."""
+    frames = [codes.shape[-1] for codes, _ in coded]
+    codes = torch.cat([F.pad(codes, (0, frames[0] - codes.shape[-1])) for codes, _ in coded])
+    scales = [scale.reshape(-1) for _, scale in coded if scale is not None]
+    return EncodedClip(codes, torch.cat(scales) if scales else None, frames[0] - frames[-1], num_samples)
 
 
 def known_bandwidth(config: Any, bandwidth: float | None) -> float:
@@ -339,34 +283,9 @@ def known_bandwidth(config: Any, bandwidth: float | None) -> float:
     return bandwidth
 
 
-def _is_mask(padding_mask: Tensor | None, audio: Tensor) -> bool:
-    """Whether the mask is none or one that HF's `encode` multiplies with this audio, which has samples."""
-    batch, channels, samples = audio.shape
-    if samples == 0 or padding_mask is None:
-        return samples > 0
-    if _MASKS_INSIDE or not isinstance(padding_mask, Tensor):
-        return False
-    return tuple(padding_mask.shape) in ((batch, samples), (batch, 1, samples), (batch, channels, samples))
-
-
-# Less than this is not worth the look at memory: three minutes of 24 kHz audio.
-LONG_SAMPLES = 1 << 22
-
-# transformers before 4.53 hands the padding mask to _encode_frame
-_MASKS_INSIDE = int("padding_mask" in inspect.signature(hf.EncodecModel._encode_frame).parameters)
-
-
-def _with_codes(output: Any, results: list[tuple[Tensor, Tensor | None]]) -> Any:
-    """HF's output with its placeholder codes and scales replaced; the zeros it padded the last chunk with stay."""
-    as_dict = isinstance(output, ModelOutput)
-    codes, _, *rest = output.to_tuple() if as_dict else output
-    if len(results) == 1:
-        codes = results[0][0][None]
-    else:
-        for index, (chunk_codes, _) in enumerate(results):
-            codes[index, ..., : chunk_codes.shape[-1]] = chunk_codes
-    scales = [scale for _, scale in results]
-    if not as_dict:
-        return (codes, scales, *rest)
-    output["audio_codes"], output["audio_scales"] = codes, scales
-    return output
+def _encoder_output(codes: Tensor, scales: list[Tensor | None], *padded: int, return_dict: bool) -> Any:
+    """HF's output of `encode`.  codes: [n_chunks, B, K, F].  padded: frames that pad the last chunk, where HF tells them."""
+    if scales[0] is not None and SCALE_DIMS == 3:
+        scales = [scale if scale is None else scale.view(-1, 1, 1) for scale in scales]
+    values = (codes, scales, *padded)[:ENCODER_FIELDS]
+    return hf.EncodecEncoderOutput(*values) if return_dict else values

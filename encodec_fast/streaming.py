@@ -19,10 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from encodec_fast.chunks import levels_of
 from encodec_fast.model import EncodecModel, known_bandwidth
 from encodec_fast.plan import Network, stage_weights
-from encodec_fast.serving.clips import PreparedCodec, prepare_codec
+from encodec_fast.serving.clips import levels_of
+from encodec_fast.serving.prepared import PreparedCodec
+from encodec_fast.serving.route import route_stream
 
 # The first weights of each layer tell two models apart.
 FINGERPRINT_VALUES = 64
@@ -281,15 +282,16 @@ def _checksum(saved: Any, start: int = 0) -> int:
 
 
 def _streamable(model: EncodecModel, part: str) -> PreparedCodec:
-    module = getattr(model, part)
-    parameter = next(module.parameters())
-    codec = prepare_codec(module, model.quantizer, torch.empty(1, 1, dtype=parameter.dtype, device=parameter.device))
-    reason = codec if isinstance(codec, str) else codec.not_streamable
+    """Returns the prepared 'encoder' or 'decoder' with the quantizer.  Raises ValueError for a model that can't stream."""
+    route = route_stream(model, getattr(model, part))
+    reason: str | None = route.reason
+    if route.prepared is not None:
+        reason = route.prepared.not_streamable
     if model.config.chunk_length is not None and reason is None:
         reason = f"it encodes chunks of {model.config.chunk_length} samples, each by itself"
     if model.config.normalize:
         reason = "it scales every clip by the volume of the whole of it (normalize=True)"
-    if isinstance(codec, str) or reason is not None:
+    if route.prepared is None or reason is not None:
         remedy = "Use encode_batch and decode_batch, which take clips of any length and run a chunked model's chunks as common batches."
         raise ValueError(f"model: this one can't stream: {reason}. {remedy}")
-    return codec
+    return route.prepared

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from transformers.models.encodec import modeling_encodec as hf
 
-from encodec_fast.chunks import reference_length
+from encodec_fast.plan.geometry import reference_length
 
 # float32 embeddings of both models err by up to 3e-6 of their length against float64 (random weights and speech); two such errors, and room
 # for a clip whose LSTM state amplifies them, stay below this.

@@ -10,8 +10,9 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from encodec_fast import chunks, use_backend
-from encodec_fast.serving import route
+from encodec_fast import use_backend
+from encodec_fast.serving import clips, route
+from encodec_fast.serving.functions import normalize, overlap_add
 from support.engine import engine
 from support.models import audio_like, config_48khz, is_error, outcome, pair
 
@@ -30,11 +31,11 @@ def test_overlap_add_is_bit_equal_to_hf(count, length, last, stride, dtype):
     except (ValueError, RuntimeError) as error:
         # gaps between chunks, or a chunk that ends after the last one
         with pytest.raises(type(error), match=re.escape(str(error)[:40])):
-            chunks.overlap_add(frames, stride)
+            overlap_add(frames, stride)
         return
-    assert torch.equal(chunks.overlap_add(frames, stride), expected)
+    assert torch.equal(overlap_add(frames, stride), expected)
     cut = expected.shape[-1] // 2
-    assert torch.equal(chunks.overlap_add(frames, stride, cut), expected[..., :cut])
+    assert torch.equal(overlap_add(frames, stride, cut), expected[..., :cut])
 
 
 def test_the_volume_of_a_chunk_is_the_same_alone_and_in_a_batch_at_any_thread_count():
@@ -44,7 +45,7 @@ def test_the_volume_of_a_chunk_is_the_same_alone_and_in_a_batch_at_any_thread_co
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            scales += [chunks.normalized(batch)[1], torch.cat([chunks.normalized(chunk[None])[1] for chunk in batch])]
+            scales += [normalize(batch)[1], torch.cat([normalize(chunk[None])[1] for chunk in batch])]
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(scale, scales[0]) for scale in scales)
@@ -53,7 +54,7 @@ def test_the_volume_of_a_chunk_is_the_same_alone_and_in_a_batch_at_any_thread_co
 @pytest.mark.parametrize("length", [1, 2, 3, 479, 47_521])
 def test_the_volume_of_a_chunk_errs_less_than_a_last_place(length):
     batch = torch.cat([audio_like(1, 2, length, seed) for seed in range(4)])
-    clean, scale = chunks.normalized(batch)
+    clean, scale = normalize(batch)
     exact = batch.double().mean(1).pow(2).mean(-1, keepdim=True).sqrt() + 1e-8
     assert ((scale.double() - exact).abs() <= 2**-22 * exact).all()
     assert torch.equal(clean, batch / scale[..., None])
@@ -64,12 +65,12 @@ def test_the_engine_takes_the_volume_off_to_the_bit(batch, channels, length, see
     engine()
     audio = audio_like(batch, channels, length, seed)
     with use_backend("torch"):
-        expected = chunks.normalized(audio)
+        expected = normalize(audio)
     with use_backend("cpu"):
-        assert all(map(torch.equal, chunks.normalized(audio), expected))
+        assert all(map(torch.equal, normalize(audio), expected))
         # strides that are no clip's own
         wide = torch.cat([audio, audio], 1)[:, :channels]
-        assert all(map(torch.equal, chunks.normalized(wide), expected))
+        assert all(map(torch.equal, normalize(wide), expected))
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -80,8 +81,8 @@ def test_chunks_longer_than_a_task_of_the_engine_fade_as_in_hf(threads):
     torch.set_num_threads(threads)
     try:
         with use_backend("cpu"):
-            assert torch.equal(chunks.overlap_add(frames, 4700), transformers.EncodecModel._linear_overlap_add(frames, 4700))
-            assert route.overlap_add(frames, chunks.fade_weight(4801, frames[0]), 4700, 9000) is not None
+            assert torch.equal(overlap_add(frames, 4700), transformers.EncodecModel._linear_overlap_add(frames, 4700))
+            assert route.route_function("overlap_add", frames).prepared.name == "cpu"
     finally:
         torch.set_num_threads(before)
 
@@ -92,9 +93,9 @@ def test_a_chunk_that_ends_after_the_last_one_decodes_to_the_length_of_the_clip(
     encoded = model.encode_batch([clip[0]])[0]
     frames = [audio_like(1, 2, length, seed) for seed, length in enumerate((48_000, 320))]
     with pytest.raises(RuntimeError, match="must match the size"):
-        chunks.overlap_add(frames, 47_520)
+        overlap_add(frames, 47_520)
     assert model.decode_batch([encoded])[0].shape == clip.shape[1:]
-    joined = chunks.overlap_add(frames, 47_520, 47_681)
+    joined = overlap_add(frames, 47_520, 47_681)
     torch.testing.assert_close(joined[..., :47_520], frames[0][..., :47_520])
     assert joined.shape[-1] == 47_681
 
@@ -105,7 +106,7 @@ def test_batches_of_chunks_stay_within_the_bound_and_change_nothing(model, monke
     handle = model.encoder.register_forward_hook(lambda module, args, output: sizes.append(output.shape[0]))
     with torch.no_grad():
         whole = model.encode(audio)
-        monkeypatch.setattr(chunks, "CHUNK_BATCH_BYTES", 2 * 48_000 * chunks.first_layer_bytes(model.config))
+        monkeypatch.setattr(clips, "CHUNK_BATCH_BYTES", 2 * 48_000 * clips.first_layer_bytes(model.config))
         bounded = model.encode(audio)
         assert torch.equal(model.decode(*bounded.to_tuple()[:2])[0], model.decode(*whole.to_tuple()[:2])[0])
     handle.remove()
@@ -127,9 +128,9 @@ def test_a_fade_that_a_half_cannot_hold_leaves_no_nan(dtype):
     # the weights at the ends round to zero, and transformers gives up
     with pytest.raises(ValueError, match="sum_weight"):
         transformers.EncodecModel._linear_overlap_add(frames, 47_520)
-    joined = chunks.overlap_add(frames, 47_520)
+    joined = overlap_add(frames, 47_520)
     assert joined.dtype == dtype
-    torch.testing.assert_close(joined.float(), chunks.overlap_add([frame.float() for frame in frames], 47_520), rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(joined.float(), overlap_add([frame.float() for frame in frames], 47_520), rtol=1e-2, atol=1e-3)
 
 
 @pytest.mark.parametrize("scale", [torch.tensor([0.5]), torch.rand(4, 1), torch.rand(2, 1)])

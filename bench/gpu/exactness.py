@@ -14,7 +14,6 @@ from encodec_fast import EncodecModel
 from encodec_fast.backends.torch_backend import TorchBackend
 from encodec_fast.backends.triton_backend import TritonBackend
 from encodec_fast.backends.triton_layers import LSTMLayer, lstm_refusal
-from encodec_fast.chunks import fade_weight
 from encodec_fast.kernels.lstm import lstm_triton
 from encodec_fast.kernels.overlap_add import overlap_add_triton
 from encodec_fast.kernels.rows import arrange_triton
@@ -22,6 +21,7 @@ from encodec_fast.kernels.rvq_encode import rvq_encode_triton
 from encodec_fast.kernels.tiles import lookup, lstm_tile
 from encodec_fast.plan import LSTM, Network
 from encodec_fast.plan.reader import read_plan
+from encodec_fast.serving.functions import fade_weight
 from encodec_fast.verify import ERROR_FACTOR, ERROR_SLACK, verify
 from gpu.setting import MODELS, PRECISIONS, Codec, Item, Row, Setting, poisoned, relative_error, signals, tf32
 

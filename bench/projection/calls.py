@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from encodec_fast.backends.triton_backend import PRECISIONS
-from encodec_fast.chunks import encoded_length
 from encodec_fast.demo import demo_config
 from encodec_fast.plan import Network, fused_bytes, multiply_adds
+from encodec_fast.plan.geometry import encoded_length
 from projection import compile_ahead
 from projection.cost import Cost, launch_cost
 from projection.hardware import GPUS

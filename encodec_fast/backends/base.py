@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from encodec_fast.plan import Quantizer, Stage
+
+
+def run_equal_lengths(run: Callable[[Tensor], Tensor], clips: Sequence[Tensor]) -> list[Tensor]:
+    """Returns run(clip [C, T_b]) of each clip; those of one length run as a batch [B, C, T]."""
+    by_length = defaultdict(list)
+    for index, clip in enumerate(clips):
+        by_length[clip.shape[1]].append(index)
+    outputs: dict[int, Tensor] = {}
+    for members in by_length.values():
+        outputs |= zip(members, run(torch.stack([clips[index] for index in members])))
+    return [outputs[index] for index in range(len(clips))]
 
 
 class StageProgram(ABC):
@@ -32,13 +43,7 @@ class StageProgram(ABC):
 
     def run_clips(self, clips: Sequence[Tensor]) -> list[Tensor]:
         """Whole clips [C_in, T_b] of any lengths -> [C_out, T_out_b] each."""
-        by_length = defaultdict(list)
-        for index, clip in enumerate(clips):
-            by_length[clip.shape[1]].append(index)
-        outputs: dict[int, Tensor] = {}
-        for members in by_length.values():
-            outputs |= zip(members, self.run(torch.stack([clips[index] for index in members])))
-        return [outputs[index] for index in range(len(clips))]
+        return run_equal_lengths(self.run, clips)
 
     @abstractmethod
     def open(self) -> Any:
@@ -108,17 +113,24 @@ class Backend(ABC):
     def prepare_quantizer(self, quantizer: Quantizer) -> QuantizerProgram:
         """Lays out the codebooks. The codes are those of float32 products at every precision."""
 
-    def overlap_add(self, chunks: Sequence[Tensor], weight: Tensor, stride: int, length: int) -> Tensor | None:
-        """Chunks [B, C, T_i] faded linearly into each other [B, C, length]; None where the backend has no kernel for it.
+    def function_refusal(self, name: str, tensors: Sequence[Tensor]) -> str | None:
+        """Returns why the backend has no kernel for a function without weights on such tensors, or None.
+
+        name: 'normalize' or 'overlap_add'. Torch's operations give the same bits.
+        """
+        return f"no kernel for {name}"
+
+    def normalize(self, audio: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns clips [B, C, T] of unit volume and the scale [B, 1] of each, as `normalize_torch` does to the bit."""
+        raise NotImplementedError(self.function_refusal("normalize", [audio]))
+
+    def overlap_add(self, chunks: Sequence[Tensor], weight: Tensor, stride: int, length: int) -> Tensor:
+        """Returns chunks [B, C, T_i] faded linearly into each other: [B, C, length].
 
         Chunks follow each other at multiples of `stride`; one that is shorter than the first ends no earlier than the result.
         weight: what each is weighed by before the sum is divided by that of the weights; as long as the first chunk.
         """
-        return None
-
-    def normalize(self, audio: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Chunks [B, C, T] of unit volume and the scale [B, 1] of each, as `chunks.normalized` has them to the bit; or None."""
-        return None
+        raise NotImplementedError(self.function_refusal("overlap_add", chunks))
 
     def products(self, stage: Stage | Quantizer, dtype: torch.dtype, device: torch.device, precision: str) -> str:
         """What the products of a stage are computed in, in a few words for `explain`."""

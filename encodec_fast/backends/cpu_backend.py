@@ -207,10 +207,12 @@ class CpuBackend(Backend):
         """Packs the codebooks."""
         return CpuQuantizerProgram(native.load(), quantizer)
 
-    def normalize(self, audio: Tensor) -> tuple[Tensor, Tensor] | None:
-        """As the base class says; None for what is not float32 on the CPU, and for empty clips."""
-        if not _taken(audio) or not audio.numel():
-            return None
+    def function_refusal(self, name: str, tensors: Sequence[Tensor]) -> str | None:
+        """Returns why the engine can't run the function on such tensors, or None."""
+        return None if all(map(_taken, tensors)) else "runs in float32 on the CPU"
+
+    def normalize(self, audio: Tensor) -> tuple[Tensor, Tensor]:
+        """As the base class says."""
         library, (batch, channels, _) = native.load(), audio.shape
         clean, scales = _floats(*audio.shape), _floats(batch, 1)
         x, y = NativeClips(audio.unbind(0)), NativeClips(clean.unbind(0))
@@ -218,10 +220,8 @@ class CpuBackend(Backend):
         native.check(library, library.encodec_normalize(x.record, batch, channels, threads, y.record, scales.data_ptr()))
         return clean, scales
 
-    def overlap_add(self, chunks: Sequence[Tensor], weight: Tensor, stride: int, length: int) -> Tensor | None:
-        """As the base class says, bit for bit as transformers adds; None for what is not float32 on the CPU."""
-        if not all(map(_taken, chunks)):
-            return None
+    def overlap_add(self, chunks: Sequence[Tensor], weight: Tensor, stride: int, length: int) -> Tensor:
+        """As the base class says, bit for bit as transformers adds."""
         library, (batch, channels, _) = native.load(), chunks[0].shape
         joined = _floats(batch, channels, length)
         x, y = NativeClips([clip for chunk in chunks for clip in chunk.unbind(0)]), NativeClips(joined.unbind(0))

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from encodec_fast.backends.base import Backend, QuantizerProgram
 from encodec_fast.backends.batched import BATCH_DIM, BatchedProgram, is_like, join_trees, split_tree
+from encodec_fast.backends.torch_functions import normalize_torch, overlap_add_torch
 from encodec_fast.plan import LSTM, Conv, Quantizer, ResidualBlock, Stage, Upsample, not_streamable, stage_weights, step_bytes
 
 # The widest activation of one tile of time: 1 s of 24 kHz audio.
@@ -406,6 +407,15 @@ class TorchBackend(Backend):
 
     def prepare_quantizer(self, quantizer: Quantizer) -> TorchQuantizerProgram:
         return TorchQuantizerProgram(quantizer)
+
+    def function_refusal(self, name: str, tensors: Sequence[Tensor]) -> str | None:
+        return None
+
+    def normalize(self, audio: Tensor) -> tuple[Tensor, Tensor]:
+        return normalize_torch(audio)
+
+    def overlap_add(self, chunks: Sequence[Tensor], weight: Tensor, stride: int, length: int) -> Tensor:
+        return overlap_add_torch(chunks, weight, stride, length)
 
     def products(self, stage: Stage | Quantizer, dtype: torch.dtype, device: torch.device, precision: str) -> str:
         """On CUDA torch's own flags rule, and by default they let convolutions run in tf32."""

@@ -64,15 +64,17 @@ class TritonBackend(Backend):
 
         return TritonQuantizerProgram(quantizer, _search_precision(quantizer.codebooks.device))
 
-    def overlap_add(self, chunks: Sequence[Tensor], weight: Tensor, stride: int, length: int) -> Tensor | None:
-        """As the base class says, in one launch, for what the rest of the model runs on; bit for bit as transformers adds."""
-        first = chunks[0]
-        if _refused_tensors(first.dtype, first.device) is not None:
-            return None
+    def function_refusal(self, name: str, tensors: Sequence[Tensor]) -> str | None:
+        if name != "overlap_add":
+            return super().function_refusal(name, tensors)
+        return _refused_tensors(tensors[0].dtype, tensors[0].device)
+
+    def overlap_add(self, chunks: Sequence[Tensor], weight: Tensor, stride: int, length: int) -> Tensor:
+        """As the base class says, in one launch; bit for bit as transformers adds."""
         from encodec_fast.backends.triton_program import device_of
         from encodec_fast.kernels.overlap_add import overlap_add_triton
 
-        steps = first.shape[-1]
+        first, steps = chunks[0], chunks[0].shape[-1]
         stacked = torch.stack([torch.nn.functional.pad(chunk, (0, steps - chunk.shape[-1])) for chunk in chunks])
         with device_of(first):
             return overlap_add_triton(stacked, weight, stride, length)

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from encodec_fast.chunks import encoded_length
 from encodec_fast.dataset.encoding import each_or_reason
 from encodec_fast.dataset.ledger import Ledger
 from encodec_fast.dataset.options import BATCH_SECONDS
 from encodec_fast.formats import ClipFailure, ClipRow, FormatError
 from encodec_fast.formats.folder import read_rows, shard_ids, shards_of
 from encodec_fast.model import EncodecModel, EncodedClip
+from encodec_fast.plan.geometry import encoded_length
 
 
 class StoredRows:

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, TypeVar, cast
+from itertools import chain
+from operator import attrgetter
+from typing import Any, NamedTuple, TypeVar, cast
 
 from torch import Tensor, nn
 
 from encodec_fast.forks import ForkSafeLock
-from encodec_fast.plan.reader import inner_modules
 
 T = TypeVar("T")
+
+_version = attrgetter("_version")
+_value = attrgetter("value")
+
+
+class _Derived(NamedTuple):
+    """Values that were derived from weights."""
+
+    weights: WeightsSnapshot
+    values: dict[Hashable, Any]
 
 
 class PlanCache:
@@ -19,27 +30,34 @@ class PlanCache:
 
     def __init__(self) -> None:
         self._lock = ForkSafeLock(self._forget)
-        self._weights: WeightsSnapshot | None = None
-        self._values: dict[Hashable, Any] = {}
+        self._derived: _Derived | None = None
 
     def _forget(self) -> None:
-        self._weights, self._values = None, {}
+        self._derived = None
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         return PlanCache, ()
 
-    def get(self, module: nn.Module, key: Hashable, make: Callable[[], T]) -> T:
-        """The value for `key`, made anew if the module's weights are not the ones it was made from."""
+    def get(self, modules: Sequence[nn.Module], key: Hashable, make: Callable[[], T]) -> T:
+        """Returns the value for `key`, made anew if the weights are not the ones it was made from.
+
+        modules: all modules below the one whose weights these are, always in the same order.
+        """
+        derived = self._derived
+        # without the lock: `_derived` is replaced as a whole, and a value is there or is not
+        if derived is not None and key in derived.values and derived.weights.still_hold(modules):
+            return cast(T, derived.values[key])
         with self._lock:
-            if self._weights is None or not self._weights.still_hold(module):
-                self._weights, self._values = WeightsSnapshot(module), {}
-            if key not in self._values:
-                self._values[key] = make()
-            return self._values[key]
+            derived = self._derived
+            if derived is None or not derived.weights.still_hold(modules):
+                derived = self._derived = _Derived(WeightsSnapshot(modules), {})
+            if key not in derived.values:
+                derived.values[key] = make()
+            return cast(T, derived.values[key])
 
 
 def cache_of(module: nn.Module) -> PlanCache:
-    """The cache that lives on the module."""
+    """Returns the cache that lives on the module."""
     cache = module.__dict__.get("_plan_cache")
     if cache is None:
         cache = module.__dict__.setdefault("_plan_cache", PlanCache())
@@ -52,55 +70,39 @@ def forget(module: nn.Module) -> None:
 
 
 class WeightsSnapshot:
-    """Tells whether a parameter, buffer or submodule was replaced, moved, cast or edited in place since it was taken."""
+    """Tells whether a parameter, buffer or submodule was replaced, moved, cast or edited in place since it was taken.
 
-    def __init__(self, module: nn.Module) -> None:
-        modules = inner_modules(module)
-        self._modules = _ids(modules)
-        both = [cast("dict[str, Tensor | None]", owner) for child in modules for owner in (child._parameters, child._buffers)]
+    modules: as of `PlanCache.get`.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        self._modules = list(map(id, modules))
+        both = [cast("dict[str, Tensor | None]", owner) for module in modules for owner in (module._parameters, module._buffers)]
         self._owners = [owner for owner in both if owner]
-        self._names = self._read_names()
-        tensors = self._tensors()
-        self._ids, self._pointers = _ids(tensors), _pointers(tensors)
+        self._names = list(map(list, self._owners))
+        slots = list(chain.from_iterable(map(dict.values, self._owners)))
+        self._ids = list(map(id, slots))
+        self._tensors = [tensor for tensor in slots if tensor is not None]
+        self._pointers = list(map(Tensor.data_ptr, self._tensors))
         # inference tensors have no version
-        self._versioned = [n for n, tensor in enumerate(tensors) if tensor is not None and not tensor.is_inference()]
-        self._versions = self._versions_of(tensors)
-        self._words = [word for tensor in tensors if tensor is not None for word in _sampled_words(tensor)]
-        self._values = self._read_words()
+        self._versioned = [tensor for tensor in self._tensors if not tensor.is_inference()]
+        self._versions = list(map(_version, self._versioned))
+        self._words = [word for tensor in self._tensors for word in _sampled_words(tensor)]
+        self._values = list(map(_value, self._words))
 
-    def still_hold(self, module: nn.Module) -> bool:
-        """Whether `module`, the one the snapshot was taken of, still has those weights."""
-        # in every call, list by list: a method for each tensor would take three times as long
-        if _ids(inner_modules(module)) != self._modules or self._read_names() != self._names:
-            return False
-        tensors = self._tensors()
+    def still_hold(self, modules: Sequence[nn.Module]) -> bool:
+        """Returns whether `modules`, those the snapshot was taken of, still have those weights."""
+        # in every call, hence list by list in C
         return (
-            _ids(tensors) == self._ids
-            and _pointers(tensors) == self._pointers
-            and self._versions_of(tensors) == self._versions
+            list(map(id, modules)) == self._modules
+            and list(map(list, self._owners)) == self._names
+            # the same tensors, whose memory and version may be others
+            and list(map(id, chain.from_iterable(map(dict.values, self._owners)))) == self._ids
+            and list(map(Tensor.data_ptr, self._tensors)) == self._pointers
+            and list(map(_version, self._versioned)) == self._versions
             # at addresses that the tensors are now known to have still
-            and self._read_words() == self._values
+            and list(map(_value, self._words)) == self._values
         )
-
-    def _read_names(self) -> list[list[str]]:
-        return [list(owner) for owner in self._owners]
-
-    def _tensors(self) -> list[Tensor | None]:
-        return [tensor for owner in self._owners for tensor in owner.values()]
-
-    def _versions_of(self, tensors: list[Tensor | None]) -> list[int]:
-        return [tensors[n]._version for n in self._versioned]  # type: ignore[union-attr]
-
-    def _read_words(self) -> list[int]:
-        return [word.value for word in self._words]
-
-
-def _ids(objects: Sequence[object]) -> list[int]:
-    return list(map(id, objects))
-
-
-def _pointers(tensors: list[Tensor | None]) -> list[int]:
-    return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
 
 
 def _sampled_words(tensor: Tensor) -> list[ctypes.c_int32]:

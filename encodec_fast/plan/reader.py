@@ -199,16 +199,3 @@ def _folded_weight(conv: Any, name: str) -> Tensor:
             if list(parametrized) != ["weight"] or kinds != ["_WeightNorm"]:
                 raise Unplannable(f"{name}.conv is parametrized by {kinds}")
         return conv.weight.detach()
-
-
-def inner_modules(module: nn.Module) -> list[nn.Module]:
-    """All modules below `module`, without itself, in a fixed order."""
-    # walked in every call, hence so plain
-    found, parents = [], [module]
-    while parents:
-        for child in parents.pop()._modules.values():
-            if child is not None:
-                found.append(child)
-                if child._modules:
-                    parents.append(child)
-    return found

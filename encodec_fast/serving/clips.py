@@ -1,104 +1,138 @@
-"""Clips of any lengths through the encoder and the search, and back, within a memory budget.
+"""Audio to codes and back, within a memory budget: the one driver of `encode`, `decode`, batches, chunks and long audio.
 
-Clips run together as far as the budget allows, longest first, each at its own length; nothing is padded. A clip that alone
-exceeds the budget runs in pieces of time with carried state, the search behind the encoder in each piece.
+What comes is a list of parts: batches [B, C, T] of clips or chunks, each of its own length. Where the plan serves them, their clips run
+together as far as the budget allows, longest first, each at its own length; nothing is padded. A clip that alone exceeds the budget runs
+in pieces of time with carried state, the search behind the encoder in each piece. Elsewhere the modules run, parts of one shape together.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 from transformers.models.encodec import modeling_encodec as hf
 
-from encodec_fast.plan import not_streamable
-from encodec_fast.serving import memory, reasons, request, route
-from encodec_fast.serving.prepared import PreparedNetwork, PreparedQuantizer
+from encodec_fast.plan.geometry import hop_length
+from encodec_fast.serving import memory
+from encodec_fast.serving.functions import normalize
+from encodec_fast.serving.prepared import PreparedCodec, PreparedNetwork
+from encodec_fast.serving.route import route_decode, route_encode
+from encodec_fast.transformers_versions import MASKS_FRAMES
 
 # Pieces of fewer steps would spend their time on carried state: the budget gives way.
 LEAST_PIECE_SECONDS = 1.0
 
+# Bound on the audio, first-layer activations and padding of the chunks that the modules run as one batch: 40 of the 48 kHz model.
+CHUNK_BATCH_BYTES = 512 << 20
 
-@dataclass(frozen=True)
-class PreparedCodec:
-    """A network and the quantizer, ready for clips."""
-
-    network: PreparedNetwork
-    quantizer: PreparedQuantizer
-
-    @property
-    def exact(self) -> bool:
-        """Whether a clip's bits are independent of batch and pieces."""
-        return self.network.exact and self.quantizer.program.exact
-
-    @property
-    def not_streamable(self) -> str | None:
-        """Why clips can't run in pieces of time, or None."""
-        return not_streamable(self.network.network.stages)
+# Codes [B, K, F] of a part, and the scale [B, 1] that was taken off its clips, or None.
+Coded = tuple[Tensor, Tensor | None]
 
 
-def prepare_codec(network: nn.Module, quantizer: nn.Module, clip: Tensor) -> PreparedCodec | str:
-    """The encoder or decoder with the quantizer for clips like `clip`, or why only the modules themselves can run them."""
-    for module in (network, quantizer):
-        reason = reasons.reference_reason(module, clip, request.requested(module)) or reasons.own_hook_reason(module)
-        if reason is not None:
-            return reason
-    prepared = route.prepare_network(network, request.requested(network))
-    codebooks = route.prepare_quantizer(quantizer, request.requested(quantizer))
-    if isinstance(prepared, str) or isinstance(codebooks, str):
-        return prepared if isinstance(prepared, str) else str(codebooks)
-    stages = prepared.network.stages
-    width = stages[0].in_channels if isinstance(network, hf.EncodecDecoder) else stages[-1].out_channels
-    if width != codebooks.quantizer.codebooks.shape[2]:
-        return "its codebooks are not as wide as its embeddings"
-    return PreparedCodec(prepared, codebooks)
+def levels_of(quantizer: hf.EncodecResidualVectorQuantizer, bandwidth: float | None) -> int:
+    """Returns how many codebooks the bandwidth (kbps, None for all) uses."""
+    return min(quantizer.get_num_quantizers_for_bandwidth(bandwidth), len(quantizer.layers))
 
 
-def encode_clips(model: Any, clips: Sequence[Tensor], num_quantizers: int, mask: Sequence[Tensor] | None = None) -> list[Tensor] | None:
-    """Codes [num_quantizers, F_b] of clips [C, T_b] as the encoder takes them; None where only the modules themselves can run them.
+def encode_parts(model: Any, parts: Sequence[Tensor], bandwidth: float, masks: Sequence[tuple[Tensor, ...]] | None = None) -> list[Coded]:
+    """Returns codes and scale of each part [B, C, T] of audio.
 
-    mask: [C or 1, T_b] each, multiplied with the clip.
+    bandwidth: kbps, one that the model has.  masks: of each part none or some [B, 1 or C, T], which multiply the audio.
     """
-    codec = prepare_codec(model.encoder, model.quantizer, clips[0])
-    if isinstance(codec, str) or not _fits(codec.network.network, clips):
-        return None
-    network, sample_bytes = codec.network.network, clips[0].element_size()
-    embeddings = sample_bytes * network.stages[-1].out_channels / network.hop_length
-    masked = 0 if mask is None else sample_bytes * clips[0].shape[0]
+    masks = [()] * len(parts) if masks is None else masks
+    if torch.compiler.is_compiling():
+        return _encode_by_modules(model, parts, bandwidth, masks)
+    route = route_encode(model, parts)
+    if route.prepared is None:
+        return _encode_by_modules(model, parts, bandwidth, masks)
+    codec, network, levels = route.prepared, route.prepared.network, levels_of(model.quantizer, bandwidth)
+
+    # embeddings; a masked or normalised copy of the audio
+    copied = network.in_channels * (sum(map(bool, masks)) > 0) + 2 * network.in_channels * model.config.normalize
+    step_bytes = parts[0].element_size() * (network.out_channels / network.hop_length + copied)
+    if len(parts) == 1 and _is_little(model, codec, parts[0].shape[0] * parts[0].shape[2], step_bytes):
+        return [_encode_part(codec, _masked(parts[0], masks[0]), levels, model.config.normalize)]
+
+    clips = [(part[row], [mask[row] for mask in some]) for part, some in zip(parts, masks) for row in range(part.shape[0])]
+    lengths = [clip.shape[1] for clip, _ in clips]
+    scales: dict[int, Tensor] = {}
 
     def read(index: int, start: int, end: int) -> Tensor:
-        piece = clips[index][:, start:end]
-        return piece if mask is None else mask[index][:, start:end] * piece
+        clip, some = clips[index]
+        return _masked(clip[:, start:end], [mask[:, start:end] for mask in some])
 
-    def search(parts: list[Tensor]) -> list[Tensor]:
-        return codec.quantizer.search_clips(parts, num_quantizers)
+    def read_whole(members: Sequence[int]) -> list[Tensor]:
+        audio = [read(index, 0, lengths[index]) for index in members]
+        return _normalized(audio, members, scales) if model.config.normalize else audio
 
-    least = int(LEAST_PIECE_SECONDS * model.config.sampling_rate)
-    groups = _groups(codec, [clip.shape[1] for clip in clips], embeddings + masked, least, model.max_memory)
-    return _run(codec, [clip.shape[1] for clip in clips], groups, read, search)
+    # the scale of a clip is that of the whole of it
+    least = None if model.config.normalize else int(LEAST_PIECE_SECONDS * model.config.sampling_rate)
+    groups = _groups(model, codec, lengths, step_bytes, least)
+    codes = _run(codec, lengths, groups, read, read_whole, lambda embeddings: codec.quantizer.search_clips(embeddings, levels))
+    scaled = [scales.get(index) for index in range(len(clips))]
+    return [(torch.stack(own), _joined(some)) for own, some in zip(_by_part(codes, parts), _by_part(scaled, parts))]
 
 
-def decode_clips(model: Any, codes: Sequence[Tensor]) -> list[Tensor] | None:
-    """Audio [C, T_b] of codes [K, F_b]; None where only the modules themselves can run them.
+def decode_parts(model: Any, parts: Sequence[Coded]) -> list[Tensor]:
+    """Returns the audio [B, C, T] of each part's codes and scale.
 
-    All clips have equally many levels.  Raises IndexError for a code outside its codebook; on a GPU the device stops
-    there with an assertion, as with transformers.
+    Raises IndexError for a code outside its codebook; on a GPU the device stops there with an assertion, as with transformers.
     """
-    codec = prepare_codec(model.decoder, model.quantizer, codes[0])
-    if isinstance(codec, str):
-        return None
-    network, codebooks = codec.network.network, codec.quantizer.quantizer.codebooks
-    if any(reasons.codes_mismatch(part, codebooks) or reasons.single_value_reason(network, part[None]) for part in codes):
-        return None
+    audio: dict[int, Tensor] = {}
+    by_levels = _alike(codes.shape[1:-1] for codes, _ in parts)
+    for members in by_levels:
+        audio |= zip(members, _decode_alike(model, [parts[index] for index in members]))
+    return [audio[index] for index in range(len(parts))]
+
+
+def _decode_alike(model: Any, parts: Sequence[Coded]) -> list[Tensor]:
+    """As `decode_parts`, for parts of equally many levels."""
+    if torch.compiler.is_compiling() or _wants_gradients(model.decoder):
+        return _decode_by_modules(model, parts)
+    route = route_decode(model, [codes for codes, _ in parts])
+    if route.prepared is None:
+        return _decode_by_modules(model, parts)
+    try:
+        audio = _decode_served(model, route.prepared, [codes for codes, _ in parts])
+    except IndexError:
+        # a code outside the codebook: the modules say so in their own words
+        return _decode_by_modules(model, parts)
+    return [part if scale is None else part * scale.view(-1, 1, 1) for part, (_, scale) in zip(audio, parts)]
+
+
+def _decode_served(model: Any, codec: PreparedCodec, parts: Sequence[Tensor]) -> list[Tensor]:
+    network, quantizer = codec.network, codec.quantizer
     # embeddings, and a piece's audio by itself before it is in its place
-    frame_bytes = codebooks.element_size() * (codebooks.shape[2] + network.stages[-1].out_channels * network.hop_length)
-    lengths = [part.shape[1] for part in codes]
-    least = int(LEAST_PIECE_SECONDS * model.config.sampling_rate / network.hop_length)
-    groups = _groups(codec, lengths, frame_bytes, least, model.max_memory)
-    return _run(codec, lengths, groups, lambda index, start, end: codec.quantizer.lookup_clip(codes[index][:, start:end]), list)
+    step_bytes = quantizer.quantizer.codebooks.element_size() * (quantizer.dim + network.out_channels * network.hop_length)
+    with torch.no_grad():
+        if len(parts) == 1 and _is_little(model, codec, parts[0].shape[0] * parts[0].shape[2], step_bytes):
+            return [network.run(quantizer.program.decode(parts[0].transpose(0, 1)))]
+        clips = [codes for part in parts for codes in part.unbind(0)]
+        lengths = [codes.shape[1] for codes in clips]
+
+        def read(index: int, start: int, end: int) -> Tensor:
+            return quantizer.lookup_clip(clips[index][:, start:end])
+
+        least = int(LEAST_PIECE_SECONDS * model.config.sampling_rate / network.hop_length)
+        groups = _groups(model, codec, lengths, step_bytes, least)
+        audio = _run(codec, lengths, groups, read, lambda members: [read(index, 0, lengths[index]) for index in members], list)
+    # stack copies, and this may be long
+    return [own[0][None] if len(own) == 1 else torch.stack(own) for own in _by_part(audio, parts)]
+
+
+def _encode_part(codec: PreparedCodec, audio: Tensor, levels: int, normalized: bool) -> Coded:
+    """Codes and scale of one part that is little enough to run whole."""
+    scale = None
+    if normalized:
+        # only the scale of an input that asks for gradients carries one
+        with torch.set_grad_enabled(torch.is_grad_enabled() and audio.requires_grad):
+            audio, scale = normalize(audio)
+    with torch.no_grad():
+        return codec.quantizer.search(codec.network.run(audio), levels).transpose(0, 1), scale
 
 
 def _run(
@@ -106,45 +140,45 @@ def _run(
     lengths: Sequence[int],
     groups: Sequence[tuple[list[int], int | None]],
     read: Callable[[int, int, int], Tensor],
+    read_whole: Callable[[Sequence[int]], list[Tensor]],
     after: Callable[[list[Tensor]], list[Tensor]],
 ) -> list[Tensor]:
-    """What `after` makes of the network's output for each clip.
+    """Returns what `after` makes of the network's output for each clip.
 
-    read: the network's input [C, end - start] of clip `index` from step `start` to `end`.
+    groups: as `_groups` makes them.  read: the network's input [C, end - start] of clip `index` from step `start` to `end`.
+    read_whole: its inputs [C, T_b] for some clips.
     """
     network, output_length = codec.network, codec.network.network.output_length
     results: dict[int, Tensor] = {}
     for members, piece in groups:
         if piece is None:
-            results |= zip(members, after(network.run_clips([read(index, 0, lengths[index]) for index in members])))
+            # outside: the scale that this may find can carry a gradient
+            inputs = read_whole(members)
+            with torch.no_grad():
+                results |= zip(members, after(network.run_clips(inputs)))
             continue
         (index,) = members
-        pieces = _pushed(network, lengths[index], piece, functools.partial(read, index))
-        results[index] = _placed(map(after, pieces), output_length(lengths[index]))
+        with torch.no_grad():
+            pieces = _pushed(network, lengths[index], piece, functools.partial(read, index))
+            results[index] = _placed(map(after, pieces), output_length(lengths[index]))
     return [results[index] for index in range(len(lengths))]
 
 
-def _fits(network: Any, clips: Sequence[Tensor]) -> bool:
-    """Whether the network takes the clips; where not, the modules say so in their own words."""
-    return not any(
-        reasons.mismatch(clip[None], network.stages[0].in_channels, network.dtype, network.device)
-        or clip.shape[1] == 0
-        or reasons.single_value_reason(network, clip[None])
-        for clip in clips
-    )
+def _is_little(model: Any, codec: PreparedCodec, steps: int, step_bytes: float) -> bool:
+    """Whether so many steps need no thought about memory.  step_bytes: what one takes beside the network's own activations."""
+    return model.max_memory is None and steps * (codec.network.held_bytes + step_bytes) <= memory.LITTLE_BYTES
 
 
 def _groups(
-    codec: PreparedCodec, lengths: Sequence[int], step_bytes: float, least: int, max_memory: int | None
+    model: Any, codec: PreparedCodec, lengths: Sequence[int], step_bytes: float, least: int | None
 ) -> list[tuple[list[int], int | None]]:
-    """Clips that run together; and the steps of a piece for a clip that exceeds the budget by itself, None for all others.
+    """Returns clips that run together; and the steps of a piece for a clip that exceeds the budget by itself, None for all others.
 
-    step_bytes: what a step of one clip takes beside the network's own activations.  least: steps of a piece.
+    step_bytes: what a step of one clip takes beside the network's own activations.  least: steps of a piece, None where none may be cut.
     """
-    held = codec.network.held_bytes + step_bytes
-    if max_memory is None and sum(lengths) * held <= memory.LITTLE_BYTES:
+    if _is_little(model, codec, sum(lengths), step_bytes):
         return [(list(range(len(lengths))), None)]
-    steps = int(memory.budget(max_memory, codec.exact, codec.network.network.device) / held)
+    steps = int(memory.budget(model.max_memory, codec.exact, codec.network.device) / (codec.network.held_bytes + step_bytes))
     groups: list[list[int]] = []
     taken = 0
     for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
@@ -153,12 +187,13 @@ def _groups(
             taken = 0
         groups[-1].append(index)
         taken += lengths[index]
-    cuttable = codec.not_streamable is None
-    return [(group, max(least, steps) if cuttable and lengths[group[0]] > steps else None) for group in groups]
+    if least is None or codec.not_streamable is not None:
+        return [(group, None) for group in groups]
+    return [(group, max(least, steps) if lengths[group[0]] > steps else None) for group in groups]
 
 
 def _pushed(network: PreparedNetwork, length: int, piece: int, read: Callable[[int, int], Tensor]) -> Iterator[list[Tensor]]:
-    """What the network gives for every piece of time of one clip."""
+    """Yields what the network gives for every piece of time of one clip."""
     states = [network.open()]
     for start in range(0, length, piece):
         end = min(start + piece, length)
@@ -166,7 +201,7 @@ def _pushed(network: PreparedNetwork, length: int, piece: int, read: Callable[[i
 
 
 def _placed(pieces: Iterable[list[Tensor]], length: int) -> Tensor:
-    """The pieces one behind the other, in a tensor made beforehand: nothing long is there twice."""
+    """Returns the pieces one behind the other, in a tensor made beforehand: nothing long is there twice."""
     whole: Tensor | None = None
     done = 0
     for (part,) in pieces:
@@ -175,3 +210,91 @@ def _placed(pieces: Iterable[list[Tensor]], length: int) -> Tensor:
         done += part.shape[1]
     assert whole is not None and done == length
     return whole
+
+
+def _masked(audio: Tensor, masks: Iterable[Tensor]) -> Tensor:
+    """Returns the audio times its masks."""
+    for mask in masks:
+        audio = mask * audio
+    return audio
+
+
+def _normalized(audio: list[Tensor], members: Sequence[int], scales: dict[int, Tensor]) -> list[Tensor]:
+    """Returns clips [C, T_b] of unit volume, and puts the scale [1] that was taken off each under its index."""
+    clean: dict[int, Tensor] = {}
+    for alike in _alike(clip.shape for clip in audio):
+        made, scale = normalize(torch.stack([audio[at] for at in alike]))
+        clean |= zip(alike, made)
+        scales.update(zip((members[at] for at in alike), scale))
+    return [clean[at] for at in range(len(audio))]
+
+
+def _joined(scales: list[Tensor | None]) -> Tensor | None:
+    """Returns the scales [1] of a part's clips as [B, 1], or None where there are none."""
+    found = [scale for scale in scales if scale is not None]
+    return torch.stack(found) if found else None
+
+
+def _by_part(of_clips: Sequence[Any], parts: Sequence[Tensor]) -> Iterator[list[Any]]:
+    """Yields what belongs to the clips of each part."""
+    each = iter(of_clips)
+    for part in parts:
+        yield [next(each) for _ in range(part.shape[0])]
+
+
+def _alike(keys: Iterable[Hashable]) -> list[list[int]]:
+    """Returns the indices of equal keys."""
+    members: dict[Hashable, list[int]] = defaultdict(list)
+    for index, key in enumerate(keys):
+        members[key].append(index)
+    return list(members.values())
+
+
+def _wants_gradients(module: torch.nn.Module) -> bool:
+    return torch.is_grad_enabled() and any(parameter.requires_grad for parameter in module.parameters())
+
+
+def _encode_by_modules(model: Any, parts: Sequence[Tensor], bandwidth: float, masks: Sequence[tuple[Tensor, ...]]) -> list[Coded]:
+    """As `encode_parts`, through the model's own `_encode_frame`: parts of one shape together."""
+    if len(parts) == 1:
+        # also keeps a compiled call free of its length, which grouping by shape would fix
+        return [_encode_frame(model, _masked(parts[0], masks[0]), bandwidth)]
+    results: dict[int, Coded] = {}
+    for members in _chunk_batches(parts, first_layer_bytes(model.config)):
+        codes, scale = _encode_frame(model, torch.cat([_masked(parts[index], masks[index]) for index in members]), bandwidth)
+        batch = parts[members[0]].shape[0]
+        scales = [None] * len(members) if scale is None else scale.split(batch)
+        results |= zip(members, zip(codes.split(batch), scales))
+    return [results[index] for index in range(len(parts))]
+
+
+def _encode_frame(model: Any, audio: Tensor, bandwidth: float) -> Coded:
+    return model._encode_frame(audio, bandwidth, *(torch.ones_like(audio, dtype=torch.bool),) * MASKS_FRAMES)
+
+
+def _decode_by_modules(model: Any, parts: Sequence[Coded]) -> list[Tensor]:
+    """As `decode_parts`, through the model's own `_decode_frame`: parts of one shape together."""
+    scaled = {scale is not None for _, scale in parts}
+    if len(parts) == 1 or len(scaled) > 1 or any(scale is not None and scale.numel() != codes.shape[0] for codes, scale in parts):
+        return [model._decode_frame(codes, scale) for codes, scale in parts]
+    results: dict[int, Tensor] = {}
+    for members in _chunk_batches([codes for codes, _ in parts], first_layer_bytes(model.config) * hop_length(model.config)):
+        codes = torch.cat([parts[index][0] for index in members])
+        scale = torch.cat([parts[index][1].reshape(-1) for index in members]) if True in scaled else None  # type: ignore[union-attr]
+        results |= zip(members, model._decode_frame(codes, scale).split(parts[members[0]][0].shape[0]))
+    return [results[index] for index in range(len(parts))]
+
+
+def first_layer_bytes(config: Any) -> int:
+    """Returns the bytes per sample that a clip's first-layer activations take at most, input and output at once."""
+    return 4 * 2 * max(config.num_filters, config.audio_channels)
+
+
+def _chunk_batches(parts: Sequence[Tensor], step_bytes: int) -> list[list[int]]:
+    """Returns the indices of parts of one shape, each batch within CHUNK_BATCH_BYTES."""
+    batches: list[list[int]] = []
+    for members in _alike(part.shape for part in parts):
+        shape = parts[members[0]].shape
+        size = max(1, CHUNK_BATCH_BYTES // max(1, shape[0] * shape[-1] * step_bytes))
+        batches.extend(members[at : at + size] for at in range(0, len(members), size))
+    return batches

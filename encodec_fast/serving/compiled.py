@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from encodec_fast.serving import route
-from encodec_fast.serving.reasons import is_exporting
+from encodec_fast.serving.modules import run_search as search
+from encodec_fast.serving.route import is_exporting
 
 _modules: weakref.WeakValueDictionary[int, nn.Module] = weakref.WeakValueDictionary()
 _numbers = itertools.count()
@@ -98,7 +98,7 @@ def run_search(x: Tensor, num_quantizers: int, module: int) -> Tensor:
             residual = residual - layer.decode(codes[-1])
         return torch.stack(codes)
 
-    return route.run_search(quantizer, x, num_quantizers, reference).contiguous()
+    return search(quantizer, x, num_quantizers, reference).contiguous()
 
 
 @run_search.register_fake

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from encodec_fast.backends.base import QuantizerProgram, StageProgram
+from encodec_fast.backends.base import QuantizerProgram, StageProgram, run_equal_lengths
 from encodec_fast.backends.cuda_graphs import CudaGraphs
 from encodec_fast.backends.registry import get_backend
-from encodec_fast.plan import Network, Quantizer, step_bytes
+from encodec_fast.plan import Network, Quantizer, Stage, convolutions, not_streamable, step_bytes
 from encodec_fast.serving.request import BackendError, log_once
 
 _capturing: ContextVar[list[tuple[int, ...]] | None] = ContextVar("encodec_fast_capturing", default=None)
@@ -47,6 +47,11 @@ class PreparedNetwork:
 
     def __init__(self, network: Network, choices: list[Choice], precision: str = "parity") -> None:
         self.network = network
+        # asked in every call
+        self.in_channels, self.out_channels = network.stages[0].in_channels, network.stages[-1].out_channels
+        self.dtype, self.device, self.hop_length = network.dtype, network.device, network.hop_length
+        # stages whose group norm sees one value where the input is short enough
+        self.norms_one_channel = frozenset(stage.name for stage in network.stages if _norms_one_channel(stage))
         self.choices = choices
         self.programs: list[StageProgram] = []
         self.graphs: CudaGraphs | None = None
@@ -60,6 +65,10 @@ class PreparedNetwork:
                 start = end
         for reason in {choice.reason for choice in choices if choice.reason}:
             log_once(f"running on the {choices[0].backend} backend ({reason})")
+        # whether bits are independent of batch and pieces
+        self.exact = all(program.exact for program in self.programs)
+        # bytes that a call holds per clip and step of the network's input, beside input and output; about
+        self.held_bytes = max(program.activations_held for program in self.programs) * step_bytes(network.stages)
 
     def run(self, x: Tensor) -> Tensor:
         """Whole clips [B, C, T] -> [B, C_out, T_out]; from a CUDA graph where one was captured for the shape."""
@@ -83,21 +92,17 @@ class PreparedNetwork:
 
     def run_clips(self, clips: Sequence[Tensor]) -> list[Tensor]:
         """Whole clips [C, T_b] of any lengths -> [C_out, T_out_b] each."""
-        if (self.graphs is not None or _capturing.get() is not None) and len({clip.shape for clip in clips}) == 1:
-            return list(self.run(torch.stack(list(clips))))
+        if self.graphs is not None or _capturing.get() is not None:
+            # a graph holds one shape
+            return run_equal_lengths(self.run, clips)
         for program in self.programs:
             clips = program.run_clips(clips)
         return list(clips)
 
-    @property
-    def exact(self) -> bool:
-        """Whether bits are independent of batch and pieces."""
-        return all(program.exact for program in self.programs)
-
-    @property
-    def held_bytes(self) -> float:
-        """Bytes that a call holds per clip and step of the network's input, beside input and output; about."""
-        return max(program.activations_held for program in self.programs) * step_bytes(self.network.stages)
+    def warn_without_graphs(self, owner: str) -> None:
+        """Logs that a module for which graphs were captured runs without them.  owner: the class of the module."""
+        if self.graphs is None and _capturing.get() is None:
+            log_once(f"the CUDA graphs of {owner} are of other weights or another precision; call cuda_graphs again")
 
     def open(self) -> list[Any]:
         """The state of one clip at time zero."""
@@ -127,33 +132,52 @@ class PreparedNetwork:
         return self.programs[0].ended(state[0])
 
 
-def note_graphs(module: nn.Module, prepared: PreparedNetwork) -> None:
-    """Logs that a module with CUDA graphs runs without them, because they are of other weights or another precision."""
-    if _capturing.get() is not None:
-        module.__dict__["_has_graphs"] = True
-    elif prepared.graphs is None and module.__dict__.get("_has_graphs", False):
-        log_once(f"the CUDA graphs of {type(module).__name__} are of other weights or another precision; call cuda_graphs again")
-
-
-@dataclass(frozen=True)
 class PreparedQuantizer:
     """The codebooks, laid out for one backend."""
 
-    quantizer: Quantizer
-    choice: Choice
-    program: QuantizerProgram
+    def __init__(self, quantizer: Quantizer, choice: Choice) -> None:
+        self.quantizer = quantizer
+        self.choice = choice
+        self.program: QuantizerProgram = get_backend(choice.backend).prepare_quantizer(quantizer)
+        self.levels, _, self.dim = quantizer.codebooks.shape
+        self.dtype, self.device = quantizer.codebooks.dtype, quantizer.codebooks.device
+
+    def search(self, embeddings: Tensor, num_quantizers: int) -> Tensor:
+        """Codes [K, B, F] of embeddings [B, D, F], at most `levels` of them."""
+        return self.program.encode(embeddings, min(num_quantizers, self.levels))
 
     def search_clips(self, embeddings: Sequence[Tensor], num_quantizers: int) -> list[Tensor]:
-        """Codes [num_quantizers, F_b] of embeddings [D, F_b]. A frame's codes depend on it alone: all frames are one search."""
+        """Codes [K, F_b] of embeddings [D, F_b]. A frame's codes depend on it alone: all frames are one search."""
         frames = [part.shape[1] for part in embeddings]
         joined = torch.cat(list(embeddings), 1)
         if not sum(frames):
             return [joined.new_empty(num_quantizers, 0, dtype=torch.int64) for _ in frames]
-        return list(self.program.encode(joined[None], num_quantizers)[:, 0].split(frames, 1))
+        return list(self.search(joined[None], num_quantizers)[:, 0].split(frames, 1))
 
     def lookup_clip(self, codes: Tensor) -> Tensor:
         """Embeddings [D, F] of codes [K, F]."""
         if not codes.shape[1]:
-            codebooks = self.quantizer.codebooks
-            return codebooks.new_empty(codebooks.shape[2], 0)
+            return self.quantizer.codebooks.new_empty(self.dim, 0)
         return self.program.decode(codes[:, None])[0]
+
+
+@dataclass(frozen=True)
+class PreparedCodec:
+    """A network and the quantizer, ready for clips."""
+
+    network: PreparedNetwork
+    quantizer: PreparedQuantizer
+
+    @property
+    def exact(self) -> bool:
+        """Whether a clip's bits are independent of batch and pieces."""
+        return self.network.exact and self.quantizer.program.exact
+
+    @property
+    def not_streamable(self) -> str | None:
+        """Why clips can't run in pieces of time, or None."""
+        return not_streamable(self.network.network.stages)
+
+
+def _norms_one_channel(stage: Stage) -> bool:
+    return any(conv.norm is not None and conv.out_channels == 1 for conv in convolutions(stage))

@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import nn
 
@@ -41,8 +41,7 @@ class BackendError(RuntimeError):
     """A backend that was asked for by name can't run the call."""
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
     """What the user asked for.  strict: a limit of the named backend is an error, not a reason to fall back."""
 
     backend: str
@@ -87,12 +86,13 @@ def prefer_backend(name: str) -> Iterator[None]:
 
 def requested(module: nn.Module | None = None) -> Request:
     """The backend in force: `use_backend`, else ENCODEC_FAST_BACKEND, else auto; the precision: `use_precision`, else the module's own."""
-    name = _requested.get()
     own: str = getattr(module, "precision", "parity")
     precision = _precision.get() or own
+    name = _requested.get()
     if name is not None:
         return Request(name, True, precision)
-    return Request(_known(os.environ.get(ENVIRONMENT_VARIABLE) or "auto", ENVIRONMENT_VARIABLE), False, precision)
+    name = os.environ.get(ENVIRONMENT_VARIABLE)
+    return Request(_known(name, ENVIRONMENT_VARIABLE) if name else "auto", False, precision)
 
 
 def known_precision(name: str, source: str) -> str:

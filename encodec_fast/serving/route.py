@@ -1,41 +1,225 @@
-"""Which backend runs which stage of a call, and why.
+"""The gate: whether the plan serves a call, on which backends, and if not, why.
 
-Every step away from the preferred backend is logged once with its reason, on the logger "encodec_fast", and shown by `explain`.
+Modules, clips, streams, `explain` and the functions without weights all ask here. Every step away from the preferred backend is
+logged once with its reason, on the logger "encodec_fast", and shown by `explain`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import TypeVar
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
+from transformers.models.encodec import modeling_encodec as hf
 
 from encodec_fast.backends import registry
 from encodec_fast.backends.base import Backend
-from encodec_fast.backends.registry import get_backend
 from encodec_fast.plan import Quantizer, Stage, stage_tensors
 from encodec_fast.plan.cache import cache_of
-from encodec_fast.plan.reader import Unplannable, read_network, read_quantizer
-from encodec_fast.serving.autograd import with_recomputed_backward
-from encodec_fast.serving.prepared import Choice, PreparedNetwork, PreparedQuantizer, note_graphs
-from encodec_fast.serving.reasons import call_reason, codes_mismatch, is_exporting, mismatch, reference_reason, single_value_reason
+from encodec_fast.plan.reader import Unplannable, read_network, read_quantizer, weight_norm_hook
+from encodec_fast.serving.prepared import Choice, PreparedCodec, PreparedNetwork, PreparedQuantizer
 from encodec_fast.serving.request import REFERENCE, BackendError, Request, log_once, requested
 
 Prepared = TypeVar("Prepared")
 
+FLOAT_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+CODE_DTYPES = (torch.int64, torch.int32)
 
-def choose(stage: Stage | Quantizer, dtype: torch.dtype, device: torch.device, request: Request) -> Choice:
-    """The backend that runs the stage.  Raises BackendError where a backend demanded by name can't."""
-    named = request.backend not in ("auto", REFERENCE)
+# Whether torch.export is at work; torch before 2.7 does not tell
+is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
+
+# Where the methods of an encoder, decoder or quantizer are defined that do what the plan does.
+_KNOWN_METHODS = ("encodec_fast.model", "transformers.models.encodec.modeling_encodec", "torch.nn.modules.module")
+
+
+@dataclass(frozen=True)
+class Route(Generic[Prepared]):
+    """What serves a call.
+
+    prepared: what the plan serves it with, or None: then the reference modules do.
+    reason: half a sentence that says why not the preferred backend, or why the reference; "" where there is nothing to say.
+    """
+
+    prepared: Prepared | None
+    reason: str = ""
+
+
+def route_network(module: nn.Module, x: Tensor) -> Route[PreparedNetwork]:
+    """Routes the forward of an encoder or decoder on x [B, C, T]."""
+    route = _route(module, x, requested(module), _prepare_network)
+    if route.prepared is None:
+        return route
+    misfit = _misfit(route.prepared, x)
+    if misfit is not None:
+        return Route(None, misfit)
+    if "_has_graphs" in module.__dict__:
+        route.prepared.warn_without_graphs(type(module).__name__)
+    return route
+
+
+def route_search(module: nn.Module, x: Tensor) -> Route[PreparedQuantizer]:
+    """Routes the quantizer's encode of embeddings x [B, D, F]."""
+    route = _route_quantizer(module, x)
+    misfit = None if route.prepared is None else _mismatch(x, route.prepared.dim, route.prepared.dtype, route.prepared.device)
+    return route if misfit is None else Route(None, misfit)
+
+
+def route_lookup(module: nn.Module, codes: Tensor) -> Route[PreparedQuantizer]:
+    """Routes the quantizer's decode of codes [K, B, F]."""
+    route = _route_quantizer(module, codes)
+    misfit = None if route.prepared is None else _codes_mismatch(route.prepared, codes, 0)
+    return route if misfit is None else Route(None, misfit)
+
+
+def route_encode(model: hf.EncodecModel, audio: Sequence[Tensor]) -> Route[PreparedCodec]:
+    """Routes audio [B, C, T] of any lengths through the model's encoder and the search behind it."""
+    if owns_frames(model):
+        return Route(None, f"{type(model).__name__} has an _encode_frame or _decode_frame of its own")
+    route = _route_codec(model, model.encoder, audio[0])
+    if route.prepared is not None:
+        for part in audio:
+            misfit = _misfit(route.prepared.network, part)
+            if misfit is not None:
+                return Route(None, misfit)
+    return route
+
+
+def route_decode(model: hf.EncodecModel, codes: Sequence[Tensor]) -> Route[PreparedCodec]:
+    """Routes codes [B, K, F] of any lengths through the sum of entries and the model's decoder behind it."""
+    if owns_frames(model):
+        return Route(None, f"{type(model).__name__} has an _encode_frame or _decode_frame of its own")
+    route = _route_codec(model, model.decoder, codes[0])
+    if route.prepared is not None:
+        for part in codes:
+            misfit = _codes_mismatch(route.prepared.quantizer, part, 1) or _single_value(route.prepared.network, part)
+            if misfit is not None:
+                return Route(None, misfit)
+    return route
+
+
+def route_stream(model: hf.EncodecModel, network: nn.Module) -> Route[PreparedCodec]:
+    """Routes pieces of time, whatever they will be, through the model's encoder or decoder."""
+    parameter = next(network.parameters())
+    return _route_codec(model, network, torch.empty(1, 1, dtype=parameter.dtype, device=parameter.device))
+
+
+def route_function(name: str, tensors: Sequence[Tensor]) -> Route[Backend]:
+    """Routes 'normalize' or 'overlap_add', which have no weights: to a backend's kernel, else to torch's operations.
+
+    Their bits are the same everywhere, so a backend demanded by name gives way; with a line in the log, except under tracing.
+    """
+    reason = call_reason(tensors[0])
+    if reason is None and torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        reason = "gradients are asked for"
+    if reason is not None:
+        return Route(registry.get_backend("torch"), reason)
+    first, request, refused = tensors[0], requested(), []
+    order = registry.PREFERENCE.get(first.device.type, ()) if request.backend == "auto" else (request.backend,)
+    for backend in (registry.get_backend(choice) for choice in order if choice in registry.BACKENDS):
+        # the reasons stand in `refused` for the log
+        reason = backend.unavailable() or backend.function_refusal(name, tensors)
+        if reason is None:
+            break
+        refused.append(f"{backend.name}: {reason}")
+    else:
+        backend = registry.get_backend("torch")
+    if refused:
+        log_once(f"{name} runs on the {backend.name} backend ({'; '.join(refused)})")
+    return Route(backend, "; ".join(refused))
+
+
+def note_reference(module: nn.Module, reason: str) -> None:
+    """Logs that the reference modules run.  Raises BackendError where a backend was demanded by name."""
+    request = requested(module)
+    if request.backend == REFERENCE:
+        return
+    if request.strict and request.backend != "auto":
+        raise BackendError(f"backend {request.backend!r} was asked for but {type(module).__name__} can't use it: {reason}")
+    log_once(f"{type(module).__name__} runs on the reference modules ({reason})")
+
+
+def _route(
+    module: nn.Module, x: Tensor, request: Request, make: Callable[[nn.Module, Request], Route[Prepared]], whole: bool = False
+) -> Route[Prepared]:
+    """Returns what `make` prepares of the module, unless the call is one that only the modules can serve.
+
+    whole: the module itself is not called, so it must do what its class says, too.
+    """
+    if request.backend == REFERENCE:
+        return Route(None, "asked for by name")
+    reason = call_reason(x) or (_own_reason(module) if whole else None)
+    if reason is not None:
+        return Route(None, reason)
+    modules, reason = _walk(module)
+    if reason is not None:
+        return Route(None, reason)
+    return cache_of(module).get(modules, request, lambda: make(module, request))
+
+
+def _route_quantizer(module: nn.Module, x: Tensor, whole: bool = False) -> Route[PreparedQuantizer]:
+    request = requested(module)
+    # the codes are the same at every precision
+    return _route(module, x, Request(request.backend, request.strict), _prepare_quantizer, whole)
+
+
+def _route_codec(model: hf.EncodecModel, module: nn.Module, x: Tensor) -> Route[PreparedCodec]:
+    """Routes x through the encoder or decoder `module` of the model, with the quantizer, past the methods of all three."""
+    network = _route(module, x, requested(module), _prepare_network, whole=True)
+    if network.prepared is None:
+        return Route(None, network.reason)
+    codebooks = _route_quantizer(model.quantizer, x, whole=True)
+    if codebooks.prepared is None:
+        return Route(None, codebooks.reason)
+    decodes = isinstance(module, hf.EncodecDecoder)
+    if codebooks.prepared.dim != (network.prepared.in_channels if decodes else network.prepared.out_channels):
+        return Route(None, "its codebooks are not as wide as its embeddings")
+    if "_has_graphs" in module.__dict__:
+        network.prepared.warn_without_graphs(type(module).__name__)
+    return Route(PreparedCodec(network.prepared, codebooks.prepared))
+
+
+def _prepare_network(module: nn.Module, request: Request) -> Route[PreparedNetwork]:
+    try:
+        network = read_network(module)
+    except Unplannable as unplannable:
+        return Route(None, str(unplannable))
+    if network.dtype not in FLOAT_DTYPES:
+        return Route(None, f"the weights are {network.dtype}")
+    for stage in network.stages:
+        for tensor in stage_tensors(stage):
+            if tensor.dtype != network.dtype or tensor.device != network.device:
+                reason = f"{stage.name} is {tensor.dtype} on {tensor.device}, the first layer {network.dtype} on {network.device}"
+                return Route(None, reason)
+    choices = [_choose(stage, network.dtype, network.device, request) for stage in network.stages]
+    return Route(PreparedNetwork(network, choices, request.precision))
+
+
+def _prepare_quantizer(module: nn.Module, request: Request) -> Route[PreparedQuantizer]:
+    try:
+        quantizer = read_quantizer(module)
+    except Unplannable as unplannable:
+        return Route(None, str(unplannable))
+    choice = _choose(quantizer, quantizer.codebooks.dtype, quantizer.codebooks.device, request)
+    if choice.reason:
+        log_once(f"running on the {choice.backend} backend ({choice.reason})")
+    return Route(PreparedQuantizer(quantizer, choice), choice.reason)
+
+
+def _choose(stage: Stage | Quantizer, dtype: torch.dtype, device: torch.device, request: Request) -> Choice:
+    """Returns the backend that runs the stage.  Raises BackendError where a backend demanded by name can't."""
+    named = request.backend != "auto"
     order = (request.backend, "torch") if named else registry.PREFERENCE.get(device.type, ("torch",))
     refused: list[str] = []
     for name in (name for name in order if name in registry.BACKENDS):
-        reason = get_backend(name).unavailable()
+        backend = registry.get_backend(name)
+        reason = backend.unavailable()
         if reason is not None and named and name == request.backend:
             raise BackendError(f"backend {name!r} was asked for but is not available: {reason}")
-        reason = reason or get_backend(name).refusal(stage, dtype, device)
+        reason = reason or backend.refusal(stage, dtype, device)
         if reason is None:
             return Choice(name, "; ".join(refused))
         if request.strict and named:
@@ -44,137 +228,111 @@ def choose(stage: Stage | Quantizer, dtype: torch.dtype, device: torch.device, r
     raise AssertionError("the torch backend refuses nothing")
 
 
-def prepare_network(module: nn.Module, request: Request) -> PreparedNetwork | str:
-    """The prepared encoder or decoder, or why only the reference modules can run it."""
-
-    def make() -> PreparedNetwork | str:
-        try:
-            network = read_network(module)
-        except Unplannable as unplannable:
-            return str(unplannable)
-        for stage in network.stages:
-            for tensor in stage_tensors(stage):
-                if tensor.dtype != network.dtype or tensor.device != network.device:
-                    return f"{stage.name} is {tensor.dtype} on {tensor.device}, the first layer {network.dtype} on {network.device}"
-        choices = [choose(stage, network.dtype, network.device, request) for stage in network.stages]
-        return PreparedNetwork(network, choices, request.precision)
-
-    return cache_of(module).get(module, request, make)
-
-
-def run_network(module: nn.Module, x: Tensor, reference: Callable[[Tensor], Tensor]) -> Tensor:
-    """The encoder's or decoder's forward: [B, C, T] -> [B, C_out, T_out], with the reference's gradients."""
-
-    def run(prepared: PreparedNetwork) -> Tensor | str:
-        network = prepared.network
-        reason = mismatch(x, network.stages[0].in_channels, network.dtype, network.device) or single_value_reason(network, x)
-        if reason is not None:
-            return reason
-        note_graphs(module, prepared)
-        return with_recomputed_backward(module, prepared.run, reference, x)
-
-    return _served(module, x, prepare_network, run, lambda: reference(x))
+def call_reason(x: Tensor) -> str | None:
+    """Returns what about a call with x only the reference modules can serve, whatever the module, or None."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.jit.is_scripting():
+        return "the call is being traced or compiled"
+    if type(x) not in (Tensor, nn.Parameter) or torch._C._functorch.peek_interpreter_stack() is not None:
+        return "the input is a tensor subclass or inside a functional transform"
+    # a level that is entered: the tangents of inputs and weights are not seen where no gradient is asked for
+    if forward_ad._current_level >= 0:
+        return "forward-mode differentiation is on"
+    if x.device.type == "meta":
+        return "the tensors are on the meta device"
+    if x.layout is not torch.strided or x.numel() == 0:
+        return "the input is empty or sparse"
+    if torch.is_autocast_enabled(x.device.type):
+        return "autocast is on"
+    return None
 
 
-def _served(
-    module: nn.Module,
-    x: Tensor,
-    prepare: Callable[[nn.Module, Request], Prepared | str],
-    run: Callable[[Prepared], Tensor | str],
-    reference: Callable[[], Tensor],
-) -> Tensor:
-    """What the plan makes of a call of `module` with x or, where it can't serve the call, what the reference modules make of it.
-
-    run: the result, or why the prepared module can't give one.
-    """
-    if is_exporting():
-        # as HF's own: what follows can't be traced
-        return reference()
-    request = requested(module)
-    reason = reference_reason(module, x, request)
-    if reason is None:
-        prepared = prepare(module, request)
-        served = prepared if isinstance(prepared, str) else run(prepared)
-        if isinstance(served, Tensor):
-            return served
-        reason = served
-    note_reference(module, reason, request)
-    return reference()
+def _walk(module: nn.Module) -> tuple[list[nn.Module], str | None]:
+    """Returns all modules below `module` in a fixed order; and which hook among them needs them to be called one by one, or None."""
+    everywhere = nn.modules.module
+    if everywhere._global_forward_hooks or everywhere._global_forward_pre_hooks:
+        return [], "a global module hook is registered"
+    if everywhere._global_backward_hooks or everywhere._global_backward_pre_hooks:
+        return [], "a global module hook is registered"
+    # in every call, hence without a call for each module
+    modules, parents = [], [module]
+    while parents:
+        for child in parents.pop()._modules.values():
+            if child is None:
+                continue
+            modules.append(child)
+            if child._modules:
+                parents.append(child)
+            if child._forward_hooks or child._backward_hooks or child._backward_pre_hooks or "forward" in child.__dict__:
+                return modules, f"an inner module ({type(child).__name__}) has a hook or a patched forward"
+            if child._forward_pre_hooks and (len(child._forward_pre_hooks) > 1 or weight_norm_hook(child) is None):
+                return modules, f"an inner module ({type(child).__name__}) has a forward pre-hook"
+    return modules, None
 
 
-def prepare_quantizer(module: nn.Module, request: Request) -> PreparedQuantizer | str:
-    """The prepared codebooks, or why only the reference modules can run them."""
-
-    def make() -> PreparedQuantizer | str:
-        try:
-            quantizer = read_quantizer(module)
-        except Unplannable as unplannable:
-            return str(unplannable)
-        choice = choose(quantizer, quantizer.codebooks.dtype, quantizer.codebooks.device, request)
-        if choice.reason:
-            log_once(f"running on the {choice.backend} backend ({choice.reason})")
-        return PreparedQuantizer(quantizer, choice, get_backend(choice.backend).prepare_quantizer(quantizer))
-
-    # the codes are the same at every precision
-    return cache_of(module).get(module, replace(request, precision="parity"), make)
+def _own_reason(module: nn.Module) -> str | None:
+    """Returns which hook or method of somebody's own on `module` itself needs it to be called as a whole, or None."""
+    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    if hooks or "forward" in module.__dict__:
+        return f"{type(module).__name__} has a hook or a patched forward"
+    foreign = _foreign_method(type(module))  # type: ignore[arg-type]
+    if foreign is None and ("encode" in module.__dict__ or "decode" in module.__dict__):
+        foreign = "encode" if "encode" in module.__dict__ else "decode"
+    return None if foreign is None else f"{type(module).__name__} has a {foreign} of its own"
 
 
-def run_search(module: nn.Module, x: Tensor, num_quantizers: int, reference: Callable[[], Tensor]) -> Tensor:
-    """The quantizer's encode: embeddings [B, D, F] -> codes [K, B, F]."""
-
-    def run(prepared: PreparedQuantizer) -> Tensor | str:
-        codebooks = prepared.quantizer.codebooks
-        reason = mismatch(x, codebooks.shape[2], codebooks.dtype, codebooks.device)
-        return reason or prepared.program.encode(x.detach(), min(num_quantizers, codebooks.shape[0]))
-
-    return _served(module, x, prepare_quantizer, run, reference)
+def owns_frames(model: hf.EncodecModel) -> bool:
+    """Returns whether somebody's own `_encode_frame` or `_decode_frame` must see every call of HF's own loop over chunks."""
+    kind, own = type(model), model.__dict__
+    if "_encode_frame" in own or "_decode_frame" in own:
+        return True
+    return kind._encode_frame.__module__ not in _KNOWN_METHODS or kind._decode_frame.__module__ not in _KNOWN_METHODS
 
 
-def run_lookup(module: nn.Module, codes: Tensor, reference: Callable[[Tensor], Tensor]) -> Tensor:
-    """The quantizer's decode: codes [K, B, F] -> embeddings [B, D, F]."""
-
-    def run(prepared: PreparedQuantizer) -> Tensor | str:
-        codebooks = prepared.quantizer.codebooks
-        reason = codes_mismatch(codes, codebooks) if codes.dim() == 3 else f"codes of shape {list(codes.shape)}"
-        if reason is not None:
-            return reason
-        try:
-            return prepared.program.decode(codes)
-        except IndexError:
-            # a code outside the codebook: the reference says so in its own words
-            return reference(codes)
-
-    return _served(module, codes, prepare_quantizer, run, lambda: reference(codes))
+@cache
+def _foreign_method(kind: Any) -> str | None:
+    """Returns the method of this class that does not do what the plan does, or None."""
+    for name in ("forward", "encode", "decode"):
+        method = getattr(kind, name, None)
+        if method is not None and method.__module__ not in _KNOWN_METHODS:
+            return name
+    return None
 
 
-def overlap_add(chunks: Sequence[Tensor], weight: Tensor, stride: int, length: int) -> Tensor | None:
-    """As `Backend.overlap_add` of the backend in force; None where it has no kernel for it, under autograd and inside torch.compile."""
-    able = _plain_backend(*chunks)
-    return able.overlap_add(chunks, weight, stride, length) if able else None
+def _misfit(network: PreparedNetwork, x: Tensor) -> str | None:
+    """Returns why the network can't take x, or None."""
+    if x.numel() == 0:
+        return "the input is empty"
+    if x.dim() == 3 and x.shape[1] == network.in_channels and x.dtype == network.dtype and x.device == network.device:
+        return _single_value(network, x) if network.norms_one_channel else None
+    return _mismatch(x, network.in_channels, network.dtype, network.device)
 
 
-def normalize(audio: Tensor) -> tuple[Tensor, Tensor] | None:
-    """As `Backend.normalize` of the backend in force; None where it has no kernel for it, under autograd and inside torch.compile."""
-    able = _plain_backend(audio)
-    return able.normalize(audio) if able else None
+def _mismatch(x: Tensor, channels: int, dtype: torch.dtype, device: torch.device) -> str | None:
+    """Returns why what has `channels` inputs, this dtype and device can't take x, or None."""
+    if x.dim() != 3 or x.shape[1] != channels:
+        return f"the input has shape {list(x.shape)}, not [B, {channels}, T]"
+    if x.dtype != dtype:
+        return f"the input is {x.dtype}, the weights are {dtype}"
+    if x.device != device:
+        return f"the input is on {x.device}, the weights are on {device}"
+    return None
 
 
-def _plain_backend(*tensors: Tensor) -> Backend | None:
-    """What runs functions that have no weights, or None where torch does."""
-    if is_exporting():
+def _codes_mismatch(quantizer: PreparedQuantizer, codes: Tensor, levels_dim: int) -> str | None:
+    """Returns why codes, their levels in that dimension, can't be looked up, or None; their values are not looked at."""
+    taken = codes.dim() == 3 and codes.numel() > 0 and codes.shape[levels_dim] <= quantizer.levels
+    if taken and codes.dtype in CODE_DTYPES and codes.device == quantizer.device:
         return None
-    first, backend = tensors[0], requested().backend
-    if call_reason(first) or (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)):
+    return f"codes of shape {list(codes.shape)}, {codes.dtype} on {codes.device}"
+
+
+def _single_value(network: PreparedNetwork, x: Tensor) -> str | None:
+    """Returns why torch refuses this input: a group norm would see one value.  None for every other input."""
+    if not network.norms_one_channel or x.shape[0] != 1:
         return None
-    preferred = registry.PREFERENCE.get(first.device.type, ()) if backend == "auto" else (backend,)
-    # a backend that is missing says so where the networks run
-    return next((get_backend(name) for name in preferred if name in registry.BACKENDS and get_backend(name).unavailable() is None), None)
-
-
-def note_reference(module: nn.Module, reason: str, request: Request) -> None:
-    """Logs that the reference modules run.  Raises BackendError where a backend was demanded by name."""
-    if request.backend == REFERENCE:
-        return
-    if request.strict and request.backend != "auto":
-        raise BackendError(f"backend {request.backend!r} was asked for but {type(module).__name__} can't use it: {reason}")
-    log_once(f"{type(module).__name__} runs on the reference modules ({reason})")
+    length = x.shape[-1]
+    for stage in network.network.stages:
+        length = stage.output_length(length)
+        if length == 1 and stage.name in network.norms_one_channel:
+            return f"{stage.name} would normalise a single value"
+    return None

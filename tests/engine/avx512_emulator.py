@@ -1,6 +1,6 @@
-"""The AVX-512 tier of the CPU engine, run in an emulated Skylake-X: `python tests/avx512_emulator.py [--cases 24] [--root DIR]`.
+"""The AVX-512 tier of the CPU engine, run in an emulated Skylake-X: `python tests/engine/avx512_emulator.py [--cases 24] [--root DIR]`.
 
-For machines without AVX-512. Bochs boots a Debian kernel whose only program is the engine's fuzz (tests/cpp/engine_fuzz.cpp), linked
+For machines without AVX-512. Bochs boots a Debian kernel whose only program is the engine's fuzz (tests/engine/cpp/engine_fuzz.cpp), linked
 statically. There all tiers must agree on every case, avx512 among them, and the digests must be those of the same program on this
 machine. Exits 1 and names the difference, or what is missing.
 

@@ -5,10 +5,10 @@ import torch
 from bounds import assert_same_bits
 from transformers import EncodecModel
 
-from encodec_fast import chunks, use_backend
+from encodec_fast import use_backend
 from encodec_fast.backends import registry
-from encodec_fast.chunks import fade_weight
 from encodec_fast.kernels.overlap_add import overlap_add_ref, overlap_add_triton
+from encodec_fast.serving.functions import fade_weight, overlap_add
 
 
 @pytest.mark.parametrize(
@@ -47,9 +47,9 @@ def test_a_model_on_this_backend_adds_its_chunks_here(lengths, num_samples, monk
     launched, add = [], registry.get_backend("triton").overlap_add
     monkeypatch.setattr(registry.get_backend("triton"), "overlap_add", lambda *call: launched.append(call) or add(*call))
     with use_backend("torch"):
-        expected = chunks.overlap_add(frames, 90, num_samples)
+        expected = overlap_add(frames, 90, num_samples)
     assert not launched
     with use_backend("triton"):
-        assert_same_bits(chunks.overlap_add(frames, 90, num_samples), expected)
+        assert_same_bits(overlap_add(frames, 90, num_samples), expected)
         assert len(launched) == 1
-        assert chunks.overlap_add([frame.requires_grad_() for frame in frames], 90, num_samples).requires_grad
+        assert overlap_add([frame.requires_grad_() for frame in frames], 90, num_samples).requires_grad

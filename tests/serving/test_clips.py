@@ -18,8 +18,8 @@ from encodec_fast import (
     use_backend,
 )
 from encodec_fast.serving import memory
-from encodec_fast.serving.clips import prepare_codec
 from encodec_fast.serving.prepared import PreparedNetwork
+from encodec_fast.serving.route import route_encode
 from support.configs import configs
 from support.engine import engine
 from support.models import audio_like, is_error, ours_like, outcome, pair, reference_model, small_config, top_bandwidth
@@ -153,7 +153,7 @@ def test_no_piece_is_longer_than_the_memory_allowed(monkeypatch, allowed):
 
     monkeypatch.setattr(PreparedNetwork, "push", push)
     rate = model.config.sampling_rate
-    codec = prepare_codec(model.encoder, model.quantizer, audio)
+    codec = route_encode(model, [audio[None]]).prepared
     per_sample = 4 * codec.network.network.stages[-1].out_channels / codec.network.network.hop_length
     allowed(model, int(per_sample * 3 * rate))
     model.encode_batch([audio], top_bandwidth(model))

@@ -14,6 +14,8 @@ from encodec_fast.backends import registry
 from encodec_fast.backends.torch_backend import TorchBackend
 from encodec_fast.backends.triton_backend import interpreter_problem
 from encodec_fast.serving import request
+from encodec_fast.serving.functions import normalize as normalize_volume
+from encodec_fast.serving.route import route_function
 from support.models import audio_like, pair, small_config
 
 
@@ -216,3 +218,46 @@ def test_an_interpreter_that_fails_with_this_numpy_is_named_with_the_remedy(trit
     problem = interpreter_problem(triton, numpy)
     assert (problem is None) == works
     assert works or (problem.endswith("pip install 'triton>=3.7' or 'numpy<2.4'") and "3.6.0" in problem and "2.4.0" in problem)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("chunk", [0.1, None])
+def test_explain_names_what_runs_the_functions_without_weights(normalize, chunk):
+    model = pair(small_config(normalize=normalize, chunk_length_s=chunk, overlap=chunk and 0.1))[1]
+    with use_backend("torch"):
+        stages = {row.stage: row.backend for row in encodec_fast.explain(model, torch.zeros(1, 1, 900)).rows}
+    assert ("volume" in stages, "overlap-add" in stages) == (normalize, chunk is not None)
+    assert set(stages.values()) == {"torch"}
+
+
+def test_a_function_without_weights_gives_way_with_a_line(caplog):
+    request._logged.clear()
+    with use_backend("cpu"):
+        clean, scale = normalize_volume(torch.ones(1, 1, 4, dtype=torch.float64))
+        assert route_function("normalize", [clean]).reason == "cpu: runs in float32 on the CPU"
+    assert (clean.dtype, scale.item()) == (torch.float64, 1 + 1e-8)
+    assert "normalize runs on the torch backend (cpu: runs in float32 on the CPU)" in caplog.text
+
+
+def test_functions_without_weights_carry_gradients():
+    audio = torch.ones(1, 1, 4, requires_grad=True)
+    assert route_function("normalize", [audio]).reason == "gradients are asked for"
+    assert normalize_volume(audio)[1].requires_grad
+    with torch.no_grad():
+        assert not normalize_volume(audio)[1].requires_grad
+
+
+def test_frames_of_somebodys_own_are_called_in_every_batch():
+    class Louder(encodec_fast.EncodecModel):
+        def _encode_frame(self, input_values, bandwidth, *mask):
+            return super()._encode_frame(2 * input_values, bandwidth, *mask)
+
+    plain = pair(small_config())[1]
+    louder = Louder(plain.config)
+    louder.load_state_dict(plain.state_dict())
+    audio = audio_like(1, 1, 400, 0)
+    with torch.no_grad():
+        expected = plain.encode(2 * audio, bandwidth=12.0).audio_codes
+        assert not torch.equal(plain.encode(audio, bandwidth=12.0).audio_codes, expected)
+        assert torch.equal(louder.encode(audio, bandwidth=12.0).audio_codes, expected)
+        assert torch.equal(louder.encode_batch([audio[0]], 12.0)[0].codes, expected[:, 0])

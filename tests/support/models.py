@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers import EncodecConfig
 
 import encodec_fast
-from encodec_fast import chunks, verify
+from encodec_fast import verify
+from encodec_fast.plan import geometry
 
 KMEANS_STEPS = 2
 # Against a float64 run ours may err this many times as much as HF's own float32 run, plus the slack times the signal's peak: on a few
@@ -75,7 +76,7 @@ def reference_model(config: EncodecConfig, seed: int = 0) -> transformers.Encode
         torch.manual_seed(seed)
         model = transformers.EncodecModel(config).eval()
     # about 4 frames per entry
-    hop_length = chunks.hop_length(config)
+    hop_length = geometry.hop_length(config)
     samples = min(4 * config.codebook_size * hop_length, 30 * config.sampling_rate) // 4 + hop_length
     with torch.no_grad():
         embeddings = model.encoder(audio_like(4, config.audio_channels, samples, seed + 1000))
