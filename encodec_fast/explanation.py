@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers.models.encodec import modeling_encodec as hf
 
+from encodec_fast.backends.base import Precision
 from encodec_fast.backends.registry import get_backend
 from encodec_fast.model import FAST_PARTS
 from encodec_fast.plan import LSTM, Conv, ResidualBlock, Stage, Upsample
@@ -114,12 +115,12 @@ def _function_row(stage: str, name: str, x: Tensor, shape: tuple[int, ...]) -> R
 
 def _precision_notes(model: hf.EncodecModel, rows: list[Row]) -> list[str]:
     precision = requested(model.encoder).precision
-    if precision == "parity":
+    if precision == Precision.PARITY:
         return []
     used = list(dict.fromkeys(row.backend for row in rows))
     deaf = [name for name in used if name == REFERENCE or precision not in get_backend(name).precisions]
-    notes = [f"precision {precision}: the {name} backend computes as for parity" for name in deaf]
-    return notes if deaf == used else [f"precision {precision}: codes may differ from those of Hugging Face's float32", *notes]
+    notes = [f"precision {precision.value}: the {name} backend computes as for parity" for name in deaf]
+    return notes if deaf == used else [f"precision {precision.value}: codes may differ from those of Hugging Face's float32", *notes]
 
 
 def _not_ours(module: nn.Module) -> str:

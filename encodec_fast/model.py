@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers.models.encodec import modeling_encodec as hf
 
 from encodec_fast import chunks
+from encodec_fast.backends.base import Precision
 from encodec_fast.plan import Plan
 from encodec_fast.plan.cache import forget
 from encodec_fast.plan.geometry import chunks_of, encoded_length
@@ -29,7 +30,7 @@ from encodec_fast.transformers_versions import ENCODER_FIELDS, MASKS_FRAMES, SCA
 class _Network(compiled.Enrolled):
     """Mixed into HF's encoder and decoder: the forward runs on the plan."""
 
-    precision = "parity"
+    precision = Precision.PARITY
 
     def forward(self: Any, hidden_states: Tensor) -> Tensor:
         if compiled.traceable(self, hidden_states):
@@ -106,11 +107,12 @@ class EncodecModel(hf.EncodecModel):
 
     @property
     def precision(self) -> str:
-        """'parity' (the default), 'tf32x3' or 'fast', see `request.PRECISIONS`; `use_precision` overrides it for a block.
+        """'parity' (the default), 'tf32x3' or 'fast', see `backends.base.Precision`; `use_precision` overrides it for a block.
 
         Setting it raises ValueError for another name. It is no part of the config or the weights, and `copy.deepcopy` keeps it.
         """
-        return getattr(self.encoder, "precision", "parity")
+        own: Precision = getattr(self.encoder, "precision", Precision.PARITY)
+        return own.value
 
     @precision.setter
     def precision(self, name: str) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .activation import elu as _elu
 from .group_norm import store_partial
+from .modes import ProductMode
 from .padding import pad_ref
 from .product import DEPTH, add_product, load_weight, split_matrix
 from .rows import Norm, Padding, Rows, normed, row_tile
@@ -66,23 +67,23 @@ def causal_conv1d_ref(
     return torch.nn.functional.elu(y) if elu else y
 
 
-def conv_precision(weight: Tensor, precision: str, normed: bool = False) -> str:
-    """'thin' for a weight [C_out, C_in, kernel] of few terms or few outputs, otherwise `precision`.
+def conv_mode(weight: Tensor, mode: ProductMode, normed: bool = False) -> ProductMode:
+    """'thin' for a weight [C_out, C_in, kernel] of few terms or few outputs, otherwise `mode`.
 
     normed: a group norm follows, whose partial sums few outputs don't leave.
     """
     outputs, channels, kernel = weight.shape
     thin = channels * kernel <= FEW_TERMS or (outputs <= FEW_OUTPUTS and channels <= MOST_CHANNELS and not normed)
-    return "thin" if thin else precision
+    return ProductMode.THIN if thin else mode
 
 
-def conv_matrix(weight: Tensor, precision: str) -> Tensor:
+def conv_matrix(weight: Tensor, mode: ProductMode) -> Tensor:
     """What the kernel multiplies by, of a weight [C_out, C_in, kernel]: the matrix of `split_matrix`, taps outside, channels inside.
 
     For a thin convolution of few terms it is transposed, [1, terms, C_out].
     """
-    matrix = split_matrix(weight.transpose(1, 2).reshape(weight.shape[0], -1), precision)
-    few_terms = precision == "thin" and matrix.shape[2] <= FEW_TERMS
+    matrix = split_matrix(weight.transpose(1, 2).reshape(weight.shape[0], -1), mode)
+    few_terms = mode == ProductMode.THIN and matrix.shape[2] <= FEW_TERMS
     return matrix.transpose(1, 2).contiguous() if few_terms else matrix
 
 
@@ -115,7 +116,7 @@ def _causal_conv1d_kernel(
     x_ptr, w_ptr, b_ptr, lengths_ptr, y_ptr, partials_ptr,
     stride_xb, stride_yb, stride_yt, C, rows, N,
     KERNEL: tl.constexpr, TERMS: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, PHASES: tl.constexpr, ELU: tl.constexpr,
-    EVEN_N: tl.constexpr, PRECISION: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    EVEN_N: tl.constexpr, MODE: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     stats_ptr=None, gamma_ptr=None, beta_ptr=None, NORM_ELU: tl.constexpr = False,
 ):  # fmt: skip
     """y[b, t, n] = f(b[n] + sum over k of w[n, k] x[b, t * STRIDE * C + k]), k over TERMS.
@@ -142,8 +143,8 @@ def _causal_conv1d_kernel(
             x = normed(x, mean, rstd, gamma_ptr, beta_ptr, k, TERMS)
             if NORM_ELU:
                 x = _elu(x)
-        w, w_low = load_weight(w_block, k[:, None], TERMS, N * TERMS, EVEN_K, PRECISION)
-        acc = add_product(acc, x, w, w_low, PRECISION)
+        w, w_low = load_weight(w_block, k[:, None], TERMS, N * TERMS, EVEN_K, MODE)
+        acc = add_product(acc, x, w, w_low, MODE)
     if b_ptr is not None:
         acc += tl.load(b_ptr + column).to(tl.float32)[None, :]
     _store_rows(acc, y_ptr, lengths_ptr, partials_ptr, stride_yb, stride_yt, clip, t, n, rows, N, KERNEL, STRIDE, PHASES, ELU, EVEN_N)
@@ -154,7 +155,7 @@ def _few_terms_kernel(
     x_ptr, w_ptr, b_ptr, lengths_ptr, y_ptr, partials_ptr,
     stride_xb, stride_yb, stride_yt, C, rows, N,
     KERNEL: tl.constexpr, TERMS: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, PHASES: tl.constexpr, ELU: tl.constexpr,
-    EVEN_N: tl.constexpr, PRECISION: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    EVEN_N: tl.constexpr, MODE: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """As `_causal_conv1d_kernel`, of few terms, in one chain of float32 multiply-adds; w [TERMS, N]."""
     clip, t, n, x_row, column = row_tile(x_ptr, stride_xb, STRIDE * C, rows, N, EVEN_N, BLOCK_T, BLOCK_N)
@@ -216,7 +217,7 @@ def causal_conv1d_triton(
     partials: bool = False,
     norm: Norm | None = None,
     norm_elu: bool = False,
-    precision: str,
+    mode: ProductMode,
     tile: Tile | None = None,
 ) -> Rows | tuple[Rows, Tensor]:
     """As `causal_conv1d_ref`, of rows whose padding is written; past the end of a clip the output is unspecified.
@@ -225,7 +226,7 @@ def causal_conv1d_triton(
     lead, tail: rows to leave free before and behind each clip's output.  out: [B, T_out, C_out] to write to, channels contiguous.
     partials: also returns [3, B, tiles] float32, count, mean and squared deviation of each output tile, for `group_norm_statistics`.
     norm: of x, applied as it is read, and an ELU behind it with norm_elu; for a kernel of one step, and not in 'thin'.
-    precision: of the products, 'split', 'tf32' or 'ieee', as in `add_product`; sums are float32.
+    mode: of the products, as in `add_product`; sums are float32.
     """
     stride = padding.stride
     if out_length is None:
@@ -233,7 +234,7 @@ def causal_conv1d_triton(
     window = x.first(out_start * stride - padding.left - start)
     made = multiply_rows(
         window, matrix, bias, out_length, 1, kernel=kernel, stride=stride, dilation=dilation, elu=elu, lengths=lengths,
-        lead=lead, tail=tail, out=out, partials=partials, norm=norm, norm_elu=norm_elu, precision=precision, tile=tile,
+        lead=lead, tail=tail, out=out, partials=partials, norm=norm, norm_elu=norm_elu, mode=mode, tile=tile,
     )  # fmt: skip
     rows = Rows(made[0], lead, out_length)
     return (rows, made[1]) if partials else rows
@@ -242,7 +243,7 @@ def causal_conv1d_triton(
 def multiply_rows(
     x: Tensor, matrix: Tensor, bias: Tensor | None, rows: int, phases: int, *, kernel: int, stride: int = 1, dilation: int = 1,
     elu: bool = False, lengths: Tensor | None = None, lead: int = 0, tail: int = 0, out: Tensor | None = None, partials: bool = False,
-    norm: Norm | None = None, norm_elu: bool = False, precision: str, tile: Tile | None = None,
+    norm: Norm | None = None, norm_elu: bool = False, mode: ProductMode, tile: Tile | None = None,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """The product of the overlapping rows of x, [B, T, C] of which the first starts at x[:, 0], with a matrix.
 
@@ -253,24 +254,24 @@ def multiply_rows(
     batch, _, channels = x.shape
     parts, columns, terms = matrix.shape
     taps = kernel if phases == 1 else -(-kernel // phases)
-    few_terms = precision == "thin" and taps * channels <= FEW_TERMS
+    few_terms = mode == ProductMode.THIN and taps * channels <= FEW_TERMS
     if few_terms:
         columns, terms = terms, columns
-    expected = 2 if precision == "split" else 1, taps * channels
+    expected = 2 if mode == ProductMode.SPLIT else 1, taps * channels
     if (parts, terms) != expected or not matrix.is_contiguous():
-        raise ValueError(f"matrix must be contiguous [{expected[0]}, C_out, {expected[1]}] in {precision}, got {tuple(matrix.shape)}")
-    if norm is not None and (kernel > 1 or precision == "thin"):
-        raise ValueError(f"norm is for a kernel of one step and not for thin products, got a kernel of {kernel} in {precision}")
-    if partials and precision == "thin" and not few_terms:
-        raise ValueError("thin convolutions of few outputs leave no partial sums; take another precision, as `conv_precision` does")
+        raise ValueError(f"matrix must be contiguous [{expected[0]}, C_out, {expected[1]}] in {mode}, got {tuple(matrix.shape)}")
+    if norm is not None and (kernel > 1 or mode == ProductMode.THIN):
+        raise ValueError(f"norm is for a kernel of one step and not for thin products, got a kernel of {kernel} in {mode}")
+    if partials and mode == ProductMode.THIN and not few_terms:
+        raise ValueError("thin convolutions of few outputs leave no partial sums; take another mode, as `conv_mode` does")
     if x.stride(2) != 1 or x.stride(1) != channels:
         raise ValueError(f"x must have its channels last and its steps side by side, got strides {x.stride()}")
     y = x.new_empty(batch, lead + rows * phases + tail, columns // phases) if out is None else out
     first = y[:, lead:]
     strides = x.stride(0), first.stride(0), first.stride(1) * phases
-    tile = tile or conv_tile(x.device, columns, precision, partials)
+    tile = tile or conv_tile(x.device, columns, mode, partials)
     sums = None
-    if precision == "thin" and not few_terms:
+    if mode == ProductMode.THIN and not few_terms:
         if batch and rows > 0:
             _few_outputs_kernel[(batch * triton.cdiv(rows, tile.block_m),)](
                 x, matrix, bias, first, *strides, channels, rows,
@@ -289,6 +290,6 @@ def multiply_rows(
         run[(batch * tiles,)](
             x, matrix, bias, lengths, first, sums, *strides, channels, rows, columns,
             KERNEL=kernel, TERMS=terms, STRIDE=stride, DILATION=dilation, PHASES=phases, ELU=elu, EVEN_N=columns % tile.block_n == 0,
-            PRECISION=precision, BLOCK_T=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=DEPTH.get(precision, 0), **before, **tile.options,
+            MODE=ProductMode(mode).value, BLOCK_T=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=DEPTH.get(mode, 0), **before, **tile.options,
         )  # fmt: skip
     return y, sums

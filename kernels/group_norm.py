@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .tiles import FUSED
+from .tile_table import FUSED
 
 TILES_AT_ONCE = 1024
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from .activation import elu as _elu
 from .causal_conv1d import causal_conv1d_triton
 from .lstm_weights import SLICE, LSTMWeights, high_and_low, next_state, of_each_gate, sum_of_slices
+from .modes import ProductMode
 from .rows import Padding, Rows, empty_rows
 from .tiles import Tile, lstm_tile
 
@@ -25,7 +26,7 @@ try:
 except ImportError as error:  # a Triton without Gluon, or with another one
     _GLUON_PROBLEM = f"triton {triton.__version__} has not the Gluon that the kernel is written in: {error}"
 
-    def persistent_refusal(width: int, layers: int, rows: int, precision: str, device: torch.device) -> str | None:
+    def persistent_refusal(width: int, layers: int, rows: int, mode: ProductMode, device: torch.device) -> str | None:
         return _GLUON_PROBLEM
 
 
@@ -72,7 +73,7 @@ def _slice_sums(
     SLICES: tl.constexpr,
     LOW: tl.constexpr,
     CLIPS: tl.constexpr,
-    PRECISION: tl.constexpr,
+    MODE: tl.constexpr,
 ):
     """The product of one input [B, H] and of a block's weights for it, slice by slice: [SLICES, ROWS, CLIPS].
 
@@ -83,13 +84,13 @@ def _slice_sums(
     terms = (slices[:, None] * SLICE + k[None, :])[:, :, None]
     inside = (terms < H) & (clips < B)[None, None, :]
     h = tl.load(h_ptr + clips[None, None, :] * H + terms, mask=inside, other=0.0)  # [SLICES, SLICE, CLIPS]
-    high, low = high_and_low(h, PRECISION)
+    high, low = high_and_low(h, MODE)
     w_high = tl.load(w_block)
     sums = tl.zeros((SLICES, ROWS, CLIPS), tl.float32)
-    if PRECISION == "ieee":
+    if MODE == "ieee":
         sums = tl.dot(w_high, high, sums, input_precision="ieee")
     else:
-        if PRECISION == "split":
+        if MODE == "split":
             sums = tl.dot(w_high, low, sums)
             sums = tl.dot(tl.load(w_block + LOW), high, sums)
         sums = tl.dot(w_high, high, sums)
@@ -120,7 +121,7 @@ def _layer_step(
     LEVELS: tl.constexpr,
     LOW: tl.constexpr,
     ELU: tl.constexpr,
-    PRECISION: tl.constexpr,
+    MODE: tl.constexpr,
     CLIPS: tl.constexpr,
 ):
     """One step of a block of units of one layer.  now: the slot of `hidden` that it writes."""
@@ -130,12 +131,12 @@ def _layer_step(
     inside = (units < H)[:, None] & (clips < B)[None, :]
     past = hidden_ptr + (layer * 2 + 1 - now) * B * H
     if FIRST:
-        sums = _slice_sums(w_ptr, past, clips, B, H, ROWS, SLICES, LOW, CLIPS, PRECISION)
+        sums = _slice_sums(w_ptr, past, clips, B, H, ROWS, SLICES, LOW, CLIPS, MODE)
         gate = gates_ptr + (t.to(tl.int64) * B + clips[None, :]) * 4 * H + units[:, None]
     else:
         below = hidden_ptr + ((layer - 1) * 2 + now) * B * H
-        sums = _slice_sums(w_ptr, below, clips, B, H, ROWS, SLICES, LOW, CLIPS, PRECISION)
-        sums += _slice_sums(w_ptr + SLICES * ROWS * SLICE, past, clips, B, H, ROWS, SLICES, LOW, CLIPS, PRECISION)
+        sums = _slice_sums(w_ptr, below, clips, B, H, ROWS, SLICES, LOW, CLIPS, MODE)
+        sums += _slice_sums(w_ptr + SLICES * ROWS * SLICE, past, clips, B, H, ROWS, SLICES, LOW, CLIPS, MODE)
         gate = b_ptr + layer * 4 * H + units[:, None] + 0 * clips[None, :]
     i, f, g, o = of_each_gate(sum_of_slices(sums, LEVELS, ROWS, CLIPS) * tl.load(unscale_ptr + layer), ROWS, CLIPS)
     i += tl.load(gate, mask=inside, other=0.0)
@@ -179,7 +180,7 @@ def _lstm_step_kernel(
     ROWS: tl.constexpr,
     LEVELS: tl.constexpr,
     ELU: tl.constexpr,
-    PRECISION: tl.constexpr,
+    MODE: tl.constexpr,
     CLIPS: tl.constexpr,
 ):
     """i, f, g, o = w_ih below + w_hh past + b;  c = sigmoid(f) c + sigmoid(i) tanh(g);  h = sigmoid(o) tanh(c).
@@ -195,7 +196,7 @@ def _lstm_step_kernel(
         if t < T:
             _layer_step(
                 w_block, gates_ptr, x_ptr, b_ptr, unscale_ptr, hidden_ptr, cell_ptr, y_ptr, stride_xb, stride_yb,
-                t, (time + t) % 2, 0, block * (ROWS // 4), B, H, L, True, ROWS, LEVELS, LOW, ELU, PRECISION, CLIPS,
+                t, (time + t) % 2, 0, block * (ROWS // 4), B, H, L, True, ROWS, LEVELS, LOW, ELU, MODE, CLIPS,
             )  # fmt: skip
     else:
         a_layer = tl.cdiv(H, ROWS // 8)
@@ -205,7 +206,7 @@ def _lstm_step_kernel(
             _layer_step(
                 w_block, gates_ptr, x_ptr, b_ptr, unscale_ptr, hidden_ptr, cell_ptr, y_ptr, stride_xb, stride_yb,
                 t, (time + t) % 2, layer, (block - first_layer) % a_layer * (ROWS // 8), B, H, L,
-                False, ROWS // 2, LEVELS, LOW, ELU, PRECISION, CLIPS,
+                False, ROWS // 2, LEVELS, LOW, ELU, MODE, CLIPS,
             )  # fmt: skip
 
 
@@ -232,11 +233,11 @@ def lstm_triton(
     device = x.buffer.device
     gates = torch.empty(x.length, batch, 4 * width, dtype=torch.float32, device=device)
     out = gates.transpose(0, 1)
-    causal_conv1d_triton(x, weights.input_matrix, weights.bias[0], Padding(), kernel=1, out=out, precision=weights.precision)
-    if tile is None and persistent_refusal(width, weights.layers, weights.rows, weights.precision, device) is None:
+    causal_conv1d_triton(x, weights.input_matrix, weights.bias[0], Padding(), kernel=1, out=out, mode=weights.mode)
+    if tile is None and persistent_refusal(width, weights.layers, weights.rows, weights.mode, device) is None:
         persistent_lstm(gates, x, weights, hidden, cell, y, time, elu)
         return y
-    tile = tile or lstm_tile(device, width, weights.precision)
+    tile = tile or lstm_tile(device, width, weights.mode)
     grid = (weights.blocks.shape[0], triton.cdiv(batch, tile.block_m))
     for step in range(x.length + weights.layers - 1):
         _lstm_step_kernel[grid](

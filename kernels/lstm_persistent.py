@@ -19,7 +19,9 @@ from triton.experimental.gluon.language.nvidia.ampere import mma_v2
 from . import tiles
 from .activation import elu as _elu
 from .lstm_weights import SLICE, LSTMWeights, high_and_low, next_state, of_each_gate, sum_of_slices
+from .modes import ProductMode
 from .rows import Rows
+from .tile_table import FUSED
 
 # A block's weights, 64 rows of 512 terms in two parts, take half of the registers of an SM.
 MOST_ROWS = 64
@@ -74,22 +76,22 @@ def _await(counter_ptr, count, looks):
 
 
 @gluon.jit
-def _weights(w_ptr, ROWS: gl.constexpr, SLICES: gl.constexpr, LOW: gl.constexpr, LAYOUT: gl.constexpr, PRECISION: gl.constexpr):
+def _weights(w_ptr, ROWS: gl.constexpr, SLICES: gl.constexpr, LOW: gl.constexpr, LAYOUT: gl.constexpr, MODE: gl.constexpr):
     """High and low parts of a block's weights for one input, [SLICES, ROWS, SLICE]."""
     slices = gl.arange(0, SLICES, gl.SliceLayout(1, gl.SliceLayout(2, LAYOUT)))
     rows = gl.arange(0, ROWS, gl.SliceLayout(0, gl.SliceLayout(2, LAYOUT)))
     k = gl.arange(0, SLICE, gl.SliceLayout(0, gl.SliceLayout(1, LAYOUT)))
     block = w_ptr + (slices[:, None, None] * ROWS + rows[None, :, None]) * SLICE + k[None, None, :]
     high = gl.load(block)
-    return high, gl.load(block + LOW) if PRECISION == "split" else high
+    return high, gl.load(block + LOW) if MODE == "split" else high
 
 
 @gluon.jit
-def _state(h_ptr, inside, low, PRECISION: gl.constexpr):
+def _state(h_ptr, inside, low, MODE: gl.constexpr):
     """High and low parts of a state, [SLICES, SLICE, CLIPS]; the low ones stand `low` elements further on."""
     # from the second-level cache: another block wrote it, behind this one's first-level cache
     high = gl.load(h_ptr, mask=inside, other=0.0, cache_modifier=".cg")
-    return high, gl.load(h_ptr + low, mask=inside, other=0.0, cache_modifier=".cg") if PRECISION == "split" else high
+    return high, gl.load(h_ptr + low, mask=inside, other=0.0, cache_modifier=".cg") if MODE == "split" else high
 
 
 @gluon.jit
@@ -102,11 +104,11 @@ def _slice_sums(
     SLICES: gl.constexpr,
     CLIPS: gl.constexpr,
     LAYOUT: gl.constexpr,
-    PRECISION: gl.constexpr,
+    MODE: gl.constexpr,
 ):
     """As in lstm.py."""
     sums = gl.zeros((SLICES, ROWS, CLIPS), gl.float32, LAYOUT)
-    if PRECISION == "split":
+    if MODE == "split":
         sums = mma_v2(w_high, low, sums)
         sums = mma_v2(w_low, high, sums)
     return mma_v2(w_high, high, sums)
@@ -139,13 +141,13 @@ def _layer_steps(
     LEVELS: gl.constexpr,
     LOW: gl.constexpr,
     ELU: gl.constexpr,
-    PRECISION: gl.constexpr,
+    MODE: gl.constexpr,
     CLIPS: gl.constexpr,
 ):
     """All steps of a block of units of one layer."""
     SLICES: gl.constexpr = 2**LEVELS
     UNITS: gl.constexpr = ROWS // 4
-    PARTS: gl.constexpr = 2 if PRECISION == "split" else 1
+    PARTS: gl.constexpr = 2 if MODE == "split" else 1
     WARPS: gl.constexpr = gl.num_warps()
     # a warp for each slice; a thread holds eight neighbouring terms of it, and eight of the weights, so that both come in loads of 16 bytes
     SUMS: gl.constexpr = gl.NVMMADistributedLayout(version=[2, 0], warps_per_cta=[WARPS, 1, 1], instr_shape=[1, 16, 8])
@@ -156,10 +158,10 @@ def _layer_steps(
     OUT: gl.constexpr = gl.BlockedLayout([1, 1], [UNITS, 32 // UNITS], [1, WARPS], [0, 1])
 
     # v of the layer below, w of the own past
-    v_high, v_low = _weights(w_ptr, ROWS, SLICES, LOW, LEFT, PRECISION)
+    v_high, v_low = _weights(w_ptr, ROWS, SLICES, LOW, LEFT, MODE)
     w_high, w_low = v_high, v_low
     if not FIRST:
-        w_high, w_low = _weights(w_ptr + SLICES * ROWS * SLICE, ROWS, SLICES, LOW, LEFT, PRECISION)
+        w_high, w_low = _weights(w_ptr + SLICES * ROWS * SLICE, ROWS, SLICES, LOW, LEFT, MODE)
     unscale = gl.load(unscale_ptr + layer)
 
     slices = gl.arange(0, SLICES, gl.SliceLayout(1, gl.SliceLayout(2, RIGHT)))
@@ -176,10 +178,10 @@ def _layer_steps(
         clips = first_clip + tile_clips
         inside = (units < H)[:, None] & (clips < B)[None, :]
         h = gl.load(hidden_ptr + ((layer * 2 + 1 - time % 2) * B + clips)[None, :] * H + units[:, None], mask=inside, other=0.0)
-        high, rest = high_and_low(h, PRECISION)
+        high, rest = high_and_low(h, MODE)
         into = exchange_ptr + slot + layer * PARTS * low + clips[None, :] * H + units[:, None]
         gl.store(into, high, mask=inside)
-        if PRECISION == "split":
+        if MODE == "split":
             gl.store(into + low, rest, mask=inside)
     _arrive(counter_ptr)
 
@@ -193,13 +195,13 @@ def _layer_steps(
                 here = (first_clip + columns < B)[None, None, :] & (slices[:, None, None] * SLICE + k[None, :, None] < H)
                 state = first_clip * H + state_block
                 # all loads before the first product
-                past_high, past_low = _state(past + state, here, low, PRECISION)
+                past_high, past_low = _state(past + state, here, low, MODE)
                 if not FIRST:
-                    below_high, below_low = _state(own - PARTS * low + state, here, low, PRECISION)
-                    sums = _slice_sums(v_high, v_low, below_high, below_low, ROWS, SLICES, CLIPS, SUMS, PRECISION)
-                    sums += _slice_sums(w_high, w_low, past_high, past_low, ROWS, SLICES, CLIPS, SUMS, PRECISION)
+                    below_high, below_low = _state(own - PARTS * low + state, here, low, MODE)
+                    sums = _slice_sums(v_high, v_low, below_high, below_low, ROWS, SLICES, CLIPS, SUMS, MODE)
+                    sums += _slice_sums(w_high, w_low, past_high, past_low, ROWS, SLICES, CLIPS, SUMS, MODE)
                 else:
-                    sums = _slice_sums(w_high, w_low, past_high, past_low, ROWS, SLICES, CLIPS, SUMS, PRECISION)
+                    sums = _slice_sums(w_high, w_low, past_high, past_low, ROWS, SLICES, CLIPS, SUMS, MODE)
 
                 clips = first_clip + tile_clips
                 inside = (units < H)[:, None] & (clips < B)[None, :]
@@ -223,10 +225,10 @@ def _layer_steps(
                 g += gl.convert_layout(sum_g, OUT)
                 o += gl.convert_layout(sum_o, OUT)
                 h, c = next_state(i, f, g, o, c)
-                high, rest = high_and_low(h, PRECISION)
+                high, rest = high_and_low(h, MODE)
                 into = own + clips[None, :] * H + units[:, None]
                 gl.store(into, high, mask=inside)
-                if PRECISION == "split":
+                if MODE == "split":
                     gl.store(into + low, rest, mask=inside)
                 gl.store(cell_block, c, mask=inside)
                 # masks and no branches: one run of instructions for a tile of clips
@@ -266,7 +268,7 @@ def _lstm_persistent_kernel(
     ROWS: gl.constexpr,
     LEVELS: gl.constexpr,
     ELU: gl.constexpr,
-    PRECISION: gl.constexpr,
+    MODE: gl.constexpr,
     CLIPS: gl.constexpr,
 ):
     """i, f, g, o = w_ih below + w_hh past + b;  c = sigmoid(f) c + sigmoid(i) tanh(g);  h = sigmoid(o) tanh(c).
@@ -282,18 +284,18 @@ def _lstm_persistent_kernel(
     if block < first_layer:
         _layer_steps(
             w_block, gates_ptr, x_ptr, b_ptr, unscale_ptr, exchange_ptr, hidden_ptr, cell_ptr, y_ptr, counter_ptr, stride_xb, stride_yb,
-            looks, time, B, T, L, 0, block * (ROWS // 4), H, True, ROWS, LEVELS, LOW, ELU, PRECISION, CLIPS,
+            looks, time, B, T, L, 0, block * (ROWS // 4), H, True, ROWS, LEVELS, LOW, ELU, MODE, CLIPS,
         )  # fmt: skip
     else:
         above = block - first_layer
         _layer_steps(
             w_block, gates_ptr, x_ptr, b_ptr, unscale_ptr, exchange_ptr, hidden_ptr, cell_ptr, y_ptr, counter_ptr, stride_xb, stride_yb,
             looks, time, B, T, L, 1 + above // a_layer, above % a_layer * (ROWS // 8),
-            H, False, ROWS // 2, LEVELS, LOW, ELU, PRECISION, CLIPS,
+            H, False, ROWS // 2, LEVELS, LOW, ELU, MODE, CLIPS,
         )  # fmt: skip
 
 
-def persistent_refusal(width: int, layers: int, rows: int, precision: str, device: torch.device) -> str | None:
+def persistent_refusal(width: int, layers: int, rows: int, mode: ProductMode, device: torch.device) -> str | None:
     """Why all steps can't be one launch on a device, or None; the batch and the length don't count.
 
     rows: of `LSTMWeights`.
@@ -301,7 +303,7 @@ def persistent_refusal(width: int, layers: int, rows: int, precision: str, devic
     arch = tiles.arch_of(device)
     if not arch.startswith("sm_") or int(arch.removeprefix("sm_")) < 80:
         return f"{arch} is none of NVIDIA's architectures from sm_80 on"
-    if precision == "ieee":
+    if mode == ProductMode.IEEE:
         return "products in float32"
     if not SLICE.value <= width <= MOST_WIDTH or width & (width - 1) or rows > MOST_ROWS:
         return (
@@ -329,5 +331,5 @@ def persistent_lstm(gates: Tensor, x: Rows, weights: LSTMWeights, hidden: Tensor
         gates, x.first(0), weights.blocks, weights.bias, weights.unscale, exchange, hidden, cell, y.first(0), counter,
         x.buffer.stride(0), y.buffer.stride(0), MOST_LOOKS, time, batch, length, weights.layers,
         H=width, BLOCK_SIZE=weights.blocks.stride(0), ELU=elu, CLIPS=clips, **weights.constants,
-        num_warps=WARPS, launch_cooperative_grid=True, **tiles.FUSED,
+        num_warps=WARPS, launch_cooperative_grid=True, **FUSED,
     )  # fmt: skip

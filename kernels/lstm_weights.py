@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .activation import sigmoid, tanh
+from .modes import ProductMode
 from .product import half_exponent, split_matrix
 
 # Terms that a matrix unit sums from zero; the sums of all slices are then added in float32, in pairs.
@@ -36,7 +37,7 @@ class LSTMWeights:
     unscale: Tensor
     width: int
     rows: int
-    precision: str
+    mode: ProductMode
 
     @property
     def layers(self) -> int:
@@ -46,28 +47,28 @@ class LSTMWeights:
     def constants(self) -> dict[str, int | str]:
         """What the kernels are compiled for.  LEVELS: logarithm of the slices.  LOW: elements between a weight and its low part."""
         levels = _slices(self.width).bit_length() - 1
-        return {"ROWS": self.rows, "LEVELS": levels, "LOW": self.blocks.shape[2], "PRECISION": self.precision}
+        return {"ROWS": self.rows, "LEVELS": levels, "LOW": self.blocks.shape[2], "MODE": ProductMode(self.mode).value}
 
 
 def _slices(width: int) -> int:
     return int(triton.next_power_of_2(triton.cdiv(width, SLICE.value)))
 
 
-def lstm_weights(w_ih: Sequence[Tensor], w_hh: Sequence[Tensor], bias: Tensor, precision: str, rows: int) -> LSTMWeights:
+def lstm_weights(w_ih: Sequence[Tensor], w_hh: Sequence[Tensor], bias: Tensor, mode: ProductMode, rows: int) -> LSTMWeights:
     """Lays out weights [4 * H, H] of each layer, gates in torch's order i, f, g, o; bias: [L, 4 * H], the sum of both.
 
-    precision: 'split' for float32's accuracy from three products of half precision, 'tf32' for one, 'ieee' for float32 itself.
+    mode: 'split' for float32's accuracy from three products of half precision, 'tf32' for one, 'ieee' for float32 itself.
     rows: of a block of the first layer; blocks of the layers above, with two inputs, have half as many.
     """
     blocks, unscale = [], []
     for layer, (below, past) in enumerate(zip(w_ih, w_hh, strict=True)):
         inputs = (past,) if layer == 0 else (below, past)
         matrix = torch.stack([_in_slices(weight.float(), rows // len(inputs)) for weight in inputs], 1).flatten(1)
-        parts, factor = _parts(matrix, precision)
+        parts, factor = _parts(matrix, mode)
         blocks.append(parts)
         unscale.append(factor)
-    input_matrix = split_matrix(w_ih[0], precision)
-    return LSTMWeights(input_matrix, bias.float(), torch.cat(blocks), torch.stack(unscale), w_hh[0].shape[1], rows, precision)
+    input_matrix = split_matrix(w_ih[0], mode)
+    return LSTMWeights(input_matrix, bias.float(), torch.cat(blocks), torch.stack(unscale), w_hh[0].shape[1], rows, mode)
 
 
 def _in_slices(weight: Tensor, rows: int) -> Tensor:
@@ -79,22 +80,22 @@ def _in_slices(weight: Tensor, rows: int) -> Tensor:
     return filled.reshape(blocks, rows, -1, SLICE.value).transpose(1, 2)
 
 
-def _parts(matrix: Tensor, precision: str) -> tuple[Tensor, Tensor]:
+def _parts(matrix: Tensor, mode: ProductMode) -> tuple[Tensor, Tensor]:
     """[blocks, n] -> [blocks, parts, n], and what products of it and of a scaled state are to be multiplied by."""
-    if precision == "ieee":
+    if mode == ProductMode.IEEE:
         return matrix[:, None], matrix.new_ones(())
     # the low part keeps its bits down to weights of 2^-17 of the largest
     exponent = half_exponent(matrix.abs().amax())
     scaled = torch.ldexp(matrix, exponent)
     high = scaled.half()
-    parts = [high, (scaled - high).half()] if precision == "split" else [high]
+    parts = [high, (scaled - high).half()] if mode == ProductMode.SPLIT else [high]
     return torch.stack(parts, 1), torch.ldexp(matrix.new_ones(()), -exponent) / STATE_SCALE.value
 
 
 @triton.jit
-def high_and_low(h, PRECISION: tl.constexpr):
+def high_and_low(h, MODE: tl.constexpr):
     """A state in the parts that multiply weights; the low one counts in split only."""
-    if PRECISION == "ieee":
+    if MODE == "ieee":
         high, low = h, h
     else:
         scaled = h * STATE_SCALE

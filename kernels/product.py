@@ -1,4 +1,4 @@
-"""One step of a long sum of products: in which precision its terms are, and in which order they are added."""
+"""One step of a long sum of products: what its terms are multiplied in, and in which order they are added."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .modes import ProductMode
+
 # Terms that are summed from zero before their sum is added to those before. It sets the order of summation, and with it the bits.
-DEPTH = {"ieee": 16, "split": 32, "tf32": 32}
+DEPTH = {ProductMode.IEEE: 16, ProductMode.SPLIT: 32, ProductMode.TF32: 32}
 
 
-def split_matrix(matrix: Tensor, precision: str) -> Tensor:
+def split_matrix(matrix: Tensor, mode: ProductMode) -> Tensor:
     """The right side of a product as `add_product` reads it.
 
-    matrix: [N, K] float32 or a half.  precision: 'split', 'tf32' or 'ieee'.
+    matrix: [N, K] float32 or a half.  mode: not 'thin'.
     Returns [2, N, K] in split, the values rounded to tf32 and what that leaves; otherwise [1, N, K].
     """
-    if precision != "split":
+    if mode != ProductMode.SPLIT:
         return matrix[None].contiguous()
     bits = matrix.contiguous().view(torch.int32)
     high = ((bits + 0x1000) & ~0x1FFF).view(torch.float32)
@@ -36,14 +38,14 @@ def tf32_rounded(x):
 
 
 @triton.jit
-def load_weight(w_block, k, K, low, EVEN_K: tl.constexpr, PRECISION: tl.constexpr):
+def load_weight(w_block, k, K, low, EVEN_K: tl.constexpr, MODE: tl.constexpr):
     """A block of the right side and, in split, of its low parts, which stand `low` elements further on; zero where k >= K."""
     if EVEN_K:
         w = tl.load(w_block)
     else:
         w = tl.load(w_block, mask=k < K, other=0.0)
     w_low = w
-    if PRECISION == "split":
+    if MODE == "split":
         if EVEN_K:
             w_low = tl.load(w_block + low)
         else:
@@ -52,7 +54,7 @@ def load_weight(w_block, k, K, low, EVEN_K: tl.constexpr, PRECISION: tl.constexp
 
 
 @triton.jit
-def add_product(acc, a, b, b_low, PRECISION: tl.constexpr):
+def add_product(acc, a, b, b_low, MODE: tl.constexpr):
     """acc + a @ b, a [M, BLOCK_K], b [BLOCK_K, N]; b_low: what rounding to tf32 left of the right side, in split only.
 
     ieee and split sum the block's terms from zero and then add their sum: a sum of n terms is rounded along BLOCK_K + n / BLOCK_K
@@ -61,10 +63,10 @@ def add_product(acc, a, b, b_low, PRECISION: tl.constexpr):
     transformers' float32.
     split: high and low parts hold 11 and 12 bits; the product of two low parts, 2^-24 of the whole, is left out. The small ones first.
     """
-    if PRECISION == "ieee":
+    if MODE == "ieee":
         # not 0, at which the compiler folds the addition into the product, and with it the block into the chain
         return acc + tl.dot(a, b, input_precision="ieee", max_num_imprecise_acc=a.shape[1])
-    if PRECISION == "split":
+    if MODE == "split":
         a_high = tf32_rounded(a)
         part = tl.dot(a - a_high, b, input_precision="tf32")
         part = tl.dot(a_high, b_low, part, input_precision="tf32")

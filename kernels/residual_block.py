@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .activation import elu as _elu
 from .causal_conv1d import causal_conv1d_ref
+from .modes import ProductMode
 from .product import DEPTH, add_product, load_weight
 from .rows import Padding, Rows, empty_rows, row_tile
 from .tiles import Tile, block_of, residual_tile
@@ -57,7 +58,7 @@ def residual_block_ref(
 def _residual_block_kernel(
     x_ptr, w1_ptr, b1_ptr, w2_ptr, b2_ptr, ws_ptr, bs_ptr, y_ptr,
     stride_xb, stride_yb, C, H, C_out, rows, here,
-    TERMS: tl.constexpr, DILATION: tl.constexpr, ELU: tl.constexpr, PRECISION: tl.constexpr,
+    TERMS: tl.constexpr, DILATION: tl.constexpr, ELU: tl.constexpr, MODE: tl.constexpr,
     EVEN: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """y = f(w2 @ ELU(w1 * ELU(x) + b1) + b2 + ws @ x + bs) for BLOCK_T steps and BLOCK_N of C_out channels.
@@ -78,8 +79,8 @@ def _residual_block_kernel(
             x = tl.load(x_row[:, None] + offset[None, :], cache_modifier=".ca")
         else:
             x = tl.load(x_row[:, None] + offset[None, :], mask=(k < TERMS)[None, :], other=0.0, cache_modifier=".ca")
-        w, w_low = load_weight(w1_ptr + unit[None, :] * TERMS + k[:, None], k[:, None], TERMS, H * TERMS, EVEN_K, PRECISION)
-        acc_h = add_product(acc_h, _elu(x.to(tl.float32)), w, w_low, PRECISION)
+        w, w_low = load_weight(w1_ptr + unit[None, :] * TERMS + k[:, None], k[:, None], TERMS, H * TERMS, EVEN_K, MODE)
+        acc_h = add_product(acc_h, _elu(x.to(tl.float32)), w, w_low, MODE)
     if b1_ptr is not None:
         acc_h += tl.load(b1_ptr + unit).to(tl.float32)[None, :]
     hidden = _elu(acc_h)
@@ -87,8 +88,8 @@ def _residual_block_kernel(
         hidden = tl.where((h < H)[None, :], hidden, 0.0)
 
     acc = tl.zeros((BLOCK_T, BLOCK_N), dtype=tl.float32)
-    w2, w2_low = load_weight(w2_ptr + column[None, :] * H + h[:, None], h[:, None], H, C_out * H, EVEN, PRECISION)
-    acc = add_product(acc, hidden, w2, w2_low, PRECISION)
+    w2, w2_low = load_weight(w2_ptr + column[None, :] * H + h[:, None], h[:, None], H, C_out * H, EVEN, MODE)
+    acc = add_product(acc, hidden, w2, w2_low, MODE)
     x_here = x_row + here * C
     if ws_ptr is not None:
         for c0 in tl.range(0, C, BLOCK_K):
@@ -97,8 +98,8 @@ def _residual_block_kernel(
                 centre = tl.load(x_here[:, None] + c[None, :])
             else:
                 centre = tl.load(x_here[:, None] + c[None, :], mask=(c < C)[None, :], other=0.0)
-            ws, ws_low = load_weight(ws_ptr + column[None, :] * C + c[:, None], c[:, None], C, C_out * C, EVEN, PRECISION)
-            acc = add_product(acc, centre.to(tl.float32), ws, ws_low, PRECISION)
+            ws, ws_low = load_weight(ws_ptr + column[None, :] * C + c[:, None], c[:, None], C, C_out * C, EVEN, MODE)
+            acc = add_product(acc, centre.to(tl.float32), ws, ws_low, MODE)
     else:
         acc += tl.load(x_here[:, None] + column[None, :]).to(tl.float32)
     if b2_ptr is not None:
@@ -129,27 +130,27 @@ def residual_block_triton(
     out_length: int | None = None,
     lead: int = 0,
     tail: int = 0,
-    precision: str,
+    mode: ProductMode,
     tile: Tile | None = None,
 ) -> Rows:
     """As `residual_block_ref`, of rows whose padding is written; past the end of a clip the output is unspecified.
 
-    matrix1, matrix2, shortcut: `conv_matrix` of the weights.  lead, tail, precision: as in `causal_conv1d_triton`.
+    matrix1, matrix2, shortcut: `conv_matrix` of the weights.  lead, tail, mode: as in `causal_conv1d_triton`.
     """
     batch, channels = x.buffer.shape[0], x.buffer.shape[2]
     _, hidden, terms = matrix1.shape
     out_channels = matrix2.shape[1]
     out_length = start + x.length - out_start if out_length is None else out_length
     made = empty_rows(x.buffer, batch, out_length, out_channels, lead, tail)
-    tile = tile or residual_tile(x.buffer.device, out_channels, hidden, precision)
+    tile = tile or residual_tile(x.buffer.device, out_channels, hidden, mode)
     if batch and out_length > 0:
-        block_h, block_n, depth = block_of(hidden), min(block_of(out_channels), tile.block_n), DEPTH[precision]
+        block_h, block_n, depth = block_of(hidden), min(block_of(out_channels), tile.block_n), DEPTH[mode]
         even = hidden == block_h and channels % depth == 0 and out_channels % block_n == 0
         tiles = triton.cdiv(out_length, tile.block_m) * triton.cdiv(out_channels, block_n)
         _residual_block_kernel[(batch * tiles,)](
             x.first(out_start - padding.left - start), matrix1, bias1, matrix2, bias2, shortcut, shortcut_bias, made.first(0),
             x.buffer.stride(0), made.buffer.stride(0), channels, hidden, out_channels, out_length, padding.left,
-            TERMS=terms, DILATION=dilation, ELU=elu, PRECISION=precision, EVEN=even,
+            TERMS=terms, DILATION=dilation, ELU=elu, MODE=ProductMode(mode).value, EVEN=even,
             BLOCK_T=tile.block_m, BLOCK_H=block_h, BLOCK_N=block_n, BLOCK_K=depth, **tile.options,
         )  # fmt: skip
     return made

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .activation import elu as _elu
 from .padding import pad_ref, padded_index
-from .tiles import FUSED
+from .tile_table import FUSED
 
 
 @dataclass(frozen=True)

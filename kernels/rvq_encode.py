@@ -1,6 +1,6 @@
 """Residual vector quantization: every level of the nearest-entry search in one launch, the residual never leaves the chip.
 
-Precision 'rerank' scores with products of half precision and proves its codes equal to those of 'ieee'. For a residual r and an entry e
+Mode 'rerank' scores with products of half precision and proves its codes equal to those of 'ieee'. For a residual r and an entry e
 with score s = |e|^2 - 2 r.e, r' and e' rounded to halves (scaled by powers of two, left out here) and u = 2^-24, all norms Euclidean:
 
     |s_half - s| <= A = 2 (|r - r'| max|e| + |r'| max|e - e'|)              rounded operands
@@ -24,10 +24,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .modes import SearchMode
 from .product import half_exponent
 from .tiles import Tile, block_of, rvq_encode_tile
-
-PRECISIONS = ("ieee", "rerank")
 
 # Largest elements of a codebook or a residual whose products float32 holds, and their sums too: 2 x 512 x 2^116 = 2^126.
 SMALL, LARGE = tl.constexpr(2.0**-30), tl.constexpr(2.0**58)
@@ -91,23 +90,23 @@ def _check(x: Tensor, tables: SearchTables, num_quantizers: int) -> None:
 
 
 @triton.jit
-def _scores(r, entries_ptr, squares_ptr, n, d, N, D, PRECISION: tl.constexpr):
+def _scores(r, entries_ptr, squares_ptr, n, d, N, D, MODE: tl.constexpr):
     """|e|^2 - 2 r.e of entries n, infinite where it is NaN or n >= N.  [BLOCK_F, BLOCK_N]"""
     e_block = entries_ptr + n[None, :] * D + d[:, None]  # [BLOCK_D, BLOCK_N]
     e = tl.load(e_block, mask=(n < N)[None, :] & (d < D)[:, None], other=0.0)
     squares = tl.load(squares_ptr + n, mask=n < N, other=float("inf"))
-    s = squares[None, :] - 2.0 * tl.dot(r, e, input_precision=PRECISION)
+    s = squares[None, :] - 2.0 * tl.dot(r, e, input_precision=MODE)
     return tl.where(s == s, s, float("inf"))
 
 
 @triton.jit
-def _search(r, entries_ptr, squares_ptr, d, N, D, PRECISION: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_N: tl.constexpr):
+def _search(r, entries_ptr, squares_ptr, d, N, D, MODE: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_N: tl.constexpr):
     """Index of the lowest score, the lowest index on equal scores.  [BLOCK_F]"""
     best = tl.full((BLOCK_F,), float("inf"), tl.float32)
     index = tl.zeros((BLOCK_F,), tl.int32)
     for n0 in tl.range(0, N, BLOCK_N):
         n = n0 + tl.arange(0, BLOCK_N)  # [BLOCK_N]
-        low, at = tl.min(_scores(r, entries_ptr, squares_ptr, n, d, N, D, PRECISION), axis=1, return_indices=True)
+        low, at = tl.min(_scores(r, entries_ptr, squares_ptr, n, d, N, D, MODE), axis=1, return_indices=True)
         # strict: of equal scores the earlier block's stays
         index = tl.where(low < best, n0 + at, index)
         best = tl.where(low < best, low, best)
@@ -218,7 +217,7 @@ def _rvq_encode_kernel(
     N,
     D,
     EVEN: tl.constexpr,
-    PRECISION: tl.constexpr,
+    MODE: tl.constexpr,
     BLOCK_F: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -236,7 +235,7 @@ def _rvq_encode_kernel(
     for q in tl.range(0, K):
         entries_ptr = codebooks_ptr + q * N * D
         level_ptr = squares_ptr + q * N
-        if PRECISION == "rerank":
+        if MODE == "rerank":
             rounded_level, bounds_level = rounded_ptr + q * N * D, bounds_ptr + 4 * q
             index, sure = _search_rerank(
                 r, entries_ptr, level_ptr, rounded_level, bounds_level, d, N, D, EVEN, BLOCK_F, BLOCK_N
@@ -248,7 +247,7 @@ def _rvq_encode_kernel(
             if searched_again_ptr is not None:
                 tl.store(searched_again_ptr + tl.program_id(0) * K + q, unsure)
         else:
-            index = _search(r, entries_ptr, level_ptr, d, N, D, PRECISION, BLOCK_F, BLOCK_N)
+            index = _search(r, entries_ptr, level_ptr, d, N, D, MODE, BLOCK_F, BLOCK_N)
         tl.store(level_codes, index.to(tl.int64), mask=n < frames)
         level_codes += frames
         r -= tl.load(entries_ptr + index[:, None] * D + d[None, :], mask=(d < D)[None, :], other=0.0)
@@ -259,27 +258,27 @@ def rvq_encode_triton(
     tables: SearchTables,
     num_quantizers: int,
     *,
-    precision: str,
+    mode: SearchMode,
     searched_again: Tensor | None = None,
     tile: Tile | None = None,
 ) -> Tensor:
     """As `rvq_encode_ref`.
 
-    precision: 'ieee', or 'rerank', whose codes equal those of 'ieee'.
+    mode: 'ieee', or 'rerank', whose codes equal those of 'ieee'.
     searched_again: [blocks, num_quantizers] int32 or None, set to 1 where 'rerank' had to search a block in ieee.
     """
     _check(x, tables, num_quantizers)
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {PRECISIONS}, got {precision!r}")
+    if mode not in list(SearchMode):
+        raise ValueError(f"mode must be one of {[known.value for known in SearchMode]}, got {mode!r}")
     batch, width, length = x.shape
     entries = tables.codebooks.shape[1]
     codes = torch.empty(num_quantizers, batch, length, dtype=torch.int64, device=x.device)
     frames = batch * length
     if frames:
-        tile = tile or rvq_encode_tile(x.device, width, frames, precision)
+        tile = tile or rvq_encode_tile(x.device, width, frames, mode)
         even = entries % tile.block_n == 0 and width == block_of(width)
         _rvq_encode_kernel[(triton.cdiv(frames, tile.block_m),)](
             x, *tables, codes, searched_again, *x.stride(), frames, length, num_quantizers, entries, width,
-            EVEN=even, PRECISION=precision, BLOCK_F=tile.block_m, BLOCK_N=tile.block_n, BLOCK_D=block_of(width), **tile.options,
+            EVEN=even, MODE=SearchMode(mode).value, BLOCK_F=tile.block_m, BLOCK_N=tile.block_n, BLOCK_D=block_of(width), **tile.options,
         )  # fmt: skip
     return codes

@@ -1,68 +1,112 @@
 """Tiles that compile without spilling on every listed architecture; for sm_90 the fastest by `bench/aot.py`, none timed on a device yet.
 
-Key: (architecture or "any", kernel, precision, width).  Value: (block_m, block_n, block_k, num_warps, num_stages).
 `tests/aot` compiles every row.
 """
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from .modes import ProductMode, SearchMode
+
+# Said at every launch: the default for fusing multiply and add flips in triton 3.10, and with it the rounding.
+FUSED = {"enable_fp_fusion": True}
+
+IEEE, SPLIT, TF32, RERANK = ProductMode.IEEE, ProductMode.SPLIT, ProductMode.TF32, SearchMode.RERANK
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What one block of threads computes.
+
+    block_m, block_n: its sides. conv, residual: steps x channels.  rvq: frames x entries.  lstm: clips x rows of weights.
+    num_warps, num_stages: as in Triton. The depth of one step of a sum is `product.DEPTH`.
+    """
+
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+
+    @property
+    def options(self) -> dict[str, int | bool]:
+        """Returns the compiler's options for a launch."""
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages, **FUSED}
+
+
+class Key(NamedTuple):
+    """What a tile is chosen by.
+
+    arch: 'sm_90', 'gfx942', ..., or 'any'.  op: 'conv', 'residual', 'rvq_encode', 'rvq_decode' or 'lstm'.
+    width: output columns of conv, channels of residual, 0 or 1 for few or many frames of rvq_encode, otherwise 0.
+    """
+
+    arch: str
+    op: str
+    mode: ProductMode | SearchMode
+    width: int
+
 
 # Below this many frames the search takes 16 frames a block: 47 blocks for a clip of 10 s.
 MANY_FRAMES = 4000
 
-TABLE: dict[tuple[str, str, str, int], tuple[int, int, int, int, int]] = {
-    ("any", "conv", "ieee", 16): (64, 16, 0, 4, 1),
-    ("any", "conv", "ieee", 32): (64, 32, 0, 4, 1),
-    ("any", "conv", "ieee", 64): (64, 64, 0, 4, 1),
-    ("any", "conv", "ieee", 128): (64, 64, 0, 4, 1),
-    ("any", "conv", "split", 16): (128, 16, 0, 4, 2),
-    ("any", "conv", "split", 32): (128, 32, 0, 4, 2),
-    ("any", "conv", "split", 64): (128, 64, 0, 8, 2),
-    ("any", "conv", "split", 128): (64, 128, 0, 8, 2),
+TABLE = {
+    Key("any", "conv", IEEE, 16): Tile(64, 16, num_warps=4, num_stages=1),
+    Key("any", "conv", IEEE, 32): Tile(64, 32, num_warps=4, num_stages=1),
+    Key("any", "conv", IEEE, 64): Tile(64, 64, num_warps=4, num_stages=1),
+    Key("any", "conv", IEEE, 128): Tile(64, 64, num_warps=4, num_stages=1),
+    Key("any", "conv", SPLIT, 16): Tile(128, 16, num_warps=4, num_stages=2),
+    Key("any", "conv", SPLIT, 32): Tile(128, 32, num_warps=4, num_stages=2),
+    Key("any", "conv", SPLIT, 64): Tile(128, 64, num_warps=8, num_stages=2),
+    Key("any", "conv", SPLIT, 128): Tile(64, 128, num_warps=8, num_stages=2),
     # instructions of four warps, whose operands need not pass through registers
-    ("sm_90", "conv", "split", 64): (128, 64, 0, 4, 2),
-    ("sm_90", "conv", "split", 128): (128, 128, 0, 8, 2),
-    ("sm_100", "conv", "split", 64): (128, 64, 0, 4, 2),
-    ("sm_100", "conv", "split", 128): (128, 128, 0, 8, 2),
-    ("any", "conv", "tf32", 16): (128, 16, 0, 4, 2),
-    ("any", "conv", "tf32", 32): (128, 32, 0, 4, 2),
-    ("any", "conv", "tf32", 64): (128, 64, 0, 4, 2),
-    ("any", "conv", "tf32", 128): (128, 128, 0, 8, 2),
+    Key("sm_90", "conv", SPLIT, 64): Tile(128, 64, num_warps=4, num_stages=2),
+    Key("sm_90", "conv", SPLIT, 128): Tile(128, 128, num_warps=8, num_stages=2),
+    Key("sm_100", "conv", SPLIT, 64): Tile(128, 64, num_warps=4, num_stages=2),
+    Key("sm_100", "conv", SPLIT, 128): Tile(128, 128, num_warps=8, num_stages=2),
+    Key("any", "conv", TF32, 16): Tile(128, 16, num_warps=4, num_stages=2),
+    Key("any", "conv", TF32, 32): Tile(128, 32, num_warps=4, num_stages=2),
+    Key("any", "conv", TF32, 64): Tile(128, 64, num_warps=4, num_stages=2),
+    Key("any", "conv", TF32, 128): Tile(128, 128, num_warps=8, num_stages=2),
     # half the weights to read again
-    ("sm_90", "conv", "tf32", 64): (256, 64, 0, 8, 2),
-    ("sm_90", "conv", "tf32", 128): (256, 128, 0, 8, 3),
-    ("any", "residual", "ieee", 32): (64, 32, 0, 4, 1),
-    ("any", "residual", "ieee", 64): (64, 64, 0, 4, 1),
-    ("any", "residual", "ieee", 128): (32, 128, 0, 4, 1),
-    ("any", "residual", "ieee", 256): (16, 128, 0, 4, 1),
-    ("any", "residual", "split", 32): (128, 32, 0, 4, 2),
-    ("any", "residual", "split", 64): (64, 64, 0, 4, 2),
-    ("any", "residual", "split", 128): (64, 128, 0, 8, 1),
-    ("any", "residual", "split", 256): (32, 64, 0, 8, 1),
+    Key("sm_90", "conv", TF32, 64): Tile(256, 64, num_warps=8, num_stages=2),
+    Key("sm_90", "conv", TF32, 128): Tile(256, 128, num_warps=8, num_stages=3),
+    Key("any", "residual", IEEE, 32): Tile(64, 32, num_warps=4, num_stages=1),
+    Key("any", "residual", IEEE, 64): Tile(64, 64, num_warps=4, num_stages=1),
+    Key("any", "residual", IEEE, 128): Tile(32, 128, num_warps=4, num_stages=1),
+    Key("any", "residual", IEEE, 256): Tile(16, 128, num_warps=4, num_stages=1),
+    Key("any", "residual", SPLIT, 32): Tile(128, 32, num_warps=4, num_stages=2),
+    Key("any", "residual", SPLIT, 64): Tile(64, 64, num_warps=4, num_stages=2),
+    Key("any", "residual", SPLIT, 128): Tile(64, 128, num_warps=8, num_stages=1),
+    Key("any", "residual", SPLIT, 256): Tile(32, 64, num_warps=8, num_stages=1),
     # 160 KiB of shared memory
-    ("sm_80", "residual", "split", 256): (32, 128, 0, 8, 1),
-    ("sm_90", "residual", "split", 64): (128, 64, 0, 4, 2),
-    ("sm_90", "residual", "split", 128): (128, 128, 0, 8, 2),
-    ("sm_90", "residual", "split", 256): (128, 128, 0, 8, 2),
-    ("sm_100", "residual", "split", 64): (128, 64, 0, 4, 2),
-    ("sm_100", "residual", "split", 128): (128, 128, 0, 8, 2),
-    ("any", "residual", "tf32", 32): (128, 32, 0, 4, 1),
-    ("any", "residual", "tf32", 64): (128, 64, 0, 4, 1),
-    ("any", "residual", "tf32", 128): (128, 128, 0, 8, 2),
-    ("any", "residual", "tf32", 256): (64, 128, 0, 8, 1),
-    ("sm_90", "residual", "tf32", 256): (128, 256, 0, 8, 1),
-    ("any", "rvq_encode", "ieee", 0): (16, 64, 0, 8, 2),
-    ("any", "rvq_encode", "ieee", 1): (64, 64, 0, 8, 2),
+    Key("sm_80", "residual", SPLIT, 256): Tile(32, 128, num_warps=8, num_stages=1),
+    Key("sm_90", "residual", SPLIT, 64): Tile(128, 64, num_warps=4, num_stages=2),
+    Key("sm_90", "residual", SPLIT, 128): Tile(128, 128, num_warps=8, num_stages=2),
+    Key("sm_90", "residual", SPLIT, 256): Tile(128, 128, num_warps=8, num_stages=2),
+    Key("sm_100", "residual", SPLIT, 64): Tile(128, 64, num_warps=4, num_stages=2),
+    Key("sm_100", "residual", SPLIT, 128): Tile(128, 128, num_warps=8, num_stages=2),
+    Key("any", "residual", TF32, 32): Tile(128, 32, num_warps=4, num_stages=1),
+    Key("any", "residual", TF32, 64): Tile(128, 64, num_warps=4, num_stages=1),
+    Key("any", "residual", TF32, 128): Tile(128, 128, num_warps=8, num_stages=2),
+    Key("any", "residual", TF32, 256): Tile(64, 128, num_warps=8, num_stages=1),
+    Key("sm_90", "residual", TF32, 256): Tile(128, 256, num_warps=8, num_stages=1),
+    Key("any", "rvq_encode", IEEE, 0): Tile(16, 64, num_warps=8, num_stages=2),
+    Key("any", "rvq_encode", IEEE, 1): Tile(64, 64, num_warps=8, num_stages=2),
     # matrix cores: another shape of block could add in another order
-    ("gfx942", "rvq_encode", "ieee", 0): (16, 64, 0, 4, 1),
-    ("gfx942", "rvq_encode", "ieee", 1): (16, 64, 0, 4, 1),
+    Key("gfx942", "rvq_encode", IEEE, 0): Tile(16, 64, num_warps=4, num_stages=1),
+    Key("gfx942", "rvq_encode", IEEE, 1): Tile(16, 64, num_warps=4, num_stages=1),
     # 64 frames a block: 3.5 KiB of registers spilled
-    ("sm_89", "rvq_encode", "ieee", 1): (32, 64, 0, 4, 2),
-    ("any", "rvq_encode", "rerank", 0): (16, 64, 0, 8, 3),
-    ("any", "rvq_encode", "rerank", 1): (32, 64, 0, 8, 3),
-    ("any", "rvq_decode", "ieee", 0): (16, 0, 0, 8, 2),
-    ("any", "lstm", "ieee", 0): (16, 32, 0, 8, 1),
+    Key("sm_89", "rvq_encode", IEEE, 1): Tile(32, 64, num_warps=4, num_stages=2),
+    Key("any", "rvq_encode", RERANK, 0): Tile(16, 64, num_warps=8, num_stages=3),
+    Key("any", "rvq_encode", RERANK, 1): Tile(32, 64, num_warps=8, num_stages=3),
+    Key("any", "rvq_decode", IEEE, 0): Tile(16, 0, num_warps=8, num_stages=2),
+    Key("any", "lstm", IEEE, 0): Tile(16, 32, num_warps=8, num_stages=1),
     # 64 rows of weights: as many as fit the registers where one launch carries all steps
-    ("any", "lstm", "split", 0): (16, 64, 0, 8, 1),
-    ("any", "lstm", "tf32", 0): (16, 64, 0, 4, 1),
+    Key("any", "lstm", SPLIT, 0): Tile(16, 64, num_warps=8, num_stages=1),
+    Key("any", "lstm", TF32, 0): Tile(16, 64, num_warps=4, num_stages=1),
 }
 
 # In the place of a row above for compilers before triton 3.6: with 3.2 that one takes 256 KiB of shared memory.
-BEFORE_3_6 = {("sm_90", "residual", "split", 256): (128, 64, 0, 8, 2)}
+BEFORE_3_6 = {Key("sm_90", "residual", SPLIT, 256): Tile(128, 64, num_warps=8, num_stages=2)}

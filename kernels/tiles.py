@@ -1,7 +1,7 @@
 """Which tile each kernel runs with: one checked-in table, and behind it a heuristic for what the table does not name.
 
 Nothing is tuned at run time: a tile sets the order of summation, so a tile chosen by a stopwatch would change codes from
-run to run. A choice depends on the architecture, the kernel, the precision and the width of the layer, never on the batch
+run to run. A choice depends on the architecture, the kernel, the mode and the width of the layer, never on the batch
 or the length. `rvq_encode` alone has two rows, for few and for many frames; in ieee both add in the same order, and
 'rerank' gives the codes of ieee with any tile.
 """
@@ -9,15 +9,13 @@ or the length. `rvq_encode` alone has two rows, for few and for many frames; in 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 import triton
 
-from .tile_table import BEFORE_3_6, MANY_FRAMES, TABLE
-
-# Said at every launch: the default for fusing multiply and add flips in triton 3.10, and with it the rounding.
-FUSED = {"enable_fp_fusion": True}
+from .modes import ProductMode, SearchMode
+from .tile_table import BEFORE_3_6, MANY_FRAMES, TABLE, Key, Tile
 
 # tl.dot takes no side under 16
 MIN_BLOCK = 16
@@ -27,24 +25,6 @@ _OLD_COMPILER = tuple(int(part) for part in triton.__version__.split(".")[:2]) <
 
 # Not in the table: registers, shared memory and instructions are those of another architecture.
 ALIKE = {"sm_86": "sm_89", "sm_103": "sm_100", "sm_121": "sm_120"}
-
-
-@dataclass(frozen=True)
-class Tile:
-    """block_m, block_n: sides of the output tile.  block_k: depth of one step of the sum, where that is not `product.DEPTH`.
-
-    conv, residual: steps x channels.  rvq: frames x entries.  lstm: clips x rows of weights.
-    """
-
-    block_m: int
-    block_n: int
-    block_k: int
-    num_warps: int
-    num_stages: int
-
-    @property
-    def options(self) -> dict[str, int | bool]:
-        return {"num_warps": self.num_warps, "num_stages": self.num_stages, **FUSED}
 
 
 def block_of(size: int) -> int:
@@ -67,38 +47,35 @@ def arch_of(device: torch.device) -> str:
     return _device_arch(torch.cuda.current_device() if device.index is None else device.index)
 
 
-def lookup(op: str, arch: str, precision: str, width: int) -> Tile:
-    """The tile of a kernel.
-
-    width: output columns of conv, channels of residual, 0 or 1 for few or many frames of rvq_encode, otherwise 0.
-    """
+def lookup(op: str, arch: str, mode: ProductMode | SearchMode, width: int) -> Tile:
+    """Returns the tile of a kernel.  op, width: as in `Key`."""
     if arch == "interpreter":
         return _interpreter_tile(op, width)
-    for key in ((ALIKE.get(arch, arch), op, precision, width), ("any", op, precision, width)):
+    for key in (Key(ALIKE.get(arch, arch), op, mode, width), Key("any", op, mode, width)):
         if key in TABLE:
-            return Tile(*(BEFORE_3_6.get(key, TABLE[key]) if _OLD_COMPILER else TABLE[key]))
-    # fits every architecture: for widths and precisions that the table does not name
-    return Tile(16, min(block_of(width), 32), 16, 4, 1)
+            return BEFORE_3_6.get(key, TABLE[key]) if _OLD_COMPILER else TABLE[key]
+    # fits every architecture: for widths and modes that the table does not name
+    return Tile(16, min(block_of(width), 32), 4, 1)
 
 
 def _interpreter_tile(op: str, width: int) -> Tile:
     """The interpreter pays per block operation, not per multiply-add: few large blocks."""
     if op == "rvq_encode":
-        return Tile(128, 1024, 0, 1, 1)
+        return Tile(128, 1024, 1, 1)
     if op == "rvq_decode":
-        return Tile(64, 0, 0, 1, 1)
+        return Tile(64, 0, 1, 1)
     if op == "lstm":
-        return Tile(1, 4 * triton.next_power_of_2(width), 0, 1, 1)
+        return Tile(1, 4 * triton.next_power_of_2(width), 1, 1)
     block_n = min(block_of(width), 512)
-    return Tile(max(64, min(1024, 65536 // block_n)), block_n, 0, 1, 1)
+    return Tile(max(64, min(1024, 65536 // block_n)), block_n, 1, 1)
 
 
-def conv_tile(device: torch.device, columns: int, precision: str, partials: bool) -> Tile:
+def conv_tile(device: torch.device, columns: int, mode: ProductMode, partials: bool) -> Tile:
     """Of causal_conv1d and transposed_conv1d with `columns` columns.  partials: whether they leave sums for a group norm."""
     arch = arch_of(device)
-    if precision == "thin":
+    if mode == ProductMode.THIN:
         return _thin_tile(arch, columns)
-    tile = lookup("conv", arch, precision, min(block_of(columns), 512 if arch == "interpreter" else 128))
+    tile = lookup("conv", arch, mode, min(block_of(columns), 512 if arch == "interpreter" else 128))
     # the sums take registers too
     return replace(tile, block_m=128) if partials and tile.block_m == 256 else tile
 
@@ -108,31 +85,31 @@ def _thin_tile(arch: str, columns: int) -> Tile:
     few_outputs = columns <= 4
     width = 32 if few_outputs else min(triton.next_power_of_2(columns), 64)
     if arch == "interpreter":
-        return Tile(32_768 // width, width, 0, 1, 1)
-    return Tile(4096 // width, width, 0, 4, 1)
+        return Tile(32_768 // width, width, 1, 1)
+    return Tile(4096 // width, width, 4, 1)
 
 
-def residual_tile(device: torch.device, channels: int, hidden: int, precision: str) -> Tile:
+def residual_tile(device: torch.device, channels: int, hidden: int, mode: ProductMode) -> Tile:
     """Of the residual block."""
     arch = arch_of(device)
     # the table's rows were compiled for hidden = channels / 2
     width = max(block_of(channels), 2 * block_of(hidden))
-    return lookup("residual", arch, precision, min(width, 256))
+    return lookup("residual", arch, mode, min(width, 256))
 
 
-def rvq_encode_tile(device: torch.device, dim: int, frames: int, precision: str) -> Tile:
-    tile = lookup("rvq_encode", arch_of(device), precision, int(frames >= MANY_FRAMES)) if dim <= 128 else None
-    return tile or Tile(16, 32, 0, 4, 1)
+def rvq_encode_tile(device: torch.device, dim: int, frames: int, mode: SearchMode) -> Tile:
+    tile = lookup("rvq_encode", arch_of(device), mode, int(frames >= MANY_FRAMES)) if dim <= 128 else None
+    return tile or Tile(16, 32, 4, 1)
 
 
 def rvq_decode_tile(device: torch.device, dim: int) -> Tile:
-    return lookup("rvq_decode", arch_of(device), "ieee", 0)
+    return lookup("rvq_decode", arch_of(device), ProductMode.IEEE, 0)
 
 
-def lstm_tile(device: torch.device, width: int, precision: str) -> Tile:
+def lstm_tile(device: torch.device, width: int, mode: ProductMode) -> Tile:
     """Of a step of the LSTM: clips x rows of weights."""
     arch = arch_of(device)
-    return lookup("lstm", arch, precision, width if arch == "interpreter" else 0)
+    return lookup("lstm", arch, mode, width if arch == "interpreter" else 0)
 
 
 # Of devices that are only compiled for; the smallest of an architecture that people train on.

@@ -11,18 +11,19 @@ import torch
 from torch import Tensor
 
 from .causal_conv1d import multiply_rows
+from .modes import ProductMode
 from .product import split_matrix
 from .rows import Padding, Rows
 from .tiles import Tile
 
 
-def phase_matrix(weight: Tensor, stride: int, precision: str) -> Tensor:
+def phase_matrix(weight: Tensor, stride: int, mode: ProductMode) -> Tensor:
     """The matrix of `split_matrix` that the kernel multiplies by, [stride * C_out, taps * C_in] of a weight [C_in, C_out, kernel]."""
     channels, out_channels, kernel = weight.shape
     taps = -(-kernel // stride)
     whole = torch.nn.functional.pad(weight, (0, taps * stride - kernel)).view(channels, out_channels, taps, stride)
     # the oldest step comes first in a row
-    return split_matrix(whole.flip(2).permute(3, 1, 2, 0).reshape(stride * out_channels, taps * channels), precision)
+    return split_matrix(whole.flip(2).permute(3, 1, 2, 0).reshape(stride * out_channels, taps * channels), mode)
 
 
 def phase_padding(kernel: int, stride: int) -> Padding:
@@ -82,13 +83,13 @@ def transposed_conv1d_triton(
     lead: int = 0,
     tail: int = 0,
     partials: bool = False,
-    precision: str,
+    mode: ProductMode,
     tile: Tile | None = None,
 ) -> Rows | tuple[Rows, Tensor]:
     """As `transposed_conv1d_ref`, of rows with `phase_padding` written; past the end of a clip the output is unspecified.
 
     matrix: `phase_matrix` of the weight.  bias: of every column of the matrix, or None.
-    lengths, lead, tail, partials, precision: as in `causal_conv1d_triton`; partials take in the untrimmed output.
+    lengths, lead, tail, partials, mode: as in `causal_conv1d_triton`; partials take in the untrimmed output.
     """
     taps = -(-kernel // stride)
     shift = trim_left if shift is None else shift
@@ -101,7 +102,7 @@ def transposed_conv1d_triton(
     lead = max(0, lead - before)
     made, sums = multiply_rows(
         x.first(first - (taps - 1)), matrix, bias, end - first, stride, kernel=kernel, elu=elu, lengths=lengths,
-        lead=lead, tail=max(0, tail - behind), partials=partials, precision=precision, tile=tile,
+        lead=lead, tail=max(0, tail - behind), partials=partials, mode=mode, tile=tile,
     )  # fmt: skip
     rows = Rows(made, lead + before, out_length)
     return (rows, sums) if sums is not None else rows

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import EncodecModel
 
-from encodec_fast.backends.triton_backend import PRECISIONS as PRODUCTS
+from encodec_fast.backends.triton_backend import MODES as PRODUCTS
 from encodec_fast.plan.reader import read_plan
 from gpu.setting import MODELS, PRECISIONS, Item, Row, Setting
 from gpu.timing import in_turn, median

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import results
 from encodec_fast import use_precision
-from encodec_fast.backends.triton_backend import PRECISIONS as PRODUCTS
+from encodec_fast.backends.triton_backend import MODES as PRODUCTS
 from encodec_fast.backends.triton_backend import TritonBackend
 from encodec_fast.backends.triton_layers import Signal
 from encodec_fast.plan import LSTM, fused_bytes, multiply_adds

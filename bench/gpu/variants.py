@@ -21,14 +21,14 @@ from gpu.timing import in_turn, median
 SECONDS = 0.4
 # By kernel, precision and width, as the table of tiles has them; all give the same bits.
 OTHERS = {
-    ("conv", "split", 64): ((128, 64, 0, 4, 3), (64, 64, 0, 4, 2), (256, 64, 0, 8, 2)),
-    ("conv", "split", 128): ((128, 128, 0, 8, 3), (64, 128, 0, 4, 2), (128, 64, 0, 4, 3)),
-    ("conv", "tf32", 128): ((128, 128, 0, 8, 3), (128, 128, 0, 8, 2), (256, 128, 0, 8, 2)),
-    ("residual", "split", 32): ((64, 32, 0, 4, 2), (128, 32, 0, 8, 2), (128, 32, 0, 4, 1)),
-    ("residual", "split", 64): ((64, 64, 0, 4, 2), (128, 64, 0, 8, 2), (128, 64, 0, 4, 1)),
-    ("residual", "split", 128): ((64, 128, 0, 4, 2), (128, 64, 0, 8, 2), (128, 128, 0, 8, 1)),
-    ("residual", "split", 256): ((128, 64, 0, 8, 2), (64, 128, 0, 4, 2), (128, 128, 0, 8, 1)),
-    ("rvq_encode", "rerank", 1): ((16, 64, 0, 8, 3), (32, 128, 0, 8, 3), (64, 64, 0, 8, 3), (32, 64, 0, 4, 3)),
+    ("conv", "split", 64): (Tile(128, 64, 4, 3), Tile(64, 64, 4, 2), Tile(256, 64, 8, 2)),
+    ("conv", "split", 128): (Tile(128, 128, 8, 3), Tile(64, 128, 4, 2), Tile(128, 64, 4, 3)),
+    ("conv", "tf32", 128): (Tile(128, 128, 8, 3), Tile(128, 128, 8, 2), Tile(256, 128, 8, 2)),
+    ("residual", "split", 32): (Tile(64, 32, 4, 2), Tile(128, 32, 8, 2), Tile(128, 32, 4, 1)),
+    ("residual", "split", 64): (Tile(64, 64, 4, 2), Tile(128, 64, 8, 2), Tile(128, 64, 4, 1)),
+    ("residual", "split", 128): (Tile(64, 128, 4, 2), Tile(128, 64, 8, 2), Tile(128, 128, 8, 1)),
+    ("residual", "split", 256): (Tile(128, 64, 8, 2), Tile(64, 128, 4, 2), Tile(128, 128, 8, 1)),
+    ("rvq_encode", "rerank", 1): (Tile(16, 64, 8, 3), Tile(32, 128, 8, 3), Tile(64, 64, 8, 3), Tile(32, 64, 4, 3)),
 }
 
 Run = Callable[[Tile], torch.Tensor]
@@ -62,7 +62,7 @@ def compared(setting: Setting, key: tuple[str, str, int]) -> Iterator[Row]:
 
 
 def all_tiles(key: tuple[str, str, int], own: Tile) -> list[Tile]:
-    return list(dict.fromkeys((own, *(Tile(*other) for other in OTHERS[key]))))
+    return list(dict.fromkeys((own, *OTHERS[key])))
 
 
 def kernel_run(plan: Plan, key: tuple[str, str, int], clips: int, samples: int, device: torch.device) -> Run | None:
@@ -71,10 +71,10 @@ def kernel_run(plan: Plan, key: tuple[str, str, int], clips: int, samples: int, 
     if kind == "rvq_encode":
         tables, levels = search_tables(plan.quantizer.codebooks), len(plan.quantizer.codebooks)
         x = torch.randn(clips, plan.encoder.output_length(samples), tables.codebooks.shape[2], device=device).transpose(1, 2)
-        return lambda tile: rvq_encode_triton(x, tables, min(8, levels), precision=precision, tile=tile)
+        return lambda tile: rvq_encode_triton(x, tables, min(8, levels), mode=precision, tile=tile)
     length, found = samples, None
     for stage, layer in zip(plan.encoder.stages, make_layers(plan.encoder.stages, precision, library_lstm=False), strict=True):
-        here = isinstance(layer, ResidualLayer) if kind == "residual" else isinstance(layer, ConvLayer) and layer.precision == precision
+        here = isinstance(layer, ResidualLayer) if kind == "residual" else isinstance(layer, ConvLayer) and layer.mode == precision
         columns = min(tiles.block_of(stage.out_channels), 128 if kind == "conv" else 256)
         if here and columns == width:
             found = layer, length
@@ -89,11 +89,11 @@ def kernel_run(plan: Plan, key: tuple[str, str, int], clips: int, samples: int, 
         rows.buffer.normal_()
     if isinstance(layer, ResidualLayer):
         return lambda tile: (
-            residual_block_triton(rows, *layer.parameters, padding, dilation=layer.conv.dilation, precision=precision, tile=tile).values
+            residual_block_triton(rows, *layer.parameters, padding, dilation=layer.conv.dilation, mode=precision, tile=tile).values
         )
     return lambda tile: causal_conv1d_triton(
         rows, layer.matrix, layer.conv.bias, padding,
-        kernel=layer.conv.kernel, dilation=layer.conv.dilation, precision=precision, tile=tile,
+        kernel=layer.conv.kernel, dilation=layer.conv.dilation, mode=precision, tile=tile,
     ).values  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from encodec_fast.backends.triton_backend import PRECISIONS
+from encodec_fast.backends.triton_backend import MODES
 from encodec_fast.demo import demo_config
 from encodec_fast.plan import Network, fused_bytes, multiply_adds
 from encodec_fast.plan.geometry import encoded_length
@@ -108,7 +108,7 @@ def project(case: Case, arch: str, workers: int | None = None) -> Projection:
     """Compiles every launch of a case.  Raises what the compiler raises."""
     config = demo_config(case.model)
     levels = 8 if case.model == "demo" else 4  # 6 kbps
-    launches = model_launches(config, arch, PRECISIONS[case.precision], "rerank", case.batch, case.samples, num_quantizers=levels)
+    launches = model_launches(config, arch, MODES[case.precision], "rerank", case.batch, case.samples, num_quantizers=levels)
     floors = _floors(case, arch)
     costs = compile_ahead.for_each([launch for _, launch, _ in launches], arch, launch_cost, workers)
     stages = []
@@ -127,6 +127,6 @@ def _floors(case: Case, arch: str) -> dict[str, float]:
     for part, network, length in networks:
         for stage in network.stages:
             moved, flops = case.batch * fused_bytes(stage, length), 2 * case.batch * multiply_adds(stage, length)
-            times[f"{part}.{stage.name}"] = peak.milliseconds(moved, flops, PRECISIONS[case.precision])
+            times[f"{part}.{stage.name}"] = peak.milliseconds(moved, flops, MODES[case.precision])
             length = stage.output_length(length)
     return times

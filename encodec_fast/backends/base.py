@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from enum import Enum
 from typing import Any
 
 import torch
@@ -90,12 +91,29 @@ class QuantizerProgram(ABC):
         """
 
 
+class Precision(str, Enum):
+    """What the user asks of products; which a backend tells apart is in `Backend.precisions`.
+
+    PARITY: float32's accuracy, the codes of Hugging Face's float32, and the same bits for a clip in any batch.
+    TF32X3: the earlier name of PARITY on GPUs.
+    FAST: one product of operands rounded to 11 bits; other codes. Where a GPU can't hold the recurrence it is the library's, whose
+    bits follow the batch.
+    """
+
+    PARITY = "parity"
+    TF32X3 = "tf32x3"
+    FAST = "fast"
+
+    __hash__ = str.__hash__
+    __str__ = str.__str__
+
+
 class Backend(ABC):
     """A backend. Building one probes nothing; `unavailable` does."""
 
     name: str
-    # Of `request.PRECISIONS`, those the backend tells apart; for the others it computes as for parity.
-    precisions: tuple[str, ...] = ("parity",)
+    # Those the backend tells apart; for the others it computes as for parity.
+    precisions: tuple[Precision, ...] = (Precision.PARITY,)
 
     @abstractmethod
     def unavailable(self) -> str | None:
@@ -106,8 +124,8 @@ class Backend(ABC):
         """Why the backend can't run this stage on such tensors, or None. Declared limits only; errors are not limits."""
 
     @abstractmethod
-    def prepare(self, stages: tuple[Stage, ...], precision: str = "parity") -> StageProgram:
-        """Lays out the weights of consecutive stages.  precision: one of `request.PRECISIONS`."""
+    def prepare(self, stages: tuple[Stage, ...], precision: Precision = Precision.PARITY) -> StageProgram:
+        """Lays out the weights of consecutive stages."""
 
     @abstractmethod
     def prepare_quantizer(self, quantizer: Quantizer) -> QuantizerProgram:
@@ -132,6 +150,6 @@ class Backend(ABC):
         """
         raise NotImplementedError(self.function_refusal("overlap_add", chunks))
 
-    def products(self, stage: Stage | Quantizer, dtype: torch.dtype, device: torch.device, precision: str) -> str:
+    def products(self, stage: Stage | Quantizer, dtype: torch.dtype, device: torch.device, precision: Precision) -> str:
         """What the products of a stage are computed in, in a few words for `explain`."""
         return str(dtype).removeprefix("torch.")

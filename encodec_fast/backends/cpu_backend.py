@@ -13,7 +13,7 @@ from ctypes import c_int64, c_void_p
 import torch
 from torch import Tensor
 
-from encodec_fast.backends.base import Backend, QuantizerProgram, StageProgram
+from encodec_fast.backends.base import Backend, Precision, QuantizerProgram, StageProgram
 from encodec_fast.kernels.cpu import library as native
 from encodec_fast.plan import LSTM, Conv, Quantizer, ResidualBlock, Stage, Upsample
 
@@ -199,7 +199,7 @@ class CpuBackend(Backend):
             return f"{stage.name} has kernel {stage.kernel}, not a multiple of its stride {stage.stride}"
         return None
 
-    def prepare(self, stages: tuple[Stage, ...], precision: str = "parity") -> CpuStageProgram:
+    def prepare(self, stages: tuple[Stage, ...], precision: Precision = Precision.PARITY) -> CpuStageProgram:
         """Packs the weights of consecutive stages; products are float32 whatever the precision."""
         return CpuStageProgram(native.load(), stages)
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from encodec_fast.backends.base import Backend, QuantizerProgram
+from encodec_fast.backends.base import Backend, Precision, QuantizerProgram
 from encodec_fast.backends.batched import BATCH_DIM, BatchedProgram, is_like, join_trees, split_tree
 from encodec_fast.backends.torch_functions import normalize_torch, overlap_add_torch
 from encodec_fast.plan import LSTM, Conv, Quantizer, ResidualBlock, Stage, Upsample, not_streamable, stage_weights, step_bytes
@@ -402,7 +402,7 @@ class TorchBackend(Backend):
     def refusal(self, stage: Stage | Quantizer, dtype: torch.dtype, device: torch.device) -> str | None:
         return None
 
-    def prepare(self, stages: tuple[Stage, ...], precision: str = "parity") -> TorchProgram:
+    def prepare(self, stages: tuple[Stage, ...], precision: Precision = Precision.PARITY) -> TorchProgram:
         return TorchProgram(stages)
 
     def prepare_quantizer(self, quantizer: Quantizer) -> TorchQuantizerProgram:
@@ -417,7 +417,7 @@ class TorchBackend(Backend):
     def overlap_add(self, chunks: Sequence[Tensor], weight: Tensor, stride: int, length: int) -> Tensor:
         return overlap_add_torch(chunks, weight, stride, length)
 
-    def products(self, stage: Stage | Quantizer, dtype: torch.dtype, device: torch.device, precision: str) -> str:
+    def products(self, stage: Stage | Quantizer, dtype: torch.dtype, device: torch.device, precision: Precision) -> str:
         """On CUDA torch's own flags rule, and by default they let convolutions run in tf32."""
         name = "cuda.matmul" if isinstance(stage, Quantizer) else "cudnn"
         allowed = torch.backends.cuda.matmul.allow_tf32 if isinstance(stage, Quantizer) else torch.backends.cudnn.allow_tf32

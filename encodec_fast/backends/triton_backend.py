@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from encodec_fast.backends.base import Backend
+from encodec_fast.backends.base import Backend, Precision
+from encodec_fast.kernels.modes import ProductMode, SearchMode
 from encodec_fast.plan import LSTM, Quantizer, Stage, stage_weights
 
 if TYPE_CHECKING:
@@ -18,10 +19,10 @@ if TYPE_CHECKING:
 
 # Of the products of the convolutions, and, with halves in the place of tf32, of the recurrence; on gfx942 'ieee' is the matrix cores' own.
 # Products on matrix units of operands split in two give float32's accuracy: 'parity' takes them wherever there are such units.
-PRECISIONS = {"parity": "split", "tf32x3": "split", "fast": "tf32"}
-_IN_WORDS = {"ieee": "float32", "split": "3 x tf32", "tf32": "tf32"}
+MODES = {Precision.PARITY: ProductMode.SPLIT, Precision.TF32X3: ProductMode.SPLIT, Precision.FAST: ProductMode.TF32}
+_IN_WORDS = {ProductMode.IEEE: "float32", ProductMode.SPLIT: "3 x tf32", ProductMode.TF32: "tf32"}
 # Of a recurrence: halves, whose scale makes up for their exponents.
-_RECURRENCE_IN_WORDS = {"ieee": "float32", "split": "3 x float16", "tf32": "float16"}
+_RECURRENCE_IN_WORDS = {ProductMode.IEEE: "float32", ProductMode.SPLIT: "3 x float16", ProductMode.TF32: "float16"}
 
 # Wider codebook entries do not fit on the chip together with a block of residuals.
 MAX_CODEBOOK_DIM = 512
@@ -29,7 +30,7 @@ MAX_CODEBOOK_DIM = 512
 
 class TritonBackend(Backend):
     name = "triton"
-    precisions = tuple(PRECISIONS)
+    precisions = tuple(MODES)
 
     def unavailable(self) -> str | None:
         if importlib.util.find_spec("triton") is None:
@@ -53,16 +54,16 @@ class TritonBackend(Backend):
         mixed = {weight.dtype for weight in stage_weights(stage)} - {dtype}
         return f"weights of {mixed.pop()} for an input of {dtype}" if mixed else None
 
-    def prepare(self, stages: tuple[Stage, ...], precision: str = "parity") -> TritonProgram:
+    def prepare(self, stages: tuple[Stage, ...], precision: Precision = Precision.PARITY) -> TritonProgram:
         from encodec_fast.backends.triton_program import TritonProgram
 
         weight = stage_weights(stages[0])[0]
-        return TritonProgram(stages, _product_precision(precision, weight.dtype, weight.device), library_lstm=precision == "fast")
+        return TritonProgram(stages, _product_mode(precision, weight.dtype, weight.device), library_lstm=precision == Precision.FAST)
 
     def prepare_quantizer(self, quantizer: Quantizer) -> TritonQuantizerProgram:
         from encodec_fast.backends.triton_program import TritonQuantizerProgram
 
-        return TritonQuantizerProgram(quantizer, _search_precision(quantizer.codebooks.device))
+        return TritonQuantizerProgram(quantizer, _search_mode(quantizer.codebooks.device))
 
     def function_refusal(self, name: str, tensors: Sequence[Tensor]) -> str | None:
         if name != "overlap_add":
@@ -79,19 +80,19 @@ class TritonBackend(Backend):
         with device_of(first):
             return overlap_add_triton(stacked, weight, stride, length)
 
-    def products(self, stage: Stage | Quantizer, dtype: torch.dtype, device: torch.device, precision: str) -> str:
+    def products(self, stage: Stage | Quantizer, dtype: torch.dtype, device: torch.device, precision: Precision) -> str:
         if isinstance(stage, Quantizer):
-            return "float16, proven equal to float32" if _search_precision(device) == "rerank" else "float32"
+            return "float16, proven equal to float32" if _search_mode(device) == SearchMode.RERANK else "float32"
         if isinstance(stage, LSTM):
-            return _recurrence_in_words(stage, _product_precision(precision, dtype, device), precision == "fast", device)
-        return _IN_WORDS[_product_precision(precision, dtype, device)]
+            return _recurrence_in_words(stage, _product_mode(precision, dtype, device), precision == Precision.FAST, device)
+        return _IN_WORDS[_product_mode(precision, dtype, device)]
 
 
-def _recurrence_in_words(stage: LSTM, precision: str, library_lstm: bool, device: torch.device) -> str:
+def _recurrence_in_words(stage: LSTM, mode: ProductMode, library_lstm: bool, device: torch.device) -> str:
     from encodec_fast.backends.triton_layers import lstm_refusal
 
-    by_library = library_lstm and lstm_refusal(stage, precision, device) is not None
-    return "the library's recurrence" if by_library else _RECURRENCE_IN_WORDS[precision]
+    by_library = library_lstm and lstm_refusal(stage, mode, device) is not None
+    return "the library's recurrence" if by_library else _RECURRENCE_IN_WORDS[mode]
 
 
 def _refused_tensors(dtype: torch.dtype, device: torch.device) -> str | None:
@@ -121,25 +122,26 @@ def _interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
-def _product_precision(precision: str, dtype: torch.dtype, device: torch.device) -> str:
+def _product_mode(precision: Precision, dtype: torch.dtype, device: torch.device) -> ProductMode:
     # halves are tf32 already
-    return _legal("tf32" if dtype in (torch.float16, torch.bfloat16) else PRECISIONS[precision], device)
+    return _legal(ProductMode.TF32 if dtype in (torch.float16, torch.bfloat16) else MODES[precision], device)
 
 
-def _legal(precision: str, device: torch.device) -> str:
-    """The precision asked for, or ieee where the architecture has no such product."""
+def _legal(mode: ProductMode, device: torch.device) -> ProductMode:
+    """Returns the mode asked for, or ieee where the architecture has no such product."""
     from encodec_fast.kernels.tiles import arch_of
 
     arch = arch_of(device)
     if arch == "gfx942":
-        return "ieee" if precision == "split" else precision
+        return ProductMode.IEEE if mode == ProductMode.SPLIT else mode
     if arch.startswith("gfx") or arch in ("sm_70", "sm_72", "sm_75"):
-        return "ieee"
-    return precision
+        return ProductMode.IEEE
+    return mode
 
 
-def _search_precision(device: torch.device) -> str:
+def _search_mode(device: torch.device) -> SearchMode:
     """Tensor cores and the proof that the codes are those of ieee, or ieee itself where there are none."""
     from encodec_fast.kernels.tiles import arch_of
 
-    return "ieee" if arch_of(device).startswith("gfx") else {"tf32": "rerank"}.get(_legal("tf32", device), "ieee")
+    has_units = not arch_of(device).startswith("gfx") and _legal(ProductMode.TF32, device) == ProductMode.TF32
+    return SearchMode.RERANK if has_units else SearchMode.IEEE

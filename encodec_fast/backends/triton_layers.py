@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from encodec_fast.backends.batched import BATCH_DIM, is_like
-from encodec_fast.kernels.causal_conv1d import causal_conv1d_triton, conv_matrix, conv_precision
+from encodec_fast.kernels.causal_conv1d import causal_conv1d_triton, conv_matrix, conv_mode
 from encodec_fast.kernels.group_norm import group_norm_statistics_triton
 from encodec_fast.kernels.lstm import lstm_triton, persistent_refusal
 from encodec_fast.kernels.lstm_weights import lstm_weights
+from encodec_fast.kernels.modes import ProductMode
 from encodec_fast.kernels.residual_block import residual_block_triton
 from encodec_fast.kernels.rows import Norm, Padding, Rows, arrange_triton, empty_rows, pad_rows_triton
 from encodec_fast.kernels.tiles import lstm_tile
@@ -201,12 +202,12 @@ class WindowLayer(Layer):
 
 
 class ConvLayer(WindowLayer):
-    def __init__(self, conv: Conv, precision: str, following: Layer | None = None) -> None:
+    def __init__(self, conv: Conv, mode: ProductMode, following: Layer | None = None) -> None:
         super().__init__(conv, following if conv.norm is None else None)
         self.elu_input = conv.elu
-        self.precision = conv_precision(conv.weight, precision, conv.norm is not None)
-        self.matrix = conv_matrix(conv.weight, self.precision)
-        self.reads_norm = conv.kernel == 1 and self.precision != "thin" and self.padding == Padding(mode=conv.pad_mode)
+        self.mode = conv_mode(conv.weight, mode, conv.norm is not None)
+        self.matrix = conv_matrix(conv.weight, self.mode)
+        self.reads_norm = conv.kernel == 1 and self.mode != ProductMode.THIN and self.padding == Padding(mode=conv.pad_mode)
 
     def run(self, x: Signal, lengths: Tensor | None) -> Signal:
         if self.reads_norm and x.norm is not None and x.rows is not None and x.other is None:
@@ -223,7 +224,7 @@ class ConvLayer(WindowLayer):
             kernel=conv.kernel,
             dilation=conv.dilation,
             partials=conv.norm is not None,
-            precision=self.precision,
+            mode=self.mode,
             **self._output,
             **where,
         )
@@ -232,11 +233,11 @@ class ConvLayer(WindowLayer):
 class ResidualLayer(WindowLayer):
     """The fused block; without group norm."""
 
-    def __init__(self, block: ResidualBlock, precision: str, following: Layer | None) -> None:
+    def __init__(self, block: ResidualBlock, mode: ProductMode, following: Layer | None) -> None:
         super().__init__(block.conv1, following)
-        self.precision = precision
+        self.mode = mode
         convs = (block.conv1, block.conv2, block.shortcut)
-        self.parameters = [p for c in convs for p in ((None, None) if c is None else (conv_matrix(c.weight, precision), c.bias))]
+        self.parameters = [p for c in convs for p in ((None, None) if c is None else (conv_matrix(c.weight, mode), c.bias))]
 
     def _launch(self, x: Rows, lengths: Tensor | None = None, **where: Any) -> Any:
         return residual_block_triton(
@@ -244,7 +245,7 @@ class ResidualLayer(WindowLayer):
             *self.parameters,
             self.padding,
             dilation=self.conv.dilation,
-            precision=self.precision,
+            mode=self.mode,
             **self._output,
             **where,
         )
@@ -253,10 +254,10 @@ class ResidualLayer(WindowLayer):
 class NormedResidualLayer(Layer):
     """The block with a group norm after each convolution: every norm needs its whole clip, so the convolutions run one by one."""
 
-    def __init__(self, block: ResidualBlock, precision: str) -> None:
+    def __init__(self, block: ResidualBlock, mode: ProductMode) -> None:
         super().__init__(None)
-        self.conv1, self.conv2 = ConvLayer(block.conv1, precision), ConvLayer(block.conv2, precision)
-        self.shortcut = None if block.shortcut is None else ConvLayer(block.shortcut, precision)
+        self.conv1, self.conv2 = ConvLayer(block.conv1, mode), ConvLayer(block.conv2, mode)
+        self.shortcut = None if block.shortcut is None else ConvLayer(block.shortcut, mode)
 
     def run(self, x: Signal, lengths: Tensor | None) -> Signal:
         if x.other is not None:
@@ -276,11 +277,11 @@ class NormedResidualLayer(Layer):
 
 
 class UpsampleLayer(Layer):
-    def __init__(self, stage: Upsample, precision: str, following: Layer | None) -> None:
+    def __init__(self, stage: Upsample, mode: ProductMode, following: Layer | None) -> None:
         super().__init__(following if stage.norm is None else None)
-        self.stage, self.precision = stage, precision
+        self.stage, self.mode = stage, mode
         self.elu_input, self.padding = stage.elu, phase_padding(stage.kernel, stage.stride)
-        self.matrix = phase_matrix(stage.weight, stage.stride, precision)
+        self.matrix = phase_matrix(stage.weight, stage.stride, mode)
         self.bias = None if stage.bias is None else stage.bias.repeat(stage.stride)
 
     def _launch(self, x: Rows, **where: Any) -> Any:
@@ -294,7 +295,7 @@ class UpsampleLayer(Layer):
             trim_left=stage.trim_left,
             trim_right=stage.trim_right,
             partials=stage.norm is not None,
-            precision=self.precision,
+            mode=self.mode,
             **self._output,
             **where,
         )
@@ -345,12 +346,12 @@ class Recurrent:
 class LSTMLayer(Layer):
     """The recurrence with a fixed order of summation."""
 
-    def __init__(self, stage: LSTM, precision: str, following: Layer | None) -> None:
+    def __init__(self, stage: LSTM, mode: ProductMode, following: Layer | None) -> None:
         super().__init__(following)
         self.stage, layers = stage, stage.layers
         bias = torch.stack([layer.b_ih.float() + layer.b_hh.float() for layer in layers])
-        rows = lstm_tile(bias.device, stage.in_channels, precision).block_n
-        self.weights = lstm_weights([layer.w_ih for layer in layers], [layer.w_hh for layer in layers], bias, precision, rows)
+        rows = lstm_tile(bias.device, stage.in_channels, mode).block_n
+        self.weights = lstm_weights([layer.w_ih for layer in layers], [layer.w_hh for layer in layers], bias, mode, rows)
 
     def _launch(self, x: Rows, state: Recurrent) -> Rows:
         y = lstm_triton(x, self.weights, state.hidden, state.cell, state.time, **self._output)
@@ -420,31 +421,31 @@ class LibraryLSTMLayer(Layer):
         return torch.nn.functional.elu(y) if self.elu_output else y
 
 
-def lstm_refusal(stage: LSTM, precision: str, device: torch.device) -> str | None:
+def lstm_refusal(stage: LSTM, mode: ProductMode, device: torch.device) -> str | None:
     """Why the recurrence of a stage takes a launch for each step on a device, or None where one launch carries all steps."""
-    rows = lstm_tile(device, stage.in_channels, precision).block_n
-    return persistent_refusal(stage.in_channels, len(stage.layers), rows, precision, device)
+    rows = lstm_tile(device, stage.in_channels, mode).block_n
+    return persistent_refusal(stage.in_channels, len(stage.layers), rows, mode, device)
 
 
-def make_layers(stages: tuple[Stage, ...], precision: str, library_lstm: bool) -> list[Layer]:
+def make_layers(stages: tuple[Stage, ...], mode: ProductMode, library_lstm: bool) -> list[Layer]:
     """A layer for each stage, each made for the one behind it.
 
     library_lstm: leave a recurrence that would take a launch for each step to cuDNN, and with it the order of summation.
     """
     layers: list[Layer] = []
     for stage in reversed(stages):
-        layers.insert(0, _make_layer(stage, precision, library_lstm, layers[0] if layers else None))
+        layers.insert(0, _make_layer(stage, mode, library_lstm, layers[0] if layers else None))
     return layers
 
 
-def _make_layer(stage: Stage, precision: str, library_lstm: bool, following: Layer | None) -> Layer:
+def _make_layer(stage: Stage, mode: ProductMode, library_lstm: bool, following: Layer | None) -> Layer:
     if isinstance(stage, ResidualBlock):
         convs = (stage.conv1, stage.conv2, stage.shortcut)
         normed = any(conv is not None and conv.norm is not None for conv in convs)
-        return NormedResidualLayer(stage, precision) if normed else ResidualLayer(stage, precision, following)
+        return NormedResidualLayer(stage, mode) if normed else ResidualLayer(stage, mode, following)
     if isinstance(stage, Upsample):
-        return UpsampleLayer(stage, precision, following)
+        return UpsampleLayer(stage, mode, following)
     if isinstance(stage, LSTM):
-        by_library = library_lstm and lstm_refusal(stage, precision, stage.layers[0].w_hh.device) is not None
-        return LibraryLSTMLayer(stage, following) if by_library else LSTMLayer(stage, precision, following)
-    return ConvLayer(stage, precision, following)
+        by_library = library_lstm and lstm_refusal(stage, mode, stage.layers[0].w_hh.device) is not None
+        return LibraryLSTMLayer(stage, following) if by_library else LSTMLayer(stage, mode, following)
+    return ConvLayer(stage, mode, following)

@@ -12,6 +12,7 @@ from torch import Tensor
 from encodec_fast.backends.base import QuantizerProgram
 from encodec_fast.backends.batched import BatchedProgram
 from encodec_fast.backends.triton_layers import LibraryLSTMLayer, Signal, make_layers
+from encodec_fast.kernels.modes import ProductMode, SearchMode
 from encodec_fast.kernels.rows import arrange_triton
 from encodec_fast.kernels.rvq_decode import rvq_decode_triton
 from encodec_fast.kernels.rvq_encode import rvq_encode_triton, search_tables
@@ -39,13 +40,13 @@ def _similar_lengths(lengths: Sequence[int]) -> Iterator[list[int]]:
 class TritonProgram(BatchedProgram):
     """Consecutive stages on Triton kernels.
 
-    precision: of products, 'split', 'tf32' or 'ieee'.  library_lstm: of `make_layers`.
+    library_lstm: of `make_layers`.
     """
 
-    def __init__(self, stages: tuple[Stage, ...], precision: str, library_lstm: bool) -> None:
+    def __init__(self, stages: tuple[Stage, ...], mode: ProductMode, library_lstm: bool) -> None:
         self.stages = stages
         self.capturable = True
-        self.layers = make_layers(stages, precision, library_lstm)
+        self.layers = make_layers(stages, mode, library_lstm)
         self.exact = not any(isinstance(layer, LibraryLSTMLayer) for layer in self.layers)
         self.out_channels = stages[-1].out_channels
         # input, output and the input with what was carried
@@ -109,18 +110,18 @@ class TritonProgram(BatchedProgram):
 
 
 class TritonQuantizerProgram(QuantizerProgram):
-    """precision: 'ieee' or 'rerank'."""
+    """The codebooks, and how they are searched."""
 
     exact = True
 
-    def __init__(self, quantizer: Quantizer, precision: str) -> None:
+    def __init__(self, quantizer: Quantizer, mode: SearchMode) -> None:
         self.tables = search_tables(quantizer.codebooks)
         self.codebooks = quantizer.codebooks.contiguous()
-        self.precision = precision
+        self.mode = mode
 
     def encode(self, x: Tensor, num_quantizers: int) -> Tensor:
         with device_of(x):
-            return rvq_encode_triton(x, self.tables, num_quantizers, precision=self.precision)
+            return rvq_encode_triton(x, self.tables, num_quantizers, mode=self.mode)
 
     def decode(self, codes: Tensor) -> Tensor:
         """As `QuantizerProgram.decode`.

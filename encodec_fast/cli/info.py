@@ -38,7 +38,7 @@ def info() -> int:
     for name, available, reason in backend_report():
         lines[f"backend {name}"] = "yes" if available else f"no: {reason}"
         if available and len(precisions := get_backend(name).precisions) > 1:
-            lines[f"backend {name}"] += f", in precision {', '.join(precisions)}"
+            lines[f"backend {name}"] += f", in precision {', '.join(known.value for known in precisions)}"
     lines[ENVIRONMENT_VARIABLE] = os.environ.get(ENVIRONMENT_VARIABLE) or "not set (auto)"
     width = max(map(len, lines))
     for name, value in lines.items():

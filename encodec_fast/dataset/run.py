@@ -49,7 +49,7 @@ def identity(info: DatasetInfo, model: EncodecModel, options: TokenizeOptions, s
         "weights": info.weights_sha256[:16],
         **{f"config.{name}": getattr(model.config, name) for name in _CONFIG},
         "backend": info.backend,
-        "precision": requested(model.encoder).precision,
+        "precision": requested(model.encoder).precision.value,
         "resampling": f"soxr {RESAMPLE_QUALITY}",
         "sources": [source if is_url(source) else os.path.abspath(source) for source in sources],
         **{name: getattr(options, name) for name in kept},

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from encodec_fast.backends.base import QuantizerProgram, StageProgram, run_equal_lengths
+from encodec_fast.backends.base import Precision, QuantizerProgram, StageProgram, run_equal_lengths
 from encodec_fast.backends.cuda_graphs import CudaGraphs
 from encodec_fast.backends.registry import get_backend
 from encodec_fast.plan import Network, Quantizer, Stage, convolutions, not_streamable, step_bytes
@@ -45,7 +45,7 @@ def capturing() -> Iterator[list[tuple[int, ...]]]:
 class PreparedNetwork:
     """A network cut into runs of stages of one backend each."""
 
-    def __init__(self, network: Network, choices: list[Choice], precision: str = "parity") -> None:
+    def __init__(self, network: Network, choices: list[Choice], precision: Precision = Precision.PARITY) -> None:
         self.network = network
         # asked in every call
         self.in_channels, self.out_channels = network.stages[0].in_channels, network.stages[-1].out_channels
@@ -61,7 +61,7 @@ class PreparedNetwork:
                 backend = get_backend(choices[start].backend)
                 self.programs.append(backend.prepare(network.stages[start:end], precision))
                 if precision not in backend.precisions:
-                    log_once(f"precision {precision!r}: the {backend.name} backend computes as for parity")
+                    log_once(f"precision {precision.value!r}: the {backend.name} backend computes as for parity")
                 start = end
         for reason in {choice.reason for choice in choices if choice.reason}:
             log_once(f"running on the {choices[0].backend} backend ({reason})")

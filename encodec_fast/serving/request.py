@@ -19,21 +19,15 @@ from typing import NamedTuple
 from torch import nn
 
 from encodec_fast.backends import registry
+from encodec_fast.backends.base import Precision
 
 logger = logging.getLogger("encodec_fast")
 
 ENVIRONMENT_VARIABLE = "ENCODEC_FAST_BACKEND"
 
 REFERENCE = "reference"
-# parity  float32's accuracy: the codes of Hugging Face's float32, and the same bits for a clip in any batch. On GPUs with tensor cores
-#         three tf32 products for each one, whose operands are split in two.
-# tf32x3  the earlier name of those products: parity.
-# fast    one product of operands rounded to 11 bits: other codes than Hugging Face's float32. Where a GPU can't hold the recurrence it is
-#         the library's, whose bits follow the batch.
-PRECISIONS = ("parity", "tf32x3", "fast")
-
 _requested: ContextVar[str | None] = ContextVar("encodec_fast_backend", default=None)
-_precision: ContextVar[str | None] = ContextVar("encodec_fast_precision", default=None)
+_precision: ContextVar[Precision | None] = ContextVar("encodec_fast_precision", default=None)
 _logged: set[str] = set()
 
 
@@ -46,7 +40,7 @@ class Request(NamedTuple):
 
     backend: str
     strict: bool
-    precision: str = "parity"
+    precision: Precision = Precision.PARITY
 
 
 @contextmanager
@@ -65,7 +59,7 @@ def use_backend(name: str) -> Iterator[None]:
 
 @contextmanager
 def use_precision(name: str) -> Iterator[None]:
-    """Runs the block in one of PRECISIONS, whatever the models' own `precision` says.
+    """Runs the block in "parity", "tf32x3" or "fast" (see `Precision`), whatever the models' own `precision` says.
 
     A wish, not a demand: a backend that knows parity only computes that, and says so once.
     Raises ValueError for another name. Holds for the current thread or task only.
@@ -86,7 +80,7 @@ def prefer_backend(name: str) -> Iterator[None]:
 
 def requested(module: nn.Module | None = None) -> Request:
     """The backend in force: `use_backend`, else ENCODEC_FAST_BACKEND, else auto; the precision: `use_precision`, else the module's own."""
-    own: str = getattr(module, "precision", "parity")
+    own: Precision = getattr(module, "precision", Precision.PARITY)
     precision = _precision.get() or own
     name = _requested.get()
     if name is not None:
@@ -95,11 +89,13 @@ def requested(module: nn.Module | None = None) -> Request:
     return Request(_known(name, ENVIRONMENT_VARIABLE) if name else "auto", False, precision)
 
 
-def known_precision(name: str, source: str) -> str:
-    """`name`, if it is one of PRECISIONS.  Raises ValueError naming the source otherwise."""
-    if name not in PRECISIONS:
-        raise ValueError(f"{source}: {name!r} is not a precision. Choose one of {', '.join(PRECISIONS)}.")
-    return name
+def known_precision(name: str, source: str) -> Precision:
+    """Returns the precision of that name.  Raises ValueError naming the source where there is none."""
+    try:
+        return Precision(name)
+    except ValueError:
+        choices = ", ".join(known.value for known in Precision)
+        raise ValueError(f"{source}: {name!r} is not a precision. Choose one of {choices}.") from None
 
 
 def _known(name: str, source: str) -> str:

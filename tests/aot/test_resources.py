@@ -46,7 +46,7 @@ def many_frames(arch, search):
     """A search of enough frames for the other row of the table."""
     with torch.device("meta"):
         tables, x = search_tables(torch.empty(8, 1024, 128)), torch.empty(4, 128, 1500)
-    return compile_ahead.record_launches(lambda: rvq_encode_triton(x, tables, 8, precision=search), arch)
+    return compile_ahead.record_launches(lambda: rvq_encode_triton(x, tables, 8, mode=search), arch)
 
 
 PLAIN = [("", dict(config=CONFIG_24KHZ))]
@@ -82,7 +82,7 @@ def narrow_layers(arch, precision):
             matrix = torch.empty(2 if precision == "split" else 1, columns, 7 * 32)
             rows, padding = Rows(torch.empty(4, 2006, 32), 6, 2000), Padding(6, 0, "reflect")
             yield from compile_ahead.record_launches(
-                lambda m=matrix: causal_conv1d_triton(rows, m, None, padding, kernel=7, precision=precision),  # noqa: B023 (called at once)
+                lambda m=matrix: causal_conv1d_triton(rows, m, None, padding, kernel=7, mode=precision),  # noqa: B023 (called at once)
                 arch,
             )
 
@@ -175,7 +175,7 @@ def test_kernel_fits(index, compiled):
     assert needs.shared <= compile_ahead.SHARED_LIMITS[arch]
     assert needs.registers * needs.threads <= 65_536 * (2 if arch.startswith("gfx") else 1)
     assert needs.seconds <= COMPILE_SECONDS
-    precision = launch.kwargs.get("PRECISION", "thin")
+    precision = launch.kwargs.get("MODE", "thin")
     # gfx942 has matrix cores that multiply float32 exactly
     assert bool(needs.matrix_instructions) == (precision != "thin" and (precision != "ieee" or arch.startswith("gfx")))
     if precision == "ieee" and not arch.startswith("gfx"):

@@ -16,29 +16,29 @@ def rows_of(x, padding, lengths=None, start=0, elu=False):
     return rows
 
 
-def conv(x, weight, bias, padding, *, lengths=None, start=0, precision="ieee", partials=False, **more):
+def conv(x, weight, bias, padding, *, lengths=None, start=0, mode="ieee", partials=False, **more):
     rows = rows_of(x, padding, lengths, start)
-    matrix = conv_matrix(weight, precision)
+    matrix = conv_matrix(weight, mode)
     made = causal_conv1d_triton(
-        rows, matrix, bias, padding, kernel=weight.shape[2], lengths=lengths, start=start, precision=precision, partials=partials, **more
+        rows, matrix, bias, padding, kernel=weight.shape[2], lengths=lengths, start=start, mode=mode, partials=partials, **more
     )
     return (made[0].values, made[1]) if partials else made.values
 
 
-def residual(x, weight1, bias1, weight2, bias2, shortcut, shortcut_bias, padding, *, lengths=None, precision="ieee", **more):
-    matrices = [None if weight is None else conv_matrix(weight, precision) for weight in (weight1, weight2, shortcut)]
+def residual(x, weight1, bias1, weight2, bias2, shortcut, shortcut_bias, padding, *, lengths=None, mode="ieee", **more):
+    matrices = [None if weight is None else conv_matrix(weight, mode) for weight in (weight1, weight2, shortcut)]
     parameters = [matrices[0], bias1, matrices[1], bias2, matrices[2], shortcut_bias]
     rows = rows_of(x, padding, lengths)
-    return residual_block_triton(rows, *parameters, padding, precision=precision, **more).values
+    return residual_block_triton(rows, *parameters, padding, mode=mode, **more).values
 
 
-def transposed(x, weight, bias, *, stride, lengths=None, precision="ieee", partials=False, **more):
+def transposed(x, weight, bias, *, stride, lengths=None, mode="ieee", partials=False, **more):
     kernel = weight.shape[2]
     rows = rows_of(x, phase_padding(kernel, stride), lengths)
     columns = None if bias is None else bias.repeat(stride)
     made = transposed_conv1d_triton(
-        rows, phase_matrix(weight, stride, precision), columns,
-        kernel=kernel, stride=stride, lengths=lengths, precision=precision, partials=partials, **more,
+        rows, phase_matrix(weight, stride, mode), columns,
+        kernel=kernel, stride=stride, lengths=lengths, mode=mode, partials=partials, **more,
     )  # fmt: skip
     return (made[0].values, made[1]) if partials else made.values
 

@@ -9,7 +9,7 @@ from encodec_fast.kernels.group_norm import group_norm_statistics_ref, group_nor
 from encodec_fast.kernels.rows import Norm, arrange_triton
 from encodec_fast.kernels.tiles import Tile
 
-TILE = Tile(32, 16, 0, 1, 1)
+TILE = Tile(32, 16, 1, 1)
 
 
 def identity_partials(x, lengths=None):
@@ -42,12 +42,12 @@ def test_statistics_of_a_clip_among_longer_ones_have_the_bits_they_have_alone():
         assert_same_bits(together[clip : clip + 1], alone)
 
 
-@pytest.mark.parametrize("precision", ["ieee", "thin"])
+@pytest.mark.parametrize("mode", ["ieee", "thin"])
 @pytest.mark.parametrize("length", [1, 17, 130])
-def test_partials_and_norm_match_group_norm(length, precision, sliced):
+def test_partials_and_norm_match_group_norm(length, mode, sliced):
     weight, bias = torch.randn(20, 2, 3) / 6**0.5, torch.randn(20)
     x = sliced(torch.randn(2, length, 2) + 5)
-    y, partials = conv(x, weight, bias, Padding(1, 1, "reflect"), partials=True, precision=precision, tile=TILE)
+    y, partials = conv(x, weight, bias, Padding(1, 1, "reflect"), partials=True, mode=mode, tile=TILE)
     gamma, beta = torch.randn(20), torch.randn(20)
     norm = Norm(group_norm_statistics_triton(partials, 1e-5), gamma, beta)
     exact = torch.nn.functional.group_norm(y.double().transpose(1, 2), 1, gamma.double(), beta.double(), 1e-5).transpose(1, 2)

@@ -18,10 +18,10 @@ class Case:
         self.bias = torch.stack([b_ih + b_hh for _, _, b_ih, b_hh in groups])
         self.hidden, self.cell = torch.zeros(layers, 2, batch, width), torch.zeros(layers, batch, width)
 
-    def run(self, x, time=0, precision="split", tile=None, **options):
+    def run(self, x, time=0, mode="split", tile=None, **options):
         """x, y: [B, T, H]."""
-        rows = (tile or lstm_tile(x.device, x.shape[2], precision)).block_n
-        weights = lstm_weights(*self.matrices, self.bias, precision, rows)
+        rows = (tile or lstm_tile(x.device, x.shape[2], mode)).block_n
+        weights = lstm_weights(*self.matrices, self.bias, mode, rows)
         return lstm_triton(arrange_triton(x), weights, self.hidden, self.cell, time, tile=tile, **options).values
 
     def reference(self, x):
@@ -35,14 +35,14 @@ class Case:
         return self.lstm.double()(x.double().transpose(0, 1))[0].transpose(0, 1) + x.double()
 
 
-@pytest.mark.parametrize("precision", ["ieee", "split", "tf32"])
+@pytest.mark.parametrize("mode", ["ieee", "split", "tf32"])
 @pytest.mark.parametrize(("width", "layers"), [(24, 1), (24, 2), (24, 3), (70, 2), (128, 2)])
-def test_every_length_matches_torch(width, layers, precision, sliced):
-    bound = PRODUCTS[precision]
+def test_every_length_matches_torch(width, layers, mode, sliced):
+    bound = PRODUCTS[mode]
     for batch, length in ((1, 1), (3, 2), (1, 9), (17, 3)):
         case = Case(width, layers, batch)
         x = sliced(torch.randn(batch, length, width))
-        y = case.run(x, precision=precision)
+        y = case.run(x, mode=mode)
         hidden, cell = case.hidden.clone(), case.cell.clone()
         case.reset()
         assert_close(case.reference(x), y, bound)
@@ -58,11 +58,11 @@ def test_the_width_of_the_real_models_matches_torch():
     assert_close(case.run(x, elu=True), elu(case.exact(x)))
 
 
-@pytest.mark.parametrize("precision", ["ieee", "split"])
-def test_production_tile_matches_torch(precision):
+@pytest.mark.parametrize("mode", ["ieee", "split"])
+def test_production_tile_matches_torch(mode):
     case = Case(70, 2, 3)
     x = torch.randn(3, 4, 70)
-    assert_close(case.run(x, precision=precision, tile=lookup("lstm", "sm_90", precision, 0)), case.exact(x))
+    assert_close(case.run(x, mode=mode, tile=lookup("lstm", "sm_90", mode, 0)), case.exact(x))
 
 
 @pytest.mark.parametrize("pieces", [(1, 1, 7), (4, 5), (3, 0, 6)])
@@ -79,7 +79,7 @@ def test_pieces_of_time_give_the_bits_of_the_whole(pieces):
 
 
 def test_a_clip_has_the_same_bits_alone_and_in_a_batch():
-    tile = Tile(16, 32, 0, 1, 1)
+    tile = Tile(16, 32, 1, 1)
     case = Case(24, 2, 18)
     x = torch.randn(18, 4, 24)
     together = case.run(x, tile=tile)

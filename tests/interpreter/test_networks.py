@@ -240,7 +240,7 @@ def test_every_product_of_float32_is_split_or_thin_unless_asked_otherwise(precis
     _, plan = small_plan(num_filters=16)
     program = TritonBackend().prepare(plan.encoder.stages, precision)
     assert program.exact
-    assert {getattr(layer, "precision", "split") for layer in program.layers} == {"split", "thin"}
+    assert {getattr(layer, "mode", "split") for layer in program.layers} == {"split", "thin"}
 
 
 def test_lengths_that_do_not_fit_are_named():

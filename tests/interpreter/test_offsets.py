@@ -22,7 +22,7 @@ def arranged(x):
 
 def search(x):
     torch.manual_seed(0)
-    return rvq_encode_triton(x, search_tables(torch.randn(2, 16, CHANNELS)), 2, precision="ieee")
+    return rvq_encode_triton(x, search_tables(torch.randn(2, 16, CHANNELS)), 2, mode="ieee")
 
 
 @pytest.mark.parametrize("kernel", [arranged, search], ids=lambda kernel: kernel.__name__)
@@ -39,23 +39,23 @@ def test_elements_far_apart_are_found(kernel, along, memory):
 
 def conv(rows):
     weight = torch.ones(20, CHANNELS, 3).half()
-    return causal_conv1d_triton(rows, conv_matrix(weight, "tf32"), None, Padding(2), kernel=3, precision="tf32").values
+    return causal_conv1d_triton(rows, conv_matrix(weight, "tf32"), None, Padding(2), kernel=3, mode="tf32").values
 
 
 def thin(rows):
     weight = torch.ones(2, CHANNELS, 3).half()
-    return causal_conv1d_triton(rows, conv_matrix(weight, "thin"), None, Padding(2), kernel=3, precision="thin").values
+    return causal_conv1d_triton(rows, conv_matrix(weight, "thin"), None, Padding(2), kernel=3, mode="thin").values
 
 
 def residual(rows):
     matrices = [conv_matrix(torch.ones(shape).half(), "tf32") for shape in ((2, CHANNELS, 3), (CHANNELS, 2, 1))]
     parameters = matrices[0], None, matrices[1], None, None, None
-    return residual_block_triton(rows, *parameters, Padding(2), precision="tf32").values
+    return residual_block_triton(rows, *parameters, Padding(2), mode="tf32").values
 
 
 def transposed(rows):
     matrix = phase_matrix(torch.ones(CHANNELS, 2, 4).half(), 2, "tf32")
-    return transposed_conv1d_triton(rows, matrix, None, kernel=4, stride=2, trim_left=0, trim_right=2, precision="tf32").values
+    return transposed_conv1d_triton(rows, matrix, None, kernel=4, stride=2, trim_left=0, trim_right=2, mode="tf32").values
 
 
 def lstm(rows):

@@ -9,7 +9,7 @@ from encodec_fast.kernels.group_norm import group_norm_statistics_triton
 from encodec_fast.kernels.tiles import Tile, lookup
 from encodec_fast.kernels.transposed_conv1d import phase_matrix, transposed_conv1d_ref, transposed_conv1d_triton
 
-SMALL = Tile(32, 16, 0, 1, 1)
+SMALL = Tile(32, 16, 1, 1)
 
 
 def parameters(channels, out_channels, kernel, stride):
@@ -36,23 +36,23 @@ def test_every_length_matches_torch(kernel, stride, trim_left, trim_right, slice
         assert_close(transposed_conv1d_ref(x, weight, bias, **where), y)
 
 
-@pytest.mark.parametrize("precision", ["ieee", "split"])
+@pytest.mark.parametrize("mode", ["ieee", "split"])
 @pytest.mark.parametrize(("channels", "stride"), [(512, 8), (256, 5), (128, 4), (64, 2)])
-def test_layers_of_the_real_models_match_the_reference(channels, stride, precision, sliced):
+def test_layers_of_the_real_models_match_the_reference(channels, stride, mode, sliced):
     weight, bias = parameters(channels, channels // 2, 2 * stride, stride)
     x = sliced(torch.randn(1, 7, channels))
     where = dict(stride=stride, trim_left=0, trim_right=stride, elu=True)
-    assert_close(transposed(x, weight, bias, **where, precision=precision), transposed_conv1d_ref(x, weight, bias, **where))
+    assert_close(transposed(x, weight, bias, **where, mode=mode), transposed_conv1d_ref(x, weight, bias, **where))
 
 
-@pytest.mark.parametrize("precision", ["ieee", "split", "tf32"])
-def test_production_tiles_match_the_reference(precision, sliced):
-    tile = lookup("conv", "sm_90", precision, 64)
+@pytest.mark.parametrize("mode", ["ieee", "split", "tf32"])
+def test_production_tiles_match_the_reference(mode, sliced):
+    tile = lookup("conv", "sm_90", mode, 64)
     weight, bias = parameters(9, 40, 4, 2)
     x = sliced(torch.randn(1, tile.block_m + 3, 9))
     where = dict(stride=2, trim_left=0, trim_right=2)
-    y = transposed(x, weight, bias, **where, precision=precision, tile=tile)
-    assert_close(y, transposed_conv1d_ref(x, weight, bias, **where), PRODUCTS[precision])
+    y = transposed(x, weight, bias, **where, mode=mode, tile=tile)
+    assert_close(y, transposed_conv1d_ref(x, weight, bias, **where), PRODUCTS[mode])
 
 
 @pytest.mark.parametrize("partials", [False, True])
@@ -60,7 +60,7 @@ def test_a_clip_among_longer_ones_has_the_bits_it_has_alone(partials, sliced):
     weight, bias = parameters(6, 4, 10, 5)
     lengths = [1, 33, 40]
     x, own = among_longer_ones(lengths, 6, 40)
-    where = dict(stride=5, trim_left=3, trim_right=2, precision="split", tile=SMALL, partials=partials)
+    where = dict(stride=5, trim_left=3, trim_right=2, mode="split", tile=SMALL, partials=partials)
     made = transposed(sliced(x), weight, bias, lengths=own, **where)
     for clip, length in enumerate(lengths):
         alone = transposed(x[clip : clip + 1, :length].clone(), weight, bias, **where)
@@ -87,6 +87,4 @@ def test_a_matrix_of_other_channels_is_an_error():
     weight, bias = parameters(6, 4, 10, 5)
     rows = rows_of(torch.randn(1, 9, 5), Padding(1, 1))
     with pytest.raises(ValueError, match=r"matrix must be contiguous \[1, C_out, 10\] in ieee"):
-        transposed_conv1d_triton(
-            rows, phase_matrix(weight, 5, "ieee"), bias, kernel=10, stride=5, trim_left=0, trim_right=5, precision="ieee"
-        )
+        transposed_conv1d_triton(rows, phase_matrix(weight, 5, "ieee"), bias, kernel=10, stride=5, trim_left=0, trim_right=5, mode="ieee")
