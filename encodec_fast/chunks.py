@@ -1,6 +1,6 @@
 """HF's walk over a call of `encode` or `decode`: its checks, chunks and output, with the work left out.
 
-The installed transformers' own method runs on a stand-in for the model, which notes the chunks that it is asked to encode or decode.
+The installed transformers' own method runs on a stand-in for the model, which notes the chunks that it is given.
 The driver then runs them together. Offsets, masks and error messages stay transformers' own.
 """
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers.models.encodec import modeling_encodec as hf
 
 from encodec_fast.plan.geometry import encoded_length
-from encodec_fast.serving.clips import decode_parts, levels_of
+from encodec_fast.serving.clips import decode_clips, levels_of
 from encodec_fast.serving.functions import normalize, overlap_add
 from encodec_fast.transformers_versions import SCALE_DIMS
 
@@ -46,11 +46,11 @@ class DecodeWalk:
 
     def _decode_frame(self, codes: Tensor, scale: Tensor | None = None) -> Any:
         if self.config.chunk_length is None:
-            return decode_parts(self._model, [(codes, scale)])[0]
+            return decode_clips(self._model, [(codes, scale)])[0]
         return codes, scale
 
     def _linear_overlap_add(self, chunks: list[tuple[Tensor, Tensor | None]], stride: int) -> Tensor:
-        return overlap_add(decode_parts(self._model, chunks), stride)
+        return overlap_add(decode_clips(self._model, chunks), stride)
 
 
 class NormalizedModel:
@@ -63,7 +63,7 @@ class NormalizedModel:
 
 
 def encode_normalized(model: hf.EncodecModel, audio: Tensor, bandwidth: float, *mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns what HF's `_encode_frame` does of a model that normalises, codes [B, K, F] and scale, with the scale of `normalize`."""
+    """Encodes as HF's `_encode_frame` of a model that normalises: codes [B, K, F], and the scale that `normalize` finds."""
     for part in mask:
         audio = audio * part
     clean, scale = normalize(audio)

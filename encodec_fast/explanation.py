@@ -44,7 +44,7 @@ class Explanation:
 
 
 def explain(model: hf.EncodecModel, input_values: Tensor) -> Explanation:
-    """The backend of every stage if `model` encoded and decoded `input_values` [B, C, T] now, and why. Runs nothing.
+    """Returns the backend of every stage if `model` encoded and decoded `input_values` [B, C, T] now, and why. Runs nothing.
 
     Raises TypeError where the model is no EnCodec model and ValueError for input of another rank.
     """
@@ -75,7 +75,7 @@ def explain(model: hf.EncodecModel, input_values: Tensor) -> Explanation:
 
 
 def _network_rows(name: str, module: nn.Module, x: Tensor, shape: tuple[int, int], out_length: int) -> list[Row]:
-    """Rows of a network that runs on `shape` = (clips, steps) of the kind of x [B, C, T]."""
+    """Returns the rows of a network for (clips, steps) = `shape` of the kind of x [B, C, T]."""
     batch, length = shape
     route = route_network(module, x)
     if route.prepared is None or _not_ours(module):
@@ -107,7 +107,7 @@ def _quantizer_rows(model: hf.EncodecModel, embeddings: Tensor, batch: int) -> l
 
 
 def _function_row(stage: str, name: str, x: Tensor, shape: tuple[int, ...]) -> Row:
-    """The row of a function without weights on the kind of x."""
+    """Returns the row of a function without weights on the kind of x."""
     route = route_function(name, [x])
     assert route.prepared is not None
     return Row(stage, tuple(shape), route.prepared.name, route.reason)
@@ -124,14 +124,14 @@ def _precision_notes(model: hf.EncodecModel, rows: list[Row]) -> list[str]:
 
 
 def _not_ours(module: nn.Module) -> str:
-    """Why a module asks no gate, or ""."""
+    """Returns why a module asks no gate, or ""."""
     if type(module) in FAST_PARTS.values():
         return ""
     return f"{type(module).__module__}.{type(module).__name__} is not ours: see encodec_fast.accelerate"
 
 
 def describe(stage: Stage) -> str:
-    """Name, kind and geometry of a stage in one short phrase."""
+    """Returns name, kind and geometry of a stage in one short phrase."""
     kind = f"{stage.name}  {type(stage).__name__} {stage.in_channels} -> {stage.out_channels}"
     if isinstance(stage, (Conv, Upsample)):
         return f"{kind}, kernel {stage.kernel}, stride {stage.stride}"

@@ -19,7 +19,7 @@ from encodec_fast.plan.cache import forget
 from encodec_fast.plan.geometry import chunks_of, encoded_length
 from encodec_fast.plan.reader import read_plan
 from encodec_fast.serving import compiled, modules
-from encodec_fast.serving.clips import Coded, decode_parts, encode_parts, levels_of
+from encodec_fast.serving.clips import Coded, decode_clips, encode_clips, levels_of
 from encodec_fast.serving.functions import overlap_add
 from encodec_fast.serving.prepared import capturing
 from encodec_fast.serving.request import known_precision
@@ -83,7 +83,7 @@ class EncodedClip:
     num_samples: int
 
     def to(self, device: torch.device | str) -> EncodedClip:
-        """The same clip on another device."""
+        """Returns the same clip on another device."""
         return replace(self, codes=self.codes.to(device), scales=None if self.scales is None else self.scales.to(device))
 
 
@@ -123,11 +123,11 @@ class EncodecModel(hf.EncodecModel):
     def cuda_graphs(self, *buckets: tuple[int, int]) -> list[tuple[int, ...]]:
         """Captures the encoder and the decoder as CUDA graphs for buckets of (batch, samples); returns the shapes captured.
 
-        From then on `encode` and `decode` of such a batch replay them, the same bits with two replays in the place of hundreds of
-        launches; every other shape runs launch by launch, with one line in the log. Weights and precision are those of the moment: after
-        a change the graphs are gone, which is logged, and `cuda_graphs` is to be called again. A graph keeps the memory of its activations.
-        Raises ValueError for a model that is not on a CUDA device, for a bucket that is not two positive integers and for audio so long
-        that it runs in pieces of time; BackendError where a stage does not run on the triton backend.
+        `encode` and `decode` of such a batch then replay them: the same bits, two replays in the place of hundreds of launches.
+        Every other shape runs launch by launch, with one line in the log. Weights and precision are those of this moment: after a
+        change the graphs are gone, which is logged; call `cuda_graphs` again. A graph keeps the memory of its activations.
+        Raises ValueError for a model that is not on a CUDA device. Also for a bucket that is not two positive integers, and for audio so
+        long that it runs in pieces of time. Raises BackendError where a stage does not run on the triton backend.
         """
         for bucket in buckets:
             if len(bucket) != 2 or min(bucket) < 1:
@@ -157,14 +157,14 @@ class EncodecModel(hf.EncodecModel):
         """Reads the weights anew at the next call: to be called after an edit that leaves no trace.
 
         Whatever torch counts is seen without it: replaced, moved and cast tensors, edits in place, `load_state_dict`. An edit through
-        `.data` or through numpy is not counted. On a CPU it is seen where it changes the first, the middle or the last word of a tensor,
-        elsewhere, and on a GPU, it is not.
+        `.data` or through numpy is not counted. On a CPU it is seen if it changes the first, middle or last word of a tensor. Any other,
+        and any on a GPU, is not.
         """
         for part in (self.encoder, self.decoder, self.quantizer):
             forget(part)
 
     def plan(self) -> Plan:
-        """The model as data, read now.  Raises Unplannable where a submodule was replaced by something foreign."""
+        """Returns the model as data, read now.  Raises Unplannable where a submodule was replaced by something foreign."""
         return read_plan(self)
 
     def _encode_frame(self, input_values: Tensor, *args: Any) -> tuple[Tensor, Tensor | None]:
@@ -182,27 +182,27 @@ class EncodecModel(hf.EncodecModel):
         bandwidth: float | None = None,
         return_dict: bool | None = None,
     ) -> Any:
-        """HF's `encode`; the chunks of a chunked model run as common batches, long audio of a causal one in pieces of time."""
+        """Encodes as HF's `encode`; chunks run as common batches, long audio of a causal model in pieces of time."""
         if not isinstance(input_values, Tensor) or owns_frames(self):
             return super().encode(input_values, padding_mask, bandwidth, return_dict)
         return_dict = self.config.return_dict if return_dict is None else return_dict
         bandwidth = self.config.target_bandwidths[0] if bandwidth is None else bandwidth
         if self._is_whole(input_values, padding_mask, bandwidth):
             mask = () if padding_mask is None else (padding_mask.view(input_values.shape[0], -1, input_values.shape[-1]).bool(),)
-            ((codes, scale),) = encode_parts(self, [input_values], bandwidth, [mask])
+            ((codes, scale),) = encode_clips(self, [input_values], bandwidth, [mask])
             return _encoder_output(codes[None], [scale], 0, return_dict=return_dict)
         # batches of chunks need a place to put their codes, which a functional transform has not
         if not torch.compiler.is_compiling() and call_reason(input_values) is not None:
             return super().encode(input_values, padding_mask, bandwidth, return_dict)
         walk = chunks.EncodeWalk(self)
         codes, _, *padded = hf.EncodecModel.encode(walk, input_values, padding_mask, bandwidth, False)
-        coded = encode_parts(self, walk.chunks, walk.bandwidth, walk.masks)
+        coded = encode_clips(self, walk.chunks, walk.bandwidth, walk.masks)
         for index, (chunk, _) in enumerate(coded):
             codes[index, ..., : chunk.shape[-1]] = chunk
         return _encoder_output(codes, [scale for _, scale in coded], *padded, return_dict=return_dict)
 
     def _is_whole(self, audio: Tensor, padding_mask: Tensor | None, bandwidth: float) -> bool:
-        """Whether the audio is one frame of HF's `encode`, which has nothing to say against it.
+        """Returns whether the audio is one frame of HF's `encode`, in a call that HF accepts.
 
         HF multiplies by a mask of ones where there is none, which changes nothing and copies the audio twice.
         """
@@ -217,7 +217,7 @@ class EncodecModel(hf.EncodecModel):
 
     @functools.wraps(hf.EncodecModel.decode)
     def decode(self, *args: Any, **kwargs: Any) -> Any:
-        """HF's `decode`; the chunks of a chunked model run as common batches, long audio of a causal one in pieces of time."""
+        """Decodes as HF's `decode`; chunks run as common batches, long audio of a causal model in pieces of time."""
         codes = kwargs.get("audio_codes", args[0] if args else None)
         if not isinstance(codes, Tensor) or codes.dim() < 3 or owns_frames(self):
             return super().decode(*args, **kwargs)
@@ -225,7 +225,7 @@ class EncodecModel(hf.EncodecModel):
 
     @torch.no_grad()
     def encode_batch(self, waveforms: Sequence[Tensor], bandwidth: float | None = None) -> list[EncodedClip]:
-        """The codes of clips of any lengths, each what `encode` gives for that clip alone.
+        """Returns the codes of clips of any lengths, each what `encode` gives for that clip alone.
 
         waveforms: [C, T] each, or [T] for a mono model; moved to the model's device and dtype.  bandwidth: kbps, None for the lowest.
         Clips and chunks of one length run together, nothing is padded. Bits are independent of the batch where the backend promises it
@@ -238,12 +238,12 @@ class EncodecModel(hf.EncodecModel):
             return []
         cuts = [chunks_of(self.config, clip.shape[1]) for clip in whole]
         parts = [clip[None, :, start : start + length] for clip, cut in zip(whole, cuts) for length, start in cut]
-        coded = iter(encode_parts(self, parts, bandwidth))
+        coded = iter(encode_clips(self, parts, bandwidth))
         return [_joined([next(coded) for _ in cut], clip.shape[1]) for clip, cut in zip(whole, cuts)]
 
     @torch.no_grad()
     def decode_batch(self, encoded: Sequence[EncodedClip]) -> list[Tensor]:
-        """The audio [C, num_samples] of each clip, what `decode` gives for that clip alone.  Bits: as in `encode_batch`."""
+        """Returns the audio [C, num_samples] of each clip, what `decode` gives for that clip alone.  Bits: as in `encode_batch`."""
         moved = [clip.to(self.device) for clip in encoded]
         cuts = [chunks_of(self.config, clip.num_samples) for clip in moved]
         parts = []
@@ -251,7 +251,7 @@ class EncodecModel(hf.EncodecModel):
             scales = [None] * len(cut) if clip.scales is None else [scale[None] for scale in clip.scales]
             frames = [encoded_length(self.config, length) for length, _ in cut]
             parts += [(codes[None, :, :count], scale) for codes, scale, count in zip(clip.codes, scales, frames)]
-        decoded = iter(decode_parts(self, parts))
+        decoded = iter(decode_clips(self, parts))
         waveforms = []
         for clip, cut in zip(moved, cuts):
             audio = [next(decoded) for _ in cut]
@@ -277,7 +277,7 @@ def _joined(coded: list[Coded], num_samples: int) -> EncodedClip:
 
 
 def known_bandwidth(config: Any, bandwidth: float | None) -> float:
-    """The bandwidth, the lowest for None.  Raises ValueError for one that the model lacks."""
+    """Returns the bandwidth, the lowest for None.  Raises ValueError for one that the model lacks."""
     if bandwidth is None:
         return config.target_bandwidths[0]
     if bandwidth not in config.target_bandwidths:
@@ -286,7 +286,7 @@ def known_bandwidth(config: Any, bandwidth: float | None) -> float:
 
 
 def _encoder_output(codes: Tensor, scales: list[Tensor | None], *padded: int, return_dict: bool) -> Any:
-    """HF's output of `encode`.  codes: [n_chunks, B, K, F].  padded: frames that pad the last chunk, where HF tells them."""
+    """Returns HF's output of `encode`.  codes: [n_chunks, B, K, F].  padded: frames that pad the last chunk, where HF tells them."""
     if scales[0] is not None and SCALE_DIMS == 3:
         scales = [scale if scale is None else scale.view(-1, 1, 1) for scale in scales]
     values = (codes, scales, *padded)[:ENCODER_FIELDS]

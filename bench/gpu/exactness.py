@@ -87,7 +87,7 @@ def quantizer(setting: Setting, model: str) -> Iterator[Row]:
     truths = [Truth(clip[None].double().cpu(), plan.quantizer.codebooks.double().cpu()) for clip in x]
     for search in ("ieee", "rerank"):
         with poisoned():
-            runs = [rvq_encode_triton(x, program.tables, levels, precision=search) for _ in range(setting.repeats)]
+            runs = [rvq_encode_triton(x, program.tables, levels, mode=search) for _ in range(setting.repeats)]
         tally = Tally(levels)
         for index, truth in enumerate(truths):
             tally.add(truth, runs[0][:, index].cpu(), x[index][None].cpu())
@@ -247,8 +247,8 @@ def rerank(setting: Setting) -> Row:
     x = torch.cat((x, (halfway * (1 + 1e-7 * torch.randn_like(halfway))).T[None])) if not setting.toy else x
     tile = lookup("rvq_encode", setting.arch, "rerank", 1)
     again = torch.zeros(-(-x.shape[0] * x.shape[2] // tile.block_m), levels, dtype=torch.int32, device=x.device)
-    found = rvq_encode_triton(x, program.tables, levels, precision="rerank", searched_again=again, tile=tile)
-    ieee = rvq_encode_triton(x, program.tables, levels, precision="ieee")
+    found = rvq_encode_triton(x, program.tables, levels, mode="rerank", searched_again=again, tile=tile)
+    ieee = rvq_encode_triton(x, program.tables, levels, mode="ieee")
     share = f"{again.float().mean():.2%} searched again"
     return {**_law("24 kHz: search by tensor cores = ieee", torch.equal(found, ieee)), "found": share}
 

@@ -99,7 +99,7 @@ class _ConvStep:
         else:
             state.seen = (state.seen + x.shape[-1]) % conv.stride
             row = self._continue_row(x, state, conv.extra_padding(state.seen) if final else 0)
-        outputs = max(0, (row.shape[-1] - conv.span) // conv.stride + 1)
+        outputs = conv.windows(row.shape[-1])
         state.row = row[..., outputs * conv.stride :].clone()
         if outputs == 0:
             return x.new_empty(x.shape[0], conv.out_channels, 0)

@@ -148,11 +148,6 @@ class Carried:
         self.start, self.done = self.start - times * inputs, self.done - times * outputs
 
 
-def oldest_needed(conv: Conv, total: int, done: int) -> int:
-    """The first step that outputs after `done` will read; the padding at the right end may show the last `stride` steps again."""
-    return min(done * conv.stride - conv.pad_left, total - conv.stride)
-
-
 def _normed(made: Any, norm: GroupNorm) -> Signal:
     """What a launch made with partial sums of the norm that follows."""
     rows, partials = made
@@ -185,7 +180,7 @@ class WindowLayer(Layer):
         done = conv.ready_length(total)
         # counts that grew with time would be beyond what the kernels index by one day
         rebased = state.start < conv.stride or state.done <= conv.pad_left // conv.stride + 2
-        first = oldest_needed(conv, total, done)
+        first = conv.oldest_needed(total, done)
         return rebased and state.holds(conv.weight, conv.in_channels, done, first, total)
 
     def push(self, x: Tensor, state: Carried, final: bool) -> Tensor:
@@ -195,7 +190,7 @@ class WindowLayer(Layer):
         pad_rows_triton(rows, self.padding, start=state.start)
         y: Tensor = self._launch(rows, start=state.start, out_start=state.done, out_length=count).values
         state.done += count
-        state.keep(rows, oldest_needed(self.conv, total, state.done))
+        state.keep(rows, self.conv.oldest_needed(total, state.done))
         # an output more than those that reach the padding: so that the rest counts as started
         state.rebase(self.conv.stride, 1, state.done - self.conv.pad_left // self.conv.stride - 2)
         return y
@@ -309,27 +304,20 @@ class UpsampleLayer(Layer):
 
     def reachable(self, state: Carried) -> bool:
         stage, total = self.stage, state.total
-        done = max(0, total * stage.stride - stage.trim_left)
+        done = stage.ready_length(total)
         rebased = state.start == 0 or state.done < stage.stride
-        return rebased and state.holds(stage.weight, stage.in_channels, done, self._oldest_needed(total, done), total)
-
-    def _oldest_needed(self, total: int, done: int) -> int:
-        """The first step that outputs after `done` will read."""
-        stage = self.stage
-        return min(total, (stage.trim_left + done) // stage.stride - (-(-stage.kernel // stage.stride) - 1))
+        return rebased and state.holds(stage.weight, stage.in_channels, done, stage.oldest_needed(total, done), total)
 
     def push(self, x: Tensor, state: Carried, final: bool) -> Tensor:
         stage = self.stage
         rows = state.take(x, self.padding)
         total = state.start + rows.length
-        # untrimmed steps: those before total * stride get nothing more from frames to come
-        end = (total - 1) * stage.stride + stage.kernel - stage.trim_right if final else total * stage.stride
+        count = (stage.output_length(total) if final else stage.ready_length(total)) - state.done if total else 0
         begin = stage.trim_left + state.done
-        count = max(0, end - begin) if total else 0
         pad_rows_triton(rows, self.padding, start=state.start)
         y: Tensor = self._launch(rows, shift=begin - state.start * stage.stride, out_length=count).values
         state.done += count
-        state.keep(rows, self._oldest_needed(total, state.done))
+        state.keep(rows, stage.oldest_needed(total, state.done))
         state.rebase(1, stage.stride, state.done // stage.stride)
         return y
 

@@ -30,7 +30,7 @@ class Unplannable(Exception):
 
 
 def read_network(module: Any) -> Network:
-    """The stages of an `EncodecEncoder` or `EncodecDecoder`.
+    """Returns the stages of an `EncodecEncoder` or `EncodecDecoder`.
 
     Raises Unplannable where the tree holds anything but the modules that transformers builds.
     """
@@ -52,7 +52,7 @@ def read_network(module: Any) -> Network:
 
 
 def read_quantizer(module: Any) -> Quantizer:
-    """The stacked codebooks of an `EncodecResidualVectorQuantizer`."""
+    """Returns the stacked codebooks of an `EncodecResidualVectorQuantizer`."""
     if not isinstance(getattr(module, "layers", None), nn.ModuleList):
         raise Unplannable(f"{type(module).__name__} has no list of layers")
     embeds = []
@@ -68,7 +68,7 @@ def read_quantizer(module: Any) -> Quantizer:
 
 
 def read_plan(model: hf.EncodecModel) -> Plan:
-    """The plan of a whole model.  Raises Unplannable as `read_network` does."""
+    """Returns the plan of a whole model.  Raises Unplannable as `read_network` does."""
     return Plan(read_network(model.encoder), read_quantizer(model.quantizer), read_network(model.decoder))
 
 
@@ -178,7 +178,7 @@ def _require_plain_elu(elu: Any, name: str) -> None:
 
 
 def weight_norm_hook(module: nn.Module) -> Any:
-    """The forward pre-hook that `torch.nn.utils.weight_norm` installs (transformers before 4.38), if there is one."""
+    """Returns the forward pre-hook that `torch.nn.utils.weight_norm` installs (transformers before 4.38), if there is one."""
     from torch.nn.utils.weight_norm import WeightNorm
 
     for hook in module._forward_pre_hooks.values():

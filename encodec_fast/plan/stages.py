@@ -6,7 +6,7 @@ A plan is read once from the Hugging Face module tree (`reader`). Backends, stre
     Network = Conv, (ResidualBlock..., Conv)..., LSTM, Conv        encoder
               Conv, LSTM, (Upsample, ResidualBlock...)..., Conv    decoder
 
-Legend: B batch, C channels, T samples or frames at the layer's own rate, F codec frames, K quantizers, N codebook entries, D codebook dim.
+Legend: B batch, C channels, T samples or frames at the layer's own rate, F codec frames. K quantizers, N codebook entries, D codebook dim.
 """
 
 from __future__ import annotations
@@ -75,15 +75,26 @@ class Conv:
     def output_length(self, length: int) -> int:
         return -(-length // self.stride)
 
+    def windows(self, rows: int) -> int:
+        """Returns the outputs that so many consecutive input steps complete, padding included."""
+        return max(0, (rows - self.span) // self.stride + 1)
+
     def ready_length(self, length: int) -> int:
-        """Outputs that the first `length` steps of a clip determine, whatever follows them."""
-        return max(0, (length + self.pad_left - self.span) // self.stride + 1) if length >= self.lead else 0
+        """Returns the outputs that the first `length` steps of a clip determine, whatever follows them."""
+        return self.windows(length + self.pad_left) if length >= self.lead else 0
+
+    def oldest_needed(self, length: int, outputs: int) -> int:
+        """Returns the first step that what follows `outputs` reads, after `length` steps; negative where that is left padding.
+
+        The padding at the right end may show the last `stride` steps again.
+        """
+        return min(outputs * self.stride - self.pad_left, length - self.stride)
 
     def extra_padding(self, length: int) -> int:
         return self.output_length(length) * self.stride - length
 
     def reflect_length(self, length: int) -> int:
-        """Length of the signal that reflection sees: HF extends a clip shorter than its padding with zeros first."""
+        """Returns the length of the signal that reflection sees: HF extends a clip shorter than its padding with zeros first."""
         return max(length, max(self.pad_left, self.pad_right + self.extra_padding(length)) + 1)
 
 
@@ -143,7 +154,12 @@ class Upsample:
         return (length - 1) * self.stride + self.kernel - self.trim_left - self.trim_right
 
     def ready_length(self, length: int) -> int:
+        """Returns the outputs that the first `length` steps of a clip determine: those before `length * stride`, untrimmed."""
         return max(0, length * self.stride - self.trim_left)
+
+    def oldest_needed(self, length: int, outputs: int) -> int:
+        """Returns the first step that what follows `outputs` reads, after `length` steps; negative before the clip."""
+        return min(length, (self.trim_left + outputs) // self.stride - (-(-self.kernel // self.stride) - 1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,7 +229,7 @@ class Network:
         return length
 
     def ready_length(self, length: int) -> int:
-        """Output steps that the first `length` input steps of a clip determine, whatever follows them."""
+        """Returns the output steps that the first `length` input steps of a clip determine, whatever follows them."""
         for stage in self.stages:
             length = stage.ready_length(length)
         return length
@@ -229,7 +245,7 @@ class Plan:
 
 
 def convolutions(stage: Stage) -> tuple[Conv | Upsample, ...]:
-    """The convolutions inside a stage, in the order they run."""
+    """Returns the convolutions inside a stage, in the order they run."""
     if isinstance(stage, ResidualBlock):
         inner = (stage.conv1, stage.conv2)
         return inner if stage.shortcut is None else (*inner, stage.shortcut)
@@ -237,7 +253,7 @@ def convolutions(stage: Stage) -> tuple[Conv | Upsample, ...]:
 
 
 def not_streamable(stages: tuple[Stage, ...]) -> str | None:
-    """Why the stages can't run on a piece of time with carried state, or None if they can."""
+    """Returns why the stages can't run on a piece of time with carried state, or None if they can."""
     for stage in stages:
         for conv in convolutions(stage):
             if conv.norm is not None:
@@ -248,7 +264,7 @@ def not_streamable(stages: tuple[Stage, ...]) -> str | None:
 
 
 def step_bytes(stages: tuple[Stage, ...]) -> float:
-    """Bytes of the widest activation of one clip, per input step of the first stage."""
+    """Returns the bytes of the widest activation of one clip, per input step of the first stage."""
     rate, widest = 1.0, 0.0
     for stage in stages:
         widest = max(widest, stage.in_channels * rate)
@@ -261,14 +277,14 @@ def step_bytes(stages: tuple[Stage, ...]) -> float:
 
 
 def stage_weights(stage: Stage) -> tuple[Tensor, ...]:
-    """The weight matrices of a stage: what its multiplications read."""
+    """Returns the weight matrices of a stage: what its multiplications read."""
     if isinstance(stage, LSTM):
         return tuple(w for layer in stage.layers for w in (layer.w_ih, layer.w_hh))
     return tuple(conv.weight for conv in convolutions(stage))
 
 
 def stage_tensors(stage: Stage) -> tuple[Tensor, ...]:
-    """All that a stage holds: weights, biases and norms."""
+    """Returns all that a stage holds: weights, biases and norms."""
     if isinstance(stage, LSTM):
         return tuple(w for layer in stage.layers for w in (layer.w_ih, layer.w_hh, layer.b_ih, layer.b_hh))
     found = [tensor for conv in convolutions(stage) for tensor in (conv.weight, conv.bias)]
@@ -277,7 +293,7 @@ def stage_tensors(stage: Stage) -> tuple[Tensor, ...]:
 
 
 def multiply_adds(stage: Stage, length: int) -> int:
-    """Multiply-adds of one clip whose input to the stage has `length` steps."""
+    """Returns the multiply-adds of one clip whose input to the stage has `length` steps."""
     if isinstance(stage, LSTM):
         return length * sum(w.numel() for w in stage_weights(stage))
     if isinstance(stage, Upsample):
@@ -286,6 +302,6 @@ def multiply_adds(stage: Stage, length: int) -> int:
 
 
 def fused_bytes(stage: Stage, length: int, itemsize: int = 4) -> int:
-    """Bytes that a perfectly fused stage moves for one clip: its input once, its output once, its weights once."""
+    """Returns the bytes that a perfectly fused stage moves for one clip: its input once, its output once, its weights once."""
     activations = stage.in_channels * length + stage.out_channels * stage.output_length(length)
     return itemsize * (activations + sum(w.numel() for w in stage_weights(stage)))

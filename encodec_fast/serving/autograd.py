@@ -38,7 +38,7 @@ class RecomputedBackward(torch.autograd.Function):
 def with_recomputed_backward(
     module: nn.Module, fast: Callable[[Tensor], Tensor], reference: Callable[[Tensor], Tensor], x: Tensor
 ) -> Tensor:
-    """`fast(x)`, differentiable through `reference` where grad mode and some input ask for it."""
+    """Returns `fast(x)`, differentiable through `reference` where grad mode and some input ask for it."""
     if not torch.is_grad_enabled():
         return fast(x)
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]

@@ -1,8 +1,8 @@
 """Audio to codes and back, within a memory budget: the one driver of `encode`, `decode`, batches, chunks and long audio.
 
-What comes is a list of parts: batches [B, C, T] of clips or chunks, each of its own length. Where the plan serves them, their clips run
-together as far as the budget allows, longest first, each at its own length; nothing is padded. A clip that alone exceeds the budget runs
-in pieces of time with carried state, the search behind the encoder in each piece. Elsewhere the modules run, parts of one shape together.
+The input is a list of batches [B, C, T] of clips or chunks, each of its own length. Where the plan serves them, their clips run
+together as far as the budget allows. Longest first, each at its own length; nothing is padded. A clip that alone exceeds the budget runs
+in pieces of time with carried state. Each piece is searched at once. Elsewhere the modules run, batches of one shape together.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LEAST_PIECE_SECONDS = 1.0
 # Bound on the audio, first-layer activations and padding of the chunks that the modules run as one batch: 40 of the 48 kHz model.
 CHUNK_BATCH_BYTES = 512 << 20
 
-# Codes [B, K, F] of a part, and the scale [B, 1] that was taken off its clips, or None.
+# Codes [B, K, F] of a batch, and the scale [B, 1] that was taken off its clips, or None.
 Coded = tuple[Tensor, Tensor | None]
 
 
@@ -38,26 +38,26 @@ def levels_of(quantizer: hf.EncodecResidualVectorQuantizer, bandwidth: float | N
     return min(quantizer.get_num_quantizers_for_bandwidth(bandwidth), len(quantizer.layers))
 
 
-def encode_parts(model: Any, parts: Sequence[Tensor], bandwidth: float, masks: Sequence[tuple[Tensor, ...]] | None = None) -> list[Coded]:
-    """Returns codes and scale of each part [B, C, T] of audio.
+def encode_clips(model: Any, batches: Sequence[Tensor], bandwidth: float, masks: Sequence[tuple[Tensor, ...]] | None = None) -> list[Coded]:
+    """Returns codes and scale of each batch [B, C, T] of audio.
 
-    bandwidth: kbps, one that the model has.  masks: of each part none or some [B, 1 or C, T], which multiply the audio.
+    bandwidth: kbps, one that the model has.  masks: of each batch none or some [B, 1 or C, T], which multiply the audio.
     """
-    masks = [()] * len(parts) if masks is None else masks
+    masks = [()] * len(batches) if masks is None else masks
     if torch.compiler.is_compiling():
-        return _encode_by_modules(model, parts, bandwidth, masks)
-    route = route_encode(model, parts)
+        return _encode_by_modules(model, batches, bandwidth, masks)
+    route = route_encode(model, batches)
     if route.prepared is None:
-        return _encode_by_modules(model, parts, bandwidth, masks)
+        return _encode_by_modules(model, batches, bandwidth, masks)
     codec, network, levels = route.prepared, route.prepared.network, levels_of(model.quantizer, bandwidth)
 
     # embeddings; a masked or normalised copy of the audio
     copied = network.in_channels * (sum(map(bool, masks)) > 0) + 2 * network.in_channels * model.config.normalize
-    step_bytes = parts[0].element_size() * (network.out_channels / network.hop_length + copied)
-    if len(parts) == 1 and _is_little(model, codec, parts[0].shape[0] * parts[0].shape[2], step_bytes):
-        return [_encode_part(codec, _masked(parts[0], masks[0]), levels, model.config.normalize)]
+    step_bytes = batches[0].element_size() * (network.out_channels / network.hop_length + copied)
+    if len(batches) == 1 and _is_little(model, codec, batches[0].shape[0] * batches[0].shape[2], step_bytes):
+        return [_encode_whole(codec, _masked(batches[0], masks[0]), levels, model.config.normalize)]
 
-    clips = [(part[row], [mask[row] for mask in some]) for part, some in zip(parts, masks) for row in range(part.shape[0])]
+    clips = [(batch[row], [mask[row] for mask in some]) for batch, some in zip(batches, masks) for row in range(batch.shape[0])]
     lengths = [clip.shape[1] for clip, _ in clips]
     scales: dict[int, Tensor] = {}
 
@@ -74,44 +74,44 @@ def encode_parts(model: Any, parts: Sequence[Tensor], bandwidth: float, masks: S
     groups = _groups(model, codec, lengths, step_bytes, least)
     codes = _run(codec, lengths, groups, read, read_whole, lambda embeddings: codec.quantizer.search_clips(embeddings, levels))
     scaled = [scales.get(index) for index in range(len(clips))]
-    return [(torch.stack(own), _joined(some)) for own, some in zip(_by_part(codes, parts), _by_part(scaled, parts))]
+    return [(torch.stack(own), _joined(some)) for own, some in zip(_by_batch(codes, batches), _by_batch(scaled, batches))]
 
 
-def decode_parts(model: Any, parts: Sequence[Coded]) -> list[Tensor]:
-    """Returns the audio [B, C, T] of each part's codes and scale.
+def decode_clips(model: Any, batches: Sequence[Coded]) -> list[Tensor]:
+    """Returns the audio [B, C, T] of each batch's codes and scale.
 
     Raises IndexError for a code outside its codebook; on a GPU the device stops there with an assertion, as with transformers.
     """
     audio: dict[int, Tensor] = {}
-    by_levels = _alike(codes.shape[1:-1] for codes, _ in parts)
+    by_levels = _alike(codes.shape[1:-1] for codes, _ in batches)
     for members in by_levels:
-        audio |= zip(members, _decode_alike(model, [parts[index] for index in members]))
-    return [audio[index] for index in range(len(parts))]
+        audio |= zip(members, _decode_alike(model, [batches[index] for index in members]))
+    return [audio[index] for index in range(len(batches))]
 
 
-def _decode_alike(model: Any, parts: Sequence[Coded]) -> list[Tensor]:
-    """As `decode_parts`, for parts of equally many levels."""
+def _decode_alike(model: Any, batches: Sequence[Coded]) -> list[Tensor]:
+    """Decodes as `decode_clips`, for batches of equally many levels."""
     if torch.compiler.is_compiling() or _wants_gradients(model.decoder):
-        return _decode_by_modules(model, parts)
-    route = route_decode(model, [codes for codes, _ in parts])
+        return _decode_by_modules(model, batches)
+    route = route_decode(model, [codes for codes, _ in batches])
     if route.prepared is None:
-        return _decode_by_modules(model, parts)
+        return _decode_by_modules(model, batches)
     try:
-        audio = _decode_served(model, route.prepared, [codes for codes, _ in parts])
+        audio = _decode_served(model, route.prepared, [codes for codes, _ in batches])
     except IndexError:
         # a code outside the codebook: the modules say so in their own words
-        return _decode_by_modules(model, parts)
-    return [part if scale is None else part * scale.view(-1, 1, 1) for part, (_, scale) in zip(audio, parts)]
+        return _decode_by_modules(model, batches)
+    return [batch if scale is None else batch * scale.view(-1, 1, 1) for batch, (_, scale) in zip(audio, batches)]
 
 
-def _decode_served(model: Any, codec: PreparedCodec, parts: Sequence[Tensor]) -> list[Tensor]:
+def _decode_served(model: Any, codec: PreparedCodec, batches: Sequence[Tensor]) -> list[Tensor]:
     network, quantizer = codec.network, codec.quantizer
     # embeddings, and a piece's audio by itself before it is in its place
     step_bytes = quantizer.quantizer.codebooks.element_size() * (quantizer.dim + network.out_channels * network.hop_length)
     with torch.no_grad():
-        if len(parts) == 1 and _is_little(model, codec, parts[0].shape[0] * parts[0].shape[2], step_bytes):
-            return [network.run(quantizer.program.decode(parts[0].transpose(0, 1)))]
-        clips = [codes for part in parts for codes in part.unbind(0)]
+        if len(batches) == 1 and _is_little(model, codec, batches[0].shape[0] * batches[0].shape[2], step_bytes):
+            return [network.run(quantizer.program.decode(batches[0].transpose(0, 1)))]
+        clips = [codes for batch in batches for codes in batch.unbind(0)]
         lengths = [codes.shape[1] for codes in clips]
 
         def read(index: int, start: int, end: int) -> Tensor:
@@ -121,11 +121,11 @@ def _decode_served(model: Any, codec: PreparedCodec, parts: Sequence[Tensor]) ->
         groups = _groups(model, codec, lengths, step_bytes, least)
         audio = _run(codec, lengths, groups, read, lambda members: [read(index, 0, lengths[index]) for index in members], list)
     # stack copies, and this may be long
-    return [own[0][None] if len(own) == 1 else torch.stack(own) for own in _by_part(audio, parts)]
+    return [own[0][None] if len(own) == 1 else torch.stack(own) for own in _by_batch(audio, batches)]
 
 
-def _encode_part(codec: PreparedCodec, audio: Tensor, levels: int, normalized: bool) -> Coded:
-    """Codes and scale of one part that is little enough to run whole."""
+def _encode_whole(codec: PreparedCodec, audio: Tensor, levels: int, normalized: bool) -> Coded:
+    """Returns codes and scale of one batch that is little enough to run whole."""
     scale = None
     if normalized:
         # only the scale of an input that asks for gradients carries one
@@ -165,7 +165,7 @@ def _run(
 
 
 def _is_little(model: Any, codec: PreparedCodec, steps: int, step_bytes: float) -> bool:
-    """Whether so many steps need no thought about memory.  step_bytes: what one takes beside the network's own activations."""
+    """Returns whether so many steps need no memory budget.  step_bytes: what one takes beside the network's activations."""
     return model.max_memory is None and steps * (codec.network.held_bytes + step_bytes) <= memory.LITTLE_BYTES
 
 
@@ -204,10 +204,10 @@ def _placed(pieces: Iterable[list[Tensor]], length: int) -> Tensor:
     """Returns the pieces one behind the other, in a tensor made beforehand: nothing long is there twice."""
     whole: Tensor | None = None
     done = 0
-    for (part,) in pieces:
-        whole = part.new_empty(part.shape[0], length) if whole is None else whole
-        whole[:, done : done + part.shape[1]] = part
-        done += part.shape[1]
+    for (piece,) in pieces:
+        whole = piece.new_empty(piece.shape[0], length) if whole is None else whole
+        whole[:, done : done + piece.shape[1]] = piece
+        done += piece.shape[1]
     assert whole is not None and done == length
     return whole
 
@@ -230,16 +230,16 @@ def _normalized(audio: list[Tensor], members: Sequence[int], scales: dict[int, T
 
 
 def _joined(scales: list[Tensor | None]) -> Tensor | None:
-    """Returns the scales [1] of a part's clips as [B, 1], or None where there are none."""
+    """Returns the scales [1] of a batch's clips as [B, 1], or None where there are none."""
     found = [scale for scale in scales if scale is not None]
     return torch.stack(found) if found else None
 
 
-def _by_part(of_clips: Sequence[Any], parts: Sequence[Tensor]) -> Iterator[list[Any]]:
-    """Yields what belongs to the clips of each part."""
+def _by_batch(of_clips: Sequence[Any], batches: Sequence[Tensor]) -> Iterator[list[Any]]:
+    """Yields what belongs to the clips of each batch."""
     each = iter(of_clips)
-    for part in parts:
-        yield [next(each) for _ in range(part.shape[0])]
+    for batch in batches:
+        yield [next(each) for _ in range(batch.shape[0])]
 
 
 def _alike(keys: Iterable[Hashable]) -> list[list[int]]:
@@ -254,35 +254,35 @@ def _wants_gradients(module: torch.nn.Module) -> bool:
     return torch.is_grad_enabled() and any(parameter.requires_grad for parameter in module.parameters())
 
 
-def _encode_by_modules(model: Any, parts: Sequence[Tensor], bandwidth: float, masks: Sequence[tuple[Tensor, ...]]) -> list[Coded]:
-    """As `encode_parts`, through the model's own `_encode_frame`: parts of one shape together."""
-    if len(parts) == 1:
+def _encode_by_modules(model: Any, batches: Sequence[Tensor], bandwidth: float, masks: Sequence[tuple[Tensor, ...]]) -> list[Coded]:
+    """Encodes as `encode_clips`, through the model's own `_encode_frame`: batches of one shape together."""
+    if len(batches) == 1:
         # also keeps a compiled call free of its length, which grouping by shape would fix
-        return [_encode_frame(model, _masked(parts[0], masks[0]), bandwidth)]
+        return [_encode_frame(model, _masked(batches[0], masks[0]), bandwidth)]
     results: dict[int, Coded] = {}
-    for members in _chunk_batches(parts, first_layer_bytes(model.config)):
-        codes, scale = _encode_frame(model, torch.cat([_masked(parts[index], masks[index]) for index in members]), bandwidth)
-        batch = parts[members[0]].shape[0]
-        scales = [None] * len(members) if scale is None else scale.split(batch)
-        results |= zip(members, zip(codes.split(batch), scales))
-    return [results[index] for index in range(len(parts))]
+    for members in _common_batches(batches, first_layer_bytes(model.config)):
+        codes, scale = _encode_frame(model, torch.cat([_masked(batches[index], masks[index]) for index in members]), bandwidth)
+        size = batches[members[0]].shape[0]
+        scales = [None] * len(members) if scale is None else scale.split(size)
+        results |= zip(members, zip(codes.split(size), scales))
+    return [results[index] for index in range(len(batches))]
 
 
 def _encode_frame(model: Any, audio: Tensor, bandwidth: float) -> Coded:
     return model._encode_frame(audio, bandwidth, *(torch.ones_like(audio, dtype=torch.bool),) * MASKS_FRAMES)
 
 
-def _decode_by_modules(model: Any, parts: Sequence[Coded]) -> list[Tensor]:
-    """As `decode_parts`, through the model's own `_decode_frame`: parts of one shape together."""
-    scaled = {scale is not None for _, scale in parts}
-    if len(parts) == 1 or len(scaled) > 1 or any(scale is not None and scale.numel() != codes.shape[0] for codes, scale in parts):
-        return [model._decode_frame(codes, scale) for codes, scale in parts]
+def _decode_by_modules(model: Any, batches: Sequence[Coded]) -> list[Tensor]:
+    """Decodes as `decode_clips`, through the model's own `_decode_frame`: batches of one shape together."""
+    scaled = {scale is not None for _, scale in batches}
+    if len(batches) == 1 or len(scaled) > 1 or any(scale is not None and scale.numel() != codes.shape[0] for codes, scale in batches):
+        return [model._decode_frame(codes, scale) for codes, scale in batches]
     results: dict[int, Tensor] = {}
-    for members in _chunk_batches([codes for codes, _ in parts], first_layer_bytes(model.config) * hop_length(model.config)):
-        codes = torch.cat([parts[index][0] for index in members])
-        scale = torch.cat([parts[index][1].reshape(-1) for index in members]) if True in scaled else None  # type: ignore[union-attr]
-        results |= zip(members, model._decode_frame(codes, scale).split(parts[members[0]][0].shape[0]))
-    return [results[index] for index in range(len(parts))]
+    for members in _common_batches([codes for codes, _ in batches], first_layer_bytes(model.config) * hop_length(model.config)):
+        codes = torch.cat([batches[index][0] for index in members])
+        scale = torch.cat([batches[index][1].reshape(-1) for index in members]) if True in scaled else None  # type: ignore[union-attr]
+        results |= zip(members, model._decode_frame(codes, scale).split(batches[members[0]][0].shape[0]))
+    return [results[index] for index in range(len(batches))]
 
 
 def first_layer_bytes(config: Any) -> int:
@@ -290,11 +290,11 @@ def first_layer_bytes(config: Any) -> int:
     return 4 * 2 * max(config.num_filters, config.audio_channels)
 
 
-def _chunk_batches(parts: Sequence[Tensor], step_bytes: int) -> list[list[int]]:
-    """Returns the indices of parts of one shape, each batch within CHUNK_BATCH_BYTES."""
-    batches: list[list[int]] = []
-    for members in _alike(part.shape for part in parts):
-        shape = parts[members[0]].shape
+def _common_batches(batches: Sequence[Tensor], step_bytes: int) -> list[list[int]]:
+    """Returns the indices of batches of one shape that run as one, within CHUNK_BATCH_BYTES."""
+    common: list[list[int]] = []
+    for members in _alike(batch.shape for batch in batches):
+        shape = batches[members[0]].shape
         size = max(1, CHUNK_BATCH_BYTES // max(1, shape[0] * shape[-1] * step_bytes))
-        batches.extend(members[at : at + size] for at in range(0, len(members), size))
-    return batches
+        common.extend(members[at : at + size] for at in range(0, len(members), size))
+    return common

@@ -1,6 +1,6 @@
 """The plan under `torch.compile`: encoder, decoder, search and sum as opaque ops with shapes that follow the plan.
 
-The graph holds a module's number, not its weights, so plans, weight edits and backends are honoured at run time as in eager mode.
+The graph holds a module's number, not its weights. So plans, weight edits and backends are honoured at run time, as in eager mode.
 The ops carry no gradient: where one is asked for, the reference modules are traced instead.
 """
 
@@ -27,7 +27,7 @@ def enroll(module: Any) -> None:
 
 
 def number_of(module: Any) -> int:
-    """The module's number: an attribute and nothing else, which every torch can trace."""
+    """Returns the module's number: an attribute and nothing else, which every torch can trace."""
     number: int = module._compiled_number
     return number
 
@@ -45,8 +45,9 @@ class Enrolled:
 
 
 def traceable(module: nn.Module, x: Tensor) -> bool:
-    """Whether a call that is being compiled may be one op: no gradient is asked for, the graph stays in this process, and the shape of
-    the result can be told.
+    """Returns whether a call that is being compiled may be one op.
+
+    No gradient is asked for and the graph stays in this process. The shape of the result follows from the convolutions.
     """
     if not torch.compiler.is_compiling() or is_exporting() or not _has_own_convs(module):
         return False
@@ -57,7 +58,7 @@ def traceable(module: nn.Module, x: Tensor) -> bool:
 
 
 def _has_own_convs(module: Any) -> bool:
-    """Whether no convolution was replaced by a module of another kind, as LoRA does: its stride and channels are its own."""
+    """Returns whether no convolution was replaced by another kind of module, as LoRA does: its stride and channels are its own."""
     for layer in getattr(module, "layers", ()):
         if not isinstance(getattr(layer, "conv", None), nn.Conv1d | nn.ConvTranspose1d | None):
             return False
@@ -66,7 +67,7 @@ def _has_own_convs(module: Any) -> bool:
 
 @torch.library.custom_op("encodec_fast::run_network", mutates_args=())
 def run_network(x: Tensor, module: int) -> Tensor:
-    """Encoder or decoder number `module` on x [B, C, T], contiguous."""
+    """Runs encoder or decoder number `module` on x [B, C, T]; the result is contiguous."""
     network: Any = _modules[module]
     with torch.no_grad():
         # not a call: its hooks are traced already
@@ -88,7 +89,7 @@ def _(x: Tensor, module: int) -> Tensor:
 
 @torch.library.custom_op("encodec_fast::run_search", mutates_args=())
 def run_search(x: Tensor, num_quantizers: int, module: int) -> Tensor:
-    """Codes [num_quantizers, B, F] of embeddings x [B, D, F] by quantizer number `module`."""
+    """Returns codes [num_quantizers, B, F] of embeddings x [B, D, F] by quantizer number `module`."""
     quantizer: Any = _modules[module]
 
     def reference() -> Tensor:
@@ -108,7 +109,7 @@ def _(x: Tensor, num_quantizers: int, module: int) -> Tensor:
 
 @torch.library.custom_op("encodec_fast::run_lookup", mutates_args=())
 def run_lookup(codes: Tensor, module: int) -> Tensor:
-    """Embeddings [B, D, F] of codes [K, B, F] by quantizer number `module`."""
+    """Returns embeddings [B, D, F] of codes [K, B, F] by quantizer number `module`."""
     quantizer: Any = _modules[module]
     return type(quantizer).decode(quantizer, codes).contiguous()
 

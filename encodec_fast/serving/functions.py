@@ -21,8 +21,8 @@ def normalize(audio: Tensor) -> tuple[Tensor, Tensor]:
 def overlap_add(frames: list[Tensor], stride: int, num_samples: int | None = None) -> Tensor:
     """Returns chunks [B, C, T_i] faded linearly into each other at multiples of `stride`: [B, C, stride * (n - 1) + T_last].
 
-    num_samples: cut to this length; HF can't add a chunk that ends after the last one, which rounding up to whole codec frames brings
-    about for one clip length in 300.
+    num_samples: cut to this length. HF can't add a chunk that ends after the last one; rounding up to whole codec frames makes one of
+    300 clip lengths end so.
     Bit-equal to HF's `_linear_overlap_add`. Raises what that raises for gaps between chunks.
     """
     if not frames:

@@ -13,10 +13,10 @@ UNKNOWN_FREE_BYTES = 2 << 30
 
 
 def budget(max_memory: int | None, exact: bool, device: torch.device) -> int:
-    """Bytes that a call may hold beside the model, its input and its result.
+    """Returns the bytes that a call may hold beside the model, its input and its result.
 
-    max_memory: what the user allows. None: LITTLE_BYTES on a CPU where pieces leave the bits alone, else half of the free memory,
-    so that a GPU is filled and audio is only cut where it must be.
+    max_memory: what the user allows. None: LITTLE_BYTES on a CPU where pieces leave the bits alone. Else half of the free memory: a GPU
+    is filled, and audio is cut only where it must be.
     """
     if max_memory is not None:
         return max_memory
@@ -24,7 +24,7 @@ def budget(max_memory: int | None, exact: bool, device: torch.device) -> int:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that is free on the device now."""
+    """Returns the bytes that are free on the device now."""
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
@@ -45,7 +45,7 @@ def _meminfo_available() -> int | None:
 
 
 def _cgroup_available() -> int | None:
-    """What the container's limit leaves, where there is one (cgroup v2)."""
+    """Returns the bytes that the container's limit leaves, or None without one (cgroup v2)."""
     try:
         limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
         used = Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii").strip()

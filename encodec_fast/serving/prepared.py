@@ -71,7 +71,7 @@ class PreparedNetwork:
         self.held_bytes = max(program.activations_held for program in self.programs) * step_bytes(network.stages)
 
     def run(self, x: Tensor) -> Tensor:
-        """Whole clips [B, C, T] -> [B, C_out, T_out]; from a CUDA graph where one was captured for the shape."""
+        """Runs whole clips [B, C, T] -> [B, C_out, T_out]; replays a CUDA graph where one was captured for the shape."""
         captured = _capturing.get()
         if captured is not None:
             self._capture(x)
@@ -91,7 +91,7 @@ class PreparedNetwork:
         self.graphs.capture(x)
 
     def run_clips(self, clips: Sequence[Tensor]) -> list[Tensor]:
-        """Whole clips [C, T_b] of any lengths -> [C_out, T_out_b] each."""
+        """Runs whole clips [C, T_b] of any lengths -> [C_out, T_out_b] each."""
         if self.graphs is not None or _capturing.get() is not None:
             # a graph holds one shape
             return run_equal_lengths(self.run, clips)
@@ -105,21 +105,21 @@ class PreparedNetwork:
             log_once(f"the CUDA graphs of {owner} are of other weights or another precision; call cuda_graphs again")
 
     def open(self) -> list[Any]:
-        """The state of one clip at time zero."""
+        """Returns the state of one clip at time zero."""
         return [program.open() for program in self.programs]
 
     def push(self, pieces: Sequence[Tensor], states: Sequence[list[Any]], final: Sequence[bool]) -> list[Tensor]:
-        """Each clip's next piece of time [C, T_b] through all stages; its state moves on in place."""
+        """Runs each clip's next piece of time [C, T_b] through all stages; its state moves on in place."""
         for index, program in enumerate(self.programs):
             pieces = program.push(pieces, [state[index] for state in states], final)
         return list(pieces)
 
     def save(self, state: list[Any]) -> list[Any]:
-        """A clip's state as nested lists of tensors, integers and None."""
+        """Returns a clip's state as nested lists of tensors, integers and None."""
         return [program.save(part) for program, part in zip(self.programs, state)]
 
     def load(self, saved: Sequence[Any]) -> list[Any]:
-        """The state that `save` wrote.  Raises ValueError for one of another network or backend, and for one that no push leads to."""
+        """Returns the state that `save` wrote.  Raises ValueError for any other."""
         if not isinstance(saved, (list, tuple)) or len(saved) != len(self.programs):
             raise ValueError("this is not the state of a clip in such a program")
         state = [program.load(part) for program, part in zip(self.programs, saved)]
@@ -128,7 +128,7 @@ class PreparedNetwork:
         return state
 
     def ended(self, state: list[Any]) -> bool:
-        """Whether the clip has ended."""
+        """Returns whether the clip has ended."""
         return self.programs[0].ended(state[0])
 
 
@@ -143,11 +143,11 @@ class PreparedQuantizer:
         self.dtype, self.device = quantizer.codebooks.dtype, quantizer.codebooks.device
 
     def search(self, embeddings: Tensor, num_quantizers: int) -> Tensor:
-        """Codes [K, B, F] of embeddings [B, D, F], at most `levels` of them."""
+        """Returns codes [K, B, F] of embeddings [B, D, F], at most `levels` of them."""
         return self.program.encode(embeddings, min(num_quantizers, self.levels))
 
     def search_clips(self, embeddings: Sequence[Tensor], num_quantizers: int) -> list[Tensor]:
-        """Codes [K, F_b] of embeddings [D, F_b]. A frame's codes depend on it alone: all frames are one search."""
+        """Returns codes [K, F_b] of embeddings [D, F_b]. A frame's codes depend on it alone: all frames are one search."""
         frames = [part.shape[1] for part in embeddings]
         joined = torch.cat(list(embeddings), 1)
         if not sum(frames):
@@ -155,7 +155,7 @@ class PreparedQuantizer:
         return list(self.search(joined[None], num_quantizers)[:, 0].split(frames, 1))
 
     def lookup_clip(self, codes: Tensor) -> Tensor:
-        """Embeddings [D, F] of codes [K, F]."""
+        """Returns embeddings [D, F] of codes [K, F]."""
         if not codes.shape[1]:
             return self.quantizer.codebooks.new_empty(self.dim, 0)
         return self.program.decode(codes[:, None])[0]

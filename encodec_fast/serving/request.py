@@ -73,13 +73,13 @@ def use_precision(name: str) -> Iterator[None]:
 
 @contextmanager
 def prefer_backend(name: str) -> Iterator[None]:
-    """As `use_backend`; but "auto", which an option has by default, leaves the choice to ENCODEC_FAST_BACKEND."""
+    """Runs the block as `use_backend` does; but "auto", the default of options, leaves the choice to ENCODEC_FAST_BACKEND."""
     with nullcontext() if name == "auto" else use_backend(name):
         yield
 
 
 def requested(module: nn.Module | None = None) -> Request:
-    """The backend in force: `use_backend`, else ENCODEC_FAST_BACKEND, else auto; the precision: `use_precision`, else the module's own."""
+    """Returns what is in force: `use_backend`, else ENCODEC_FAST_BACKEND, else auto; `use_precision`, else the module's own."""
     own: Precision = getattr(module, "precision", Precision.PARITY)
     precision = _precision.get() or own
     name = _requested.get()
@@ -106,7 +106,7 @@ def _known(name: str, source: str) -> str:
 
 
 def log_once(message: str) -> None:
-    """One warning per distinct message and process."""
+    """Logs one warning per distinct message and process."""
     if message not in _logged:
         _logged.add(message)
         logger.warning(message)

@@ -1,7 +1,7 @@
 """The gate: whether the plan serves a call, on which backends, and if not, why.
 
-Modules, clips, streams, `explain` and the functions without weights all ask here. Every step away from the preferred backend is
-logged once with its reason, on the logger "encodec_fast", and shown by `explain`.
+Modules, clips, streams, `explain` and the functions without weights all ask here. A step away from the preferred backend is logged
+once with its reason, on the logger "encodec_fast". `explain` shows it.
 """
 
 from __future__ import annotations
@@ -270,7 +270,7 @@ def _walk(module: nn.Module) -> tuple[list[nn.Module], str | None]:
 
 
 def _own_reason(module: nn.Module) -> str | None:
-    """Returns which hook or method of somebody's own on `module` itself needs it to be called as a whole, or None."""
+    """Returns which hook or method of somebody's own on `module` must be called as a whole, or None."""
     hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     if hooks or "forward" in module.__dict__:
         return f"{type(module).__name__} has a hook or a patched forward"

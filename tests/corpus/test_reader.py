@@ -207,7 +207,7 @@ def test_a_reading_process_ends_with_its_parent_also_in_the_midst_of_a_file(fold
     workers_that(f"open({str(busy)!r}, 'w').close() or time.sleep(600)", "scanning", "_scanned", "request.path")
     program = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from encodec_fast import children\n"
+        "from encodec_fast import processes\n"
         "start = processes.start\n"
         "def noted(module, environment):\n"
         "    child = start('other_worker', environment)\n"
