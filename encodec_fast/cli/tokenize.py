@@ -30,6 +30,7 @@ from encodec_fast.cli.app import (
 )
 from encodec_fast.cli.terminal import ProgressBar, RunProgress, complain, counted, report_failures, say, summary_lines
 from encodec_fast.dataset.options import BATCH_SECONDS, CLIP_TIMEOUT, MAX_CLIP_BYTES
+from encodec_fast.formats import FORMATS, joined
 
 if TYPE_CHECKING:
     from encodec_fast.corpus.tasks import Task
@@ -78,7 +79,7 @@ def tokenize(
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try those clips again that failed before.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Read all codes that count as done; do again what is damaged.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be done, from the headers.")] = False,
-    format: Annotated[str, typer.Option(metavar="NAME", help="parquet, webdataset or npy.")] = "parquet",
+    format: Annotated[str, typer.Option(metavar="NAME", help=f"{joined([*FORMATS], 'or')}.")] = "parquet",
     packed: Annotated[bool, typer.Option("--packed", help="Codes in as few bits as they need: 10, not 16 (parquet).")] = False,
     rows_per_shard: Annotated[int, typer.Option(min=1, metavar="N", help="Clips per shard.")] = 10_000,
     shard_minutes: Annotated[

@@ -30,7 +30,7 @@ import numpy as np
 
 from encodec_fast.corpus.sources import RUN_FOLDER, unique_ids
 from encodec_fast.corpus.tasks import Task
-from encodec_fast.dataset.ownership import ForeignFile, OwnFiles, own_files
+from encodec_fast.dataset.ownership import ForeignFile, OwnFiles, own_files, side_folders
 from encodec_fast.dataset.records import Line, Record, checked_line, read_lines, void_line
 from encodec_fast.dataset.schedule import Schedule, is_sound, write_schedule
 from encodec_fast.formats import ClipFailure
@@ -208,7 +208,7 @@ class Ledger:
             replaced = True
         if not path.exists():
             # where the run before had its codes, they are gone now, and what is left is the user's
-            self._refuse_strangers([*own_files(identity), *(["codes"] if identity.get("format") == "npy" and not replaced else [])])
+            self._refuse_strangers([*own_files(identity), *([] if replaced else side_folders(identity))])
             self.run = secrets.token_hex(8)
             write_atomically(path, json.dumps({**identity, _RUN: self.run}, indent=1, ensure_ascii=False).encode())
             return

@@ -1,9 +1,9 @@
 """Which files of an --out folder a run may replace or remove: its own. Whatever else lies there is left alone, or the run refused.
 
 Its own are: shards that a line of the ledger names; shards with a mark in `_encodec_fast/begun/`, which is there from before the shard
-is begun until its line is on the disk, that say they are of the run's weights; the files named by a manifest of either, or by one that
-was never finished; temporary names that no other program makes. What has such a name and can't be told from a foreign file is moved to
-`_encodec_fast/set-aside/`.
+is begun until its line is on the disk, that say they are of the run's weights; the side files of either, or of a shard that was never
+finished; temporary names that no other program makes. What has such a name and can't be told from a foreign file is moved to
+`_encodec_fast/set-aside/`. What a format writes beside its shards, the format itself says (see formats.Format).
 """
 
 from __future__ import annotations
@@ -17,21 +17,33 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from encodec_fast.formats import npy
+from encodec_fast.formats import FORMATS, Format, format_module
 from encodec_fast.formats.atomic import inside, sync_folder, temporary_of, write_atomically
-from encodec_fast.formats.folder import is_shard_name, read_info_of
-from encodec_fast.formats.npy import INFO_FILE
+from encodec_fast.formats.folder import all_formats, format_of, is_shard_name, read_info_of
 from encodec_fast.formats.parquet import ERRORS_FILE
 
 logger = logging.getLogger("encodec_fast")
 
 BEGUN, REMOVAL, SET_ASIDE = "begun", "removal.jsonl", "set-aside"
-_OWNED_INFO = re.compile(r"part-\d{8,}\.info\.json")
+# A shared file's temporary name with its owner before it, by earlier versions
+_OWNED = re.compile(r"part-\d{8,}\.(?P<file>.+)")
 
 
 def own_files(identity: Mapping[str, Any]) -> list[str]:
-    """What a run writes beside its shards.  identity: of run.json."""
-    return [ERRORS_FILE, "report.html", *([INFO_FILE] if identity.get("format") == "npy" else [])]
+    """Returns the names of what a run writes beside its shards and their side files.  identity: of run.json."""
+    module = _format_of_run(identity)
+    return [ERRORS_FILE, "report.html", *(module.SHARED_FILES if module else ())]
+
+
+def side_folders(identity: Mapping[str, Any]) -> list[str]:
+    """Returns the names of the folders that a run puts its side files into.  identity: of run.json."""
+    module = _format_of_run(identity)
+    return [*module.SIDE_FOLDERS] if module else []
+
+
+def _format_of_run(identity: Mapping[str, Any]) -> Format | None:
+    name = identity.get("format")
+    return format_module(name) if name in FORMATS else None
 
 
 class ForeignFile(ValueError):
@@ -79,7 +91,7 @@ class OwnFiles:
         if not self.made(path):
             logger.warning("%s can't be told from somebody else's file; it is kept as %s", path, self.set_aside(path))
             return
-        self._remove_files(path)
+        self._remove_side_files(path)
         path.unlink()
 
     def remove_temporaries(self) -> None:
@@ -87,21 +99,24 @@ class OwnFiles:
         for folder in (self.out, self.folder):
             for path in folder.glob(".*.tmp"):
                 name = temporary_of(path.name) or ""
-                # without the digits, and with an owner before the name, by earlier versions
-                ours = is_shard_name(name) or _OWNED_INFO.fullmatch(name) or path.name != f".{name}.tmp"
+                # without the digits, by earlier versions
+                ours = is_shard_name(name) or self._is_owned(name) or path.name != f".{name}.tmp"
                 if name and ours and path.is_file() and not path.is_symlink():
-                    if name.endswith(npy.SUFFIX):
-                        self._remove_files(path)
+                    self._remove_side_files(path)
                     path.unlink(missing_ok=True)
 
-    def _remove_files(self, manifest: Path) -> None:
-        for name in self._named_by(manifest):
+    def _is_owned(self, name: str) -> bool:
+        found = _OWNED.fullmatch(name)
+        return found is not None and any(found["file"] in module.SHARED_FILES for module in all_formats())
+
+    def _remove_side_files(self, shard: Path) -> None:
+        for name in self._side_files(shard):
             inside(self.out, name).unlink(missing_ok=True)
 
     # Shards that nobody named
 
     def made(self, path: Path) -> bool:
-        """Whether a shard says that the weights of this run made it, and a manifest names its files as we do."""
+        """Tells whether a shard says that the weights of this run made it, and names its side files, if it has to, as its format does."""
         if path.is_symlink() or not path.is_file():
             return False
         try:
@@ -109,7 +124,9 @@ class OwnFiles:
             weights = str(json.loads((self.folder / "run.json").read_bytes()).get("weights") or "")
             if not weights or not read_info_of(path).weights_sha256.startswith(weights):
                 return False
-            return path.suffix != npy.SUFFIX or bool(npy.own_names(path))
+            module = format_of(path.name)
+            # a shared file says this of everything in the folder that has the suffix
+            return module is not None and (not module.SHARED_FILES or bool(module.side_files(path)))
         except (ValueError, AttributeError, OSError):
             return False
 
@@ -133,16 +150,17 @@ class OwnFiles:
         """
         names: list[str] = []
         for name in sorted(set(shards)):
-            names += [*self._named_by(self.out / name), name]
+            names += [*self._side_files(self.out / name), name]
         names += [name for name in others if (self.out / name).is_file()]
         write_atomically(self.folder / REMOVAL, "".join(json.dumps(name) + "\n" for name in names).encode())
 
-    def _named_by(self, manifest: Path) -> list[str]:
-        """The files that a manifest names as we name them: what else it says is not ours."""
-        if npy.SUFFIX not in manifest.suffixes or manifest.is_symlink() or not manifest.is_file():
+    def _side_files(self, shard: Path) -> list[str]:
+        """Returns the side files of a shard, or of its temporary file, that lie inside the folder."""
+        module = format_of(temporary_of(shard.name) or shard.name)
+        if module is None or shard.is_symlink() or not shard.is_file():
             return []
         names = []
-        for name in npy.own_names(manifest):
+        for name in module.side_files(shard):
             # behind a link out of the folder nothing is ours
             with contextlib.suppress(ValueError):
                 inside(self.out, name)

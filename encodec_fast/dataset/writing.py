@@ -60,8 +60,7 @@ class ShardWriter:
             raise ValueError(f"rows_per_shard is {rows_per_shard}; 1 or more.")
         self.files: list[Path] = []
         self._ledger, self._info, self._packed = ledger, info, packed
-        module = format_module(format)
-        self._shard_class, self._suffix = module.Shard, module.SUFFIX
+        self._format = format_module(format)
         self._rows_per_shard, self._shard_seconds = rows_per_shard, shard_seconds
         self._shard: ShardFile | None = None
         self._record: Record | None = None
@@ -122,9 +121,9 @@ class ShardWriter:
                 continue
             if self._shard is None:
                 first = record.batches[0] if record.batches else batch.number
-                self._name = f"{shard_name(first)}{self._suffix}"
+                self._name = f"{shard_name(first)}{self._format.SUFFIX}"
                 self._ledger.begin(self._name)
-                self._shard = self._shard_class(self._ledger.out, shard_name(first), self._info, self._packed)
+                self._shard = self._format.Shard(self._ledger.out, shard_name(first), self._info, self._packed)
             self._shard.write(result)
             self._bytes += result.codes.nbytes
             record.clips += 1

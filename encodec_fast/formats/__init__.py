@@ -1,19 +1,23 @@
-"""How codes are stored, and read again. No torch here, so that a reader of codes needs none.
+"""How codes are stored, and read again.
 
-A format is one module with a class `Shard` (see ShardFile), `SUFFIX`, `read_rows`, `count_rows`, `read_shard_ids` and
-`read_shard_info`, and one line in FORMATS.
+A format is one module that has what `Format` lists, and one line in FORMATS. No torch here, so that a reader of codes needs none.
+numpy is imported where it is used, so that the command line can list the formats at once.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
+    from encodec_fast.formats import npy, parquet, webdataset
+
+# Name, as `--format` takes it, and module.
 FORMATS = {
     "parquet": "encodec_fast.formats.parquet",
     "webdataset": "encodec_fast.formats.webdataset",
@@ -85,35 +89,107 @@ class DatasetInfo:
     @property
     def code_dtype(self) -> type[np.unsignedinteger[Any]]:
         """What codes are stored as."""
+        import numpy as np
+
         return np.uint16 if self.codebook_size <= 1 << 16 else np.uint32
 
 
 class ShardFile(Protocol):
-    """A shard that is being written under a temporary name: Shard(folder, name, info, packed=False).
-
-    It gets its own name, name + SUFFIX, when it is whole and on the disk, so that a reader never meets half a one. Its
-    bytes depend on name, info and rows alone.
-    """
+    """A shard that is being written, under a temporary name (see formats.atomic.AtomicFile)."""
 
     def write(self, row: ClipRow) -> None:
-        """Adds a clip. Raises FormatError if its codes are no codes of the model."""
+        """Adds a clip. Raises FormatError if its codes are not codes of the model (see check_codes), or have no place."""
 
     def finish(self) -> Path:
-        """Makes it a shard; returns its path."""
+        """Puts the shard on the disk under its own name and returns its path.
+
+        Its side files are on the disk before it. After an error nothing of it is left.
+        """
 
     def discard(self) -> None:
-        """Removes it."""
+        """Removes what was written of it, its side files too."""
 
 
-def format_module(name: str) -> Any:
-    """The module of a format in FORMATS, imported here. Raises ValueError for another name."""
+class Format(Protocol):
+    """A module of FORMATS: all that the package asks of a format.
+
+    A shard is one file of rows. A format may put side files beside it, such as a file of codes per clip, which the shard names.
+    What makes the codes stands in the shard, or in a file that all shards of a folder share. A side file is named in the shard before
+    it is written. Where its name is taken, by a file of others or of a shard that is lost, it gets another one.
+
+    SUFFIX: of a shard's name, with its dot; no other format's ends like it.
+    SHARED_FILES: names, below the folder, of files that all of its shards share. A format that has some needs side files too: in such
+    a folder, a shard is known as ours only by the names of its side files.
+    SIDE_FOLDERS: names of the folders, below the folder, that hold the side files.
+    """
+
+    SUFFIX: str
+    SHARED_FILES: tuple[str, ...]
+    SIDE_FOLDERS: tuple[str, ...]
+
+    def Shard(self, folder: Path, name: str, info: DatasetInfo, packed: bool = False) -> ShardFile:
+        """Begins a shard: `finish` gives it the name `name` + SUFFIX, so that a reader never meets half a one.
+
+        Its bytes depend on name, info and rows alone. packed: stores codes in as few bits as they need.
+        Raises ValueError if the format has no packed codes (see refuse_packed).
+        """
+
+    def read_rows(self, path: Path) -> Iterator[ClipRow | ClipFailure]:
+        """Yields every row of a shard in order, a ClipFailure for a damaged one (see formats.records).
+
+        Raises FormatError where the shard can't be read, or can't be read on.
+        """
+
+    def read_shard_ids(self, path: Path) -> list[str]:
+        """Returns the id of every row of a shard, in order; `NAME#INDEX` for a damaged row that has none, where NAME is the shard's.
+
+        Where the shard can't be read to its end, NAME comes last, for the rows that are lost; or FormatError is raised.
+        """
+
+    def count_rows(self, path: Path) -> int | None:
+        """Returns the rows of a shard, quickly; None if that takes reading it all.
+
+        Raises FormatError for a shard that is cut or not whole.
+        """
+
+    def read_shard_info(self, path: Path) -> DatasetInfo:
+        """Returns what made a shard's codes. Raises FormatError for a file that this package did not write."""
+
+    def side_files(self, path: Path) -> list[str]:
+        """Returns the side files of a shard, names below its folder.
+
+        path: of the shard; or of its temporary file, which may end anywhere: a killed process left it, and its side files with it.
+        Holds only names that the format gives itself: these files are removed with the shard.
+        Raises FormatError if the file can't be read.
+        """
+
+
+if TYPE_CHECKING:
+    # each module is checked against the protocol
+    _MODULES: tuple[Format, ...] = (parquet, webdataset, npy)
+
+
+def format_module(name: str) -> Format:
+    """Imports and returns the module of a format in FORMATS. Raises ValueError for another name."""
     if name not in FORMATS:
         raise ValueError(f"format is {name!r}; allowed are {', '.join(FORMATS)}.")
-    return importlib.import_module(FORMATS[name])
+    return cast(Format, importlib.import_module(FORMATS[name]))
+
+
+def joined(names: Sequence[str], last: str) -> str:
+    """Returns the names for people: `a, b or c`, where `or` is `last`."""
+    *others, end = names
+    return f"{', '.join(others)} {last} {end}" if others else end
+
+
+def refuse_packed(packed: bool) -> None:
+    """Raises ValueError if packed codes are asked of a format that has none."""
+    if packed:
+        raise ValueError("packed codes are stored as Parquet only; choose --format parquet.")
 
 
 def check_codes(row: ClipRow, info: DatasetInfo) -> np.ndarray:
-    """The row's codes in the dtype they are stored as. Raises FormatError if they are none, or not [n_chunks, K, F]."""
+    """Returns the row's codes in the dtype they are stored as. Raises FormatError if they are none, or not [n_chunks, K, F]."""
     codes = row.codes
     if codes.ndim != 3 or (codes.size and not 0 <= codes.min() <= codes.max() < info.codebook_size):
         raise FormatError(f"{row.id}: codes of shape {list(codes.shape)} must be [n_chunks, K, F], each 0 ... {info.codebook_size - 1}.")

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from encodec_fast.formats import FORMATS, ClipFailure, ClipRow, DatasetInfo, FormatError
+from encodec_fast.formats import FORMATS, ClipFailure, ClipRow, DatasetInfo, Format, FormatError, format_module, joined
 from encodec_fast.formats.atomic import file_crc32
 
 SHARD_PATTERN = "part-*"
-_SHARD_NAME = re.compile(r"part-\d{8,}\.(parquet|tar|jsonl)")
+_SHARD_STEM = re.compile(r"part-\d{8,}")
+
+
+def all_formats() -> list[Format]:
+    """Returns the modules of FORMATS, in its order."""
+    return [format_module(name) for name in FORMATS]
+
+
+def format_of(name: str) -> Format | None:
+    """Returns the format whose suffix a shard's name has, or None."""
+    return next((module for module in all_formats() if name.endswith(module.SUFFIX)), None)
 
 
 def load_codes(path: str | os.PathLike[str]) -> Iterator[ClipRow]:
@@ -41,7 +49,8 @@ def read_rows(path: Path) -> Iterator[ClipRow | ClipFailure]:
 
 def is_shard_name(name: object) -> bool:
     """Whether a name is one that the tokenizer gives to shards, without any folder."""
-    return isinstance(name, str) and _SHARD_NAME.fullmatch(name) is not None
+    found = format_of(name) if isinstance(name, str) else None
+    return isinstance(name, str) and found is not None and _SHARD_STEM.fullmatch(name.removesuffix(found.SUFFIX)) is not None
 
 
 def shard_problem(path: Path, clips: int, size: int | None) -> str | None:
@@ -75,17 +84,17 @@ def read_info_of(path: Path) -> DatasetInfo:
 
 def shard_paths(folder: str | os.PathLike[str]) -> list[Path]:
     """The shards of a folder in the order of their rows."""
-    suffixes = {importlib.import_module(name).SUFFIX for name in FORMATS.values()}
-    return sorted(path for path in Path(folder).glob(SHARD_PATTERN) if path.suffix in suffixes)
+    suffixes = tuple(module.SUFFIX for module in all_formats())
+    return sorted(path for path in Path(folder).glob(SHARD_PATTERN) if path.name.endswith(suffixes))
 
 
 def shards_of(folder: str | os.PathLike[str]) -> list[Path]:
     """As `shard_paths`.  Raises FormatError if there are none."""
     shards = shard_paths(folder)
     if not shards:
-        raise FormatError(
-            f"{folder}: no part-*.parquet in this folder, nor .tar or .jsonl; give the --out folder of `encodec-fast tokenize`."
-        )
+        first, *others = (module.SUFFIX for module in all_formats())
+        nor = f", nor {joined(others, 'or')}" if others else ""
+        raise FormatError(f"{folder}: no {SHARD_PATTERN}{first} in this folder{nor}; give the --out folder of `encodec-fast tokenize`.")
     return shards
 
 
@@ -123,9 +132,8 @@ def shard_ids(path: Path) -> list[str]:
     return _module(path).read_shard_ids(path)
 
 
-def _module(path: Path) -> Any:
-    for name in FORMATS.values():
-        module = importlib.import_module(name)
-        if module.SUFFIX == path.suffix:
-            return module
-    raise FormatError(f"{path}: not a shard; .parquet, .tar and .jsonl are.")
+def _module(path: Path) -> Format:
+    module = format_of(path.name)
+    if module is None:
+        raise FormatError(f"{path}: not a shard; {joined([each.SUFFIX for each in all_formats()], 'and')} are.")
+    return module

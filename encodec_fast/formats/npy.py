@@ -18,12 +18,15 @@ from typing import Any
 
 import numpy as np
 
-from encodec_fast.formats import ClipFailure, ClipRow, DatasetInfo, FormatError, check_codes
+from encodec_fast.formats import ClipFailure, ClipRow, DatasetInfo, FormatError, check_codes, refuse_packed
 from encodec_fast.formats.atomic import AtomicFile, inside, write_atomically
 from encodec_fast.formats.records import damaged_row, info_of, info_record, load_npy, record_row, row_record
 
 SUFFIX = ".jsonl"
 INFO_FILE = "info.json"
+CODES_FOLDER = "codes"
+SHARED_FILES: tuple[str, ...] = (INFO_FILE,)
+SIDE_FOLDERS: tuple[str, ...] = (CODES_FOLDER,)
 # An id whose folders are longer than that together loses them: systems allow 4096 for a path, with all that stands before
 MAX_PATH_BYTES = 1024
 
@@ -32,8 +35,7 @@ class Shard:
     """A manifest and its files; see formats.ShardFile."""
 
     def __init__(self, folder: Path, name: str, info: DatasetInfo, packed: bool = False):
-        if packed:
-            raise ValueError("packed codes are stored as Parquet only; choose --format parquet.")
+        refuse_packed(packed)
         self._folder, self._info = folder, info
         self._written: list[Path] = []
         if not (folder / INFO_FILE).exists():
@@ -92,7 +94,7 @@ def npy_path(id: str) -> PurePosixPath:
     mark = "" if "/".join(safe) == id and id == id.casefold() else "-" + hashlib.sha256(id.encode()).hexdigest()[:12]
     if sum(len(part.encode()) + 1 for part in safe) > MAX_PATH_BYTES:
         safe, mark = safe[-1:], "-" + hashlib.sha256(id.encode()).hexdigest()[:12]
-    return PurePosixPath("codes", *safe[:-1], f"{safe[-1]}{mark}.npy")
+    return PurePosixPath(CODES_FOLDER, *safe[:-1], f"{safe[-1]}{mark}.npy")
 
 
 def is_own_name(record: Mapping[str, Any]) -> bool:
@@ -168,8 +170,8 @@ def read_shard_ids(path: Path) -> list[str]:
     return ids
 
 
-def own_names(path: Path) -> list[str]:
-    """The files that a manifest, whole or not, names as we name them; what a damaged line says counts for nothing."""
+def side_files(path: Path) -> list[str]:
+    """Returns the files that a manifest, whole or not, names as `npy_path` does; what a damaged line says counts for nothing."""
     names = []
     for line in _lines(path):
         try:

@@ -24,6 +24,9 @@ from encodec_fast.formats.packing import code_bits, pack_codes, unpack_codes
 from encodec_fast.formats.records import damaged_row, info_of, info_record, record_row, row_record, shape_of
 
 SUFFIX = ".parquet"
+# None: a shard is all there is
+SHARED_FILES: tuple[str, ...] = ()
+SIDE_FOLDERS: tuple[str, ...] = ()
 METADATA_KEY = b"encodec_fast"
 ERRORS_FILE = "errors.parquet"
 ROW_GROUP_BYTES = 4 << 20
@@ -193,6 +196,11 @@ def read_shard_ids(path: Path) -> list[str]:
     except (OSError, KeyError, pa.ArrowException) as error:
         raise FormatError(f"{path}: the shard can't be read ({error}).") from error
     return [id if isinstance(id, str) else f"{path.name}#{index}" for index, id in enumerate(ids)]
+
+
+def side_files(path: Path) -> list[str]:
+    """Returns none: a shard is all there is."""
+    return []
 
 
 def write_errors(folder: Path, failures: Iterable[ClipFailure]) -> Path | None:

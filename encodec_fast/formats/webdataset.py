@@ -15,11 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from encodec_fast.formats import ClipFailure, ClipRow, DatasetInfo, FormatError, check_codes
+from encodec_fast.formats import ClipFailure, ClipRow, DatasetInfo, FormatError, check_codes, refuse_packed
 from encodec_fast.formats.atomic import AtomicFile
 from encodec_fast.formats.records import damaged_row, info_of, info_record, load_npy, record_row, row_record
 
 SUFFIX = ".tar"
+# None: a shard is all there is
+SHARED_FILES: tuple[str, ...] = ()
+SIDE_FOLDERS: tuple[str, ...] = ()
 HEADER = "ENCODEC_FAST.info"
 
 
@@ -27,8 +30,7 @@ class Shard:
     """A tar shard; see formats.ShardFile."""
 
     def __init__(self, folder: Path, name: str, info: DatasetInfo, packed: bool = False):
-        if packed:
-            raise ValueError("packed codes are stored as Parquet only; choose --format parquet.")
+        refuse_packed(packed)
         self._name, self._info, self._rows = name, info, 0
         self._atomic = AtomicFile(folder / f"{name}{SUFFIX}")
         header = {HEADER: json.dumps(info_record(info), sort_keys=True)}
@@ -137,3 +139,8 @@ def read_shard_ids(path: Path) -> list[str]:
     except FormatError:
         ids.append(path.name)
     return ids
+
+
+def side_files(path: Path) -> list[str]:
+    """Returns none: a shard is all there is."""
+    return []
