@@ -10,6 +10,7 @@ import torch
 from transformers import EncodecConfig
 
 from encodec_fast.demo import DEMO_MODELS, demo_model
+from encodec_fast.errors import first_line
 from encodec_fast.model import EncodecModel
 
 # transformers asks an unreachable hub six times over 23 s (46 s before 5.0); one question of this many seconds decides
@@ -23,7 +24,7 @@ class ModelNotFound(ValueError):
 
 
 def load_model(name_or_path: str, device: str | torch.device = "cpu") -> tuple[EncodecModel, str]:
-    """The model in eval mode on the device, and its id: the name, or the folder's full path.
+    """Returns the model in eval mode on the device, and its id: the name, or the folder's full path.
 
     name_or_path: `demo` or `demo-48khz` (built in, untrained), a folder made by `save_pretrained`, or a name on the
     Hugging Face hub, such as facebook/encodec_24khz. device: as torch takes it, or "auto": the GPU if there is one.
@@ -73,7 +74,7 @@ def _from_folder(path: str) -> EncodecModel:
     try:
         return _from_pretrained(path)
     except OSError as error:
-        raise ModelNotFound(f"{path}: the model can't be loaded ({_first_line(error)}).") from error
+        raise ModelNotFound(f"{path}: the model can't be loaded ({first_line(error)}).") from error
 
 
 def _from_hub(name: str) -> EncodecModel:
@@ -94,7 +95,7 @@ def _from_hub(name: str) -> EncodecModel:
     try:
         return _from_pretrained(name)
     except OSError as error:
-        raise ModelNotFound(f"{name}: the model can't be loaded ({_first_line(error)}).") from error
+        raise ModelNotFound(f"{name}: the model can't be loaded ({first_line(error)}).") from error
 
 
 def _reach_hub(name: str) -> None:
@@ -122,7 +123,3 @@ def _from_pretrained(name_or_path: str, **options: Any) -> EncodecModel:
     if missing:
         raise ModelNotFound(f"{name_or_path}: {len(missing)} weights are missing, the first is {missing[0]}.")
     return model.eval()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

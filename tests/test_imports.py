@@ -14,7 +14,7 @@ from support.venvs import ROOT
 
 # A module imports only from layers above its own. A new module is one more name here.
 _LAYERS = [
-    {"processes", "forks", "kernels", "transformers_versions"},
+    {"errors", "forks", "kernels", "processes", "transformers_versions"},
     {"plan"},
     {"backends"},
     {"serving"},
@@ -28,9 +28,9 @@ _LAYERS = [
 ]
 _RANK = {name: rank for rank, layer in enumerate(_LAYERS) for name in layer}
 # These stand on their own: they import nothing of the package.
-_LEAVES = {"processes", "forks", "kernels", "transformers_versions", "audio", "formats"}
+_LEAVES = {"errors", "processes", "forks", "kernels", "transformers_versions", "audio", "formats"}
 # Tools that only look at codes need not load torch.
-_TORCH_FREE = {"audio", "processes", "corpus", "formats", "forks"}
+_TORCH_FREE = {"audio", "errors", "processes", "corpus", "formats", "forks"}
 _SOURCES = sorted([*(ROOT / "encodec_fast").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")])
 
 

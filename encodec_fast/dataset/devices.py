@@ -19,6 +19,7 @@ from encodec_fast.dataset.ledger import Ledger, LedgerError
 from encodec_fast.dataset.options import TokenizeOptions
 from encodec_fast.dataset.run import Run, Summary
 from encodec_fast.dataset.writing import add_counts
+from encodec_fast.errors import portable_os_error
 from encodec_fast.formats import DatasetInfo
 from encodec_fast.serving.request import BackendError
 
@@ -203,9 +204,9 @@ class FinishOnSigterm:
 
 
 def _portable(error: Exception) -> Exception:
-    """The error as the parent can load it: some classes need arguments that a pickle doesn't keep."""
+    """Returns the error as the parent can load it."""
     if isinstance(error, OSError):
-        return OSError(str(error)) if error.errno is None else OSError(error.errno, error.strerror, error.filename)
+        return portable_os_error(error)
     return next(kind for kind in (LedgerError, BackendError, ValueError) if isinstance(error, kind))(str(error))
 
 

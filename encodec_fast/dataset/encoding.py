@@ -16,6 +16,7 @@ import encodec_fast
 from encodec_fast.audio import AudioError
 from encodec_fast.corpus.reader import LongClip
 from encodec_fast.corpus.tasks import Clip, Task
+from encodec_fast.errors import first_line
 from encodec_fast.explanation import explain
 from encodec_fast.formats import ClipFailure, ClipRow, DatasetInfo
 from encodec_fast.model import EncodecModel, EncodedClip
@@ -103,7 +104,7 @@ class ClipEncoder:
                 clip.close()
             except AudioError as damage:
                 return failure_of(clip.task, damage.reason)
-            return failure_of(clip.task, f"the model can't encode it ({_first_line(error)}).")
+            return failure_of(clip.task, f"the model can't encode it ({first_line(error)}).")
         return self._row(clip.task, clip.original_rate, encoded)
 
     def _encode_blocks(self, blocks: Iterable[Tensor]) -> EncodedClip:
@@ -180,7 +181,7 @@ def each_or_reason(call: Callable[[Sequence[Item]], Sequence[Result]], batch: Se
             raise
         if len(batch) > 1:
             return [result for item in batch for result in each_or_reason(call, [item])]
-        return [_first_line(error)]
+        return [first_line(error)]
 
 
 def is_lost_gpu(error: BaseException) -> bool:
@@ -189,10 +190,6 @@ def is_lost_gpu(error: BaseException) -> bool:
     # cuBLAS says ALLOC_FAILED
     memory = "out of memory" in text or "ALLOC_FAILED" in text
     return isinstance(error, RuntimeError) and not memory and ("CUDA error" in text or "Triton Error [CUDA]" in text)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def bandwidth_list(model: EncodecModel) -> str:

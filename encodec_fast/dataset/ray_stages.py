@@ -15,6 +15,7 @@ from encodec_fast.dataset.ledger import Ledger, LedgerError
 from encodec_fast.dataset.options import BLOCK_SECONDS, TokenizeOptions
 from encodec_fast.dataset.records import Record
 from encodec_fast.dataset.writing import ShardWriter
+from encodec_fast.errors import portable_os_error
 from encodec_fast.formats import DatasetInfo
 
 
@@ -49,10 +50,8 @@ class MemoryLedger(Ledger):
 
 
 def _carried(error: Exception) -> Exception:
-    """The error as the driver can load and name it: Ray would wrap it, and lose what class it was."""
-    if isinstance(error, OSError):
-        return OSError(str(error)) if error.errno is None else OSError(error.errno, error.strerror, error.filename)
-    return LedgerError(str(error))
+    """Returns the error as the driver can load and name it: Ray would wrap it, and lose what class it was."""
+    return portable_os_error(error) if isinstance(error, OSError) else LedgerError(str(error))
 
 
 def _reader(job: RayJob, tasks: Sequence[Task]) -> Reader:
