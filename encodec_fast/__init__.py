@@ -32,6 +32,11 @@ _HOMES = {
     "load_codes": "encodec_fast.formats.folder",
     "CodesDataset": "encodec_fast.dataset.stream",
     "EncodecTokenizer": "encodec_fast.dataset.tokenizer",
+    "tokenize": "encodec_fast.dataset.tokenize",
+    "TokenizeOptions": "encodec_fast.dataset.options",
+    "TokenizeProgress": "encodec_fast.dataset.tokenize",
+    "RayCluster": "encodec_fast.dataset.options",
+    "RunStopped": "encodec_fast.dataset.engines",
 }
 
 __all__ = ["__version__", *_HOMES]

@@ -28,15 +28,18 @@ def load_model(name_or_path: str, device: str | torch.device = "cpu") -> tuple[E
 
     name_or_path: `demo` or `demo-48khz` (built in, untrained), a folder made by `save_pretrained`, or a name on the
     Hugging Face hub, such as facebook/encodec_24khz. device: as torch takes it, or "auto": the GPU if there is one.
-    A model that was downloaded before is taken from the hub's cache without asking the hub.
+    A model that was downloaded before is taken from the hub's cache without asking the hub. Its `name_or_path` is the id.
     Raises ModelNotFound if there is no such model or the hub can't be reached, ValueError for an unknown device.
     """
     target = torch_device(device)
     if name_or_path in DEMO_MODELS:
-        return demo_model(name_or_path).to(target), name_or_path
-    if os.path.isdir(name_or_path):
-        return _from_folder(name_or_path).to(target), os.path.abspath(name_or_path)
-    return _from_hub(name_or_path).to(target), name_or_path
+        model, model_id = demo_model(name_or_path), name_or_path
+    elif os.path.isdir(name_or_path):
+        model, model_id = _from_folder(name_or_path), os.path.abspath(name_or_path)
+    else:
+        model, model_id = _from_hub(name_or_path), name_or_path
+    model.name_or_path = model_id
+    return model.to(target), model_id
 
 
 def torch_device(device: str | torch.device) -> torch.device:

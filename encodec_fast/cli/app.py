@@ -117,26 +117,37 @@ def checking_arguments() -> Iterator[None]:
         raise WrongArgument(f"{error.filename}: {error.strerror}." if error.filename else str(error)) from error
 
 
+def quiet_transformers() -> None:
+    """Turns off the progress bars and load reports of transformers; what matters of them comes back as errors."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def announce_model(name: str) -> None:
+    """Says of a built-in model what it is."""
+    from encodec_fast.demo import DEMO_MODELS
+
+    if name in DEMO_MODELS:
+        say(f"model {name}: {DEMO_MODELS[name]}. For trying things out; its audio is not for listening.")
+
+
 @contextmanager
 def prepared_model(name: str, device: str, backend: str, threads: int) -> Iterator[tuple[EncodecModel, str]]:
     """The model and its id, with the backend in force for the block. Says what is being loaded."""
     with ExitStack() as stack:
         with checking_arguments():
             import torch
-            from transformers.utils import logging
 
-            from encodec_fast.demo import DEMO_MODELS
             from encodec_fast.pretrained import load_model
             from encodec_fast.serving import request
 
-            # its progress bars and load reports; what matters of them comes back as errors
-            logging.set_verbosity_error()
-            logging.disable_progress_bar()
+            quiet_transformers()
             if threads:
                 torch.set_num_threads(threads)
             stack.enter_context(request.prefer_backend(backend))
             request.requested()
             model, model_id = load_model(name, device)
-        if model_id in DEMO_MODELS:
-            say(f"model {model_id}: {DEMO_MODELS[model_id]}. For trying things out; its audio is not for listening.")
+        announce_model(model_id)
         yield model, model_id

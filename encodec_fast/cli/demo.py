@@ -11,7 +11,7 @@ from rich.table import Table
 from encodec_fast.cli.app import CLIPS_FAILED, OK, ThreadsOption, checking_arguments, command, prepared_model
 from encodec_fast.cli.decode import decode_rows
 from encodec_fast.cli.terminal import console, say
-from encodec_fast.cli.tokenize import tokenize_sources
+from encodec_fast.cli.tokenize import RunDisplay, naming_ends, tokenize_sources
 from encodec_fast.cli.verify import verify_tasks
 
 if TYPE_CHECKING:
@@ -42,9 +42,11 @@ def demo(
     passed = True
     for name, kind in (("demo", "speech"), ("demo-48khz", "music")):
         sources = [str(path) for path in bundled_clips() if path.name.startswith(kind)]
-        with prepared_model(name, "cpu", "auto", threads) as (model, model_id):
+        with prepared_model(name, "cpu", "auto", threads) as (model, _):
             codes, wavs = out / name / "codes", out / name / "wavs"
-            encoded = tokenize_sources(sources, model, model_id, codes, TokenizeOptions(bandwidth, workers=0), overwrite=True)
+            options = TokenizeOptions(bandwidth, workers=0)
+            with naming_ends(), RunDisplay() as display:
+                encoded = tokenize_sources(sources, codes, model=model, options=options, overwrite=True, progress=display)
             rows = StoredRows(codes)
             with checking_arguments():
                 targets = wav_targets(wavs, rows.ids, overwrite=True)

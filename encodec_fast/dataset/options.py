@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+# kbps, which both published models have
+BANDWIDTH = 6.0
 # Audio per call of the model, seconds: at the end of each call most of its threads have nothing left to do
 BATCH_SECONDS = 120.0
 # Blocks of a long clip, seconds
@@ -17,15 +19,28 @@ MAX_CLIP_BYTES = 64 << 30
 class TokenizeOptions:
     """How to tokenize; plain values, so that it can be sent to other processes.
 
-    bandwidth: kbps. format: of formats.FORMATS. packed: codes in as few bits as they need. batch_seconds: audio per call of the
-    model. long_clip_seconds: longer clips run in pieces. rows_per_shard, shard_seconds: a shard ends after that many clips, or that
-    much time. workers: reading processes. prefetch_seconds: audio read ahead. audio_column: of tables. verify_share: of the clips,
-    to be compared with transformers. check: read all that counts as done, and do again what is not sound. clip_timeout: seconds that
-    reading a clip, or a block of a long one, may take. max_clip_bytes: of its file. protocols: of URLs that are opened besides the
-    usual ones.
+    What is stored. A run goes on with the same values only:
+    bandwidth: kbps, one of the model's.
+    format: of formats.FORMATS.
+    packed: stores codes in as few bits as they need (parquet).
+    batch_seconds: audio per call of the model.
+    long_clip_seconds: longer clips are encoded in pieces, so that memory is bounded.
+    audio_column: of tables, the column that holds the audio.
+
+    How it is run:
+    rows_per_shard, shard_seconds: a shard ends after that many clips, or that much time.
+    workers: processes that read and resample ahead; 0: this process reads.
+    prefetch_seconds: audio that is read ahead.
+    verify_share: of the clips, 0 to 1, to be compared with transformers.
+    check: reads all that counts as done, and does again what is damaged.
+    clip_timeout: seconds that reading a clip, or 30 s of a long one, may take.
+    max_clip_bytes: of a clip's file; a larger one is a failure.
+    protocols: of URLs that are opened besides the usual ones. Only for sources that you trust.
+
+    Raises ValueError for a size or time that is not above 0.
     """
 
-    bandwidth: float
+    bandwidth: float = BANDWIDTH
     format: str = "parquet"
     packed: bool = False
     batch_seconds: float = BATCH_SECONDS
@@ -45,3 +60,15 @@ class TokenizeOptions:
         for name in ("batch_seconds", "long_clip_seconds", "prefetch_seconds", "rows_per_shard", "clip_timeout", "max_clip_bytes"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name):g}; more than 0.")
+
+
+@dataclass(frozen=True)
+class RayCluster:
+    """A Ray cluster to work on.
+
+    address: as `ray.init` takes it; None: a cluster on this machine that is started for the run.
+    actors: encoders; 0: as many as fit into the cluster.
+    """
+
+    address: str | None = None
+    actors: int = 0

@@ -1,9 +1,32 @@
-"""Which part of a run is this process's: `--shard i/n`, or what a job scheduler says in the environment."""
+"""Which part of a run is this process's, and which device: as `--shard i/n` and `--device` say, or a job scheduler's environment."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+
+
+def part_of_process(text: str, environment: Mapping[str, str]) -> tuple[tuple[int, int], str]:
+    """Returns this process's (index, count), and which variables say so, "" if none does.  text: `i/n`, or "auto".
+
+    Raises ValueError for another text, and for variables that are no numbers or no part.
+    """
+    if text != "auto":
+        return parse_shard(text), ""
+    index, count, said = shard_of_environment(environment)
+    if not 0 <= index < count:
+        raise ValueError(f"shard is {index}/{count}; allowed are 0/{count} ... {count - 1}/{count}.")
+    return (index, count), said
+
+
+def device_of_process(device: str, environment: Mapping[str, str]) -> str:
+    """Returns the device; of "auto" the GPU that a scheduler leaves to this process, or the CPU where there is none."""
+    rank = local_rank(environment)
+    if device != "auto" or rank is None:
+        return device
+    import torch
+
+    return f"cuda:{rank % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
 
 
 def parse_shard(text: str) -> tuple[int, int]:

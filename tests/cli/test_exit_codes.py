@@ -12,8 +12,9 @@ import pytest
 
 from encodec_fast import cli
 from encodec_fast.cli.app import EXIT_CODES, Stopped
-from encodec_fast.cli.tokenize import ending_on_signals, stopping
-from encodec_fast.corpus import sources
+from encodec_fast.cli.tokenize import ending_on_signals, naming_ends
+from encodec_fast.dataset import tokenize
+from encodec_fast.dataset.engines import naming_stops
 from encodec_fast.dataset.ray_engine import RayLost, _loss, _noticing_loss
 from support.venvs import ROOT
 
@@ -30,7 +31,7 @@ def raising(monkeypatch, error):
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(sources, "find_tasks", fail)
+    monkeypatch.setattr(tokenize, "find_tasks", fail)
 
 
 def test_no_two_kinds_of_end_share_a_code():
@@ -148,5 +149,5 @@ def test_a_cluster_that_can_not_go_on_is_said_in_ray_s_words():
 
 
 def test_a_lost_cluster_is_exit_code_3(tmp_path):
-    with pytest.raises(Stopped, match=r"could not go on\. What was finished is kept"), stopping(tmp_path):
+    with pytest.raises(Stopped, match=r"could not go on\. What was finished is kept"), naming_ends(), naming_stops(tmp_path):
         raise RayLost("the Ray cluster could not go on.")
