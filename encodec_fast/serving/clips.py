@@ -23,6 +23,9 @@ from encodec_fast.serving.prepared import PreparedCodec, PreparedNetwork
 from encodec_fast.serving.route import route_decode, route_encode
 from encodec_fast.transformers_versions import MASKS_FRAMES
 
+# One batch of fewer samples is not worth a look at memory: three minutes of 24 kHz audio.
+LONG_SAMPLES = 1 << 22
+
 # Pieces of fewer steps would spend their time on carried state: the budget gives way.
 LEAST_PIECE_SECONDS = 1.0
 
@@ -31,6 +34,8 @@ CHUNK_BATCH_BYTES = 512 << 20
 
 # Codes [B, K, F] of a batch, and the scale [B, 1] that was taken off its clips, or None.
 Coded = tuple[Tensor, Tensor | None]
+# Clips that run together; and the steps of a piece for a clip that exceeds the budget by itself, None for all others.
+Groups = list[tuple[list[int], int | None]]
 
 
 def levels_of(quantizer: hf.EncodecResidualVectorQuantizer, bandwidth: float | None) -> int:
@@ -51,12 +56,12 @@ def encode_clips(model: Any, batches: Sequence[Tensor], bandwidth: float, masks:
         return _encode_by_modules(model, batches, bandwidth, masks)
     codec, network, levels = route.prepared, route.prepared.network, levels_of(model.quantizer, bandwidth)
 
+    if len(batches) == 1 and _is_short(model, batches[0].numel()):
+        return [_encode_whole(codec, _masked(batches[0], masks[0]), levels, model.config.normalize)]
+
     # embeddings; a masked or normalised copy of the audio
     copied = network.in_channels * (sum(map(bool, masks)) > 0) + 2 * network.in_channels * model.config.normalize
     step_bytes = batches[0].element_size() * (network.out_channels / network.hop_length + copied)
-    if len(batches) == 1 and _is_little(model, codec, batches[0].shape[0] * batches[0].shape[2], step_bytes):
-        return [_encode_whole(codec, _masked(batches[0], masks[0]), levels, model.config.normalize)]
-
     clips = [(batch[row], [mask[row] for mask in some]) for batch, some in zip(batches, masks) for row in range(batch.shape[0])]
     lengths = [clip.shape[1] for clip, _ in clips]
     scales: dict[int, Tensor] = {}
@@ -72,6 +77,8 @@ def encode_clips(model: Any, batches: Sequence[Tensor], bandwidth: float, masks:
     # the scale of a clip is that of the whole of it
     least = None if model.config.normalize else int(LEAST_PIECE_SECONDS * model.config.sampling_rate)
     groups = _groups(model, codec, lengths, step_bytes, least)
+    if len(batches) == 1 and _are_whole(groups):
+        return [_encode_whole(codec, _masked(batches[0], masks[0]), levels, model.config.normalize)]
     codes = _run(codec, lengths, groups, read, read_whole, lambda embeddings: codec.quantizer.search_clips(embeddings, levels))
     scaled = [scales.get(index) for index in range(len(clips))]
     return [(torch.stack(own), _joined(some)) for own, some in zip(_by_batch(codes, batches), _by_batch(scaled, batches))]
@@ -109,7 +116,7 @@ def _decode_served(model: Any, codec: PreparedCodec, batches: Sequence[Tensor]) 
     # embeddings, and a piece's audio by itself before it is in its place
     step_bytes = quantizer.quantizer.codebooks.element_size() * (quantizer.dim + network.out_channels * network.hop_length)
     with torch.no_grad():
-        if len(batches) == 1 and _is_little(model, codec, batches[0].shape[0] * batches[0].shape[2], step_bytes):
+        if len(batches) == 1 and _is_short(model, batches[0].shape[0] * batches[0].shape[2] * network.hop_length):
             return [network.run(quantizer.program.decode(batches[0].transpose(0, 1)))]
         clips = [codes for batch in batches for codes in batch.unbind(0)]
         lengths = [codes.shape[1] for codes in clips]
@@ -119,6 +126,8 @@ def _decode_served(model: Any, codec: PreparedCodec, batches: Sequence[Tensor]) 
 
         least = int(LEAST_PIECE_SECONDS * model.config.sampling_rate / network.hop_length)
         groups = _groups(model, codec, lengths, step_bytes, least)
+        if len(batches) == 1 and _are_whole(groups):
+            return [network.run(quantizer.program.decode(batches[0].transpose(0, 1)))]
         audio = _run(codec, lengths, groups, read, lambda members: [read(index, 0, lengths[index]) for index in members], list)
     # stack copies, and this may be long
     return [own[0][None] if len(own) == 1 else torch.stack(own) for own in _by_batch(audio, batches)]
@@ -138,7 +147,7 @@ def _encode_whole(codec: PreparedCodec, audio: Tensor, levels: int, normalized: 
 def _run(
     codec: PreparedCodec,
     lengths: Sequence[int],
-    groups: Sequence[tuple[list[int], int | None]],
+    groups: Groups,
     read: Callable[[int, int, int], Tensor],
     read_whole: Callable[[Sequence[int]], list[Tensor]],
     after: Callable[[list[Tensor]], list[Tensor]],
@@ -164,21 +173,25 @@ def _run(
     return [results[index] for index in range(len(lengths))]
 
 
-def _is_little(model: Any, codec: PreparedCodec, steps: int, step_bytes: float) -> bool:
-    """Returns whether so many steps need no memory budget.  step_bytes: what one takes beside the network's activations."""
-    return model.max_memory is None and steps * (codec.network.held_bytes + step_bytes) <= memory.LITTLE_BYTES
+def _is_short(model: Any, samples: int) -> bool:
+    """Returns whether one batch of so many samples runs whole, without a look at memory."""
+    return model.max_memory is None and samples < LONG_SAMPLES
 
 
-def _groups(
-    model: Any, codec: PreparedCodec, lengths: Sequence[int], step_bytes: float, least: int | None
-) -> list[tuple[list[int], int | None]]:
-    """Returns clips that run together; and the steps of a piece for a clip that exceeds the budget by itself, None for all others.
+def _are_whole(groups: Groups) -> bool:
+    """Returns whether all clips run together, none of them in pieces."""
+    return len(groups) == 1 and groups[0][1] is None
+
+
+def _groups(model: Any, codec: PreparedCodec, lengths: Sequence[int], step_bytes: float, least: int | None) -> Groups:
+    """Returns which clips run together within the budget, and which in pieces.
 
     step_bytes: what a step of one clip takes beside the network's own activations.  least: steps of a piece, None where none may be cut.
     """
-    if _is_little(model, codec, sum(lengths), step_bytes):
+    held = codec.network.held_bytes + step_bytes
+    if model.max_memory is None and sum(lengths) * held <= memory.LITTLE_BYTES:
         return [(list(range(len(lengths))), None)]
-    steps = int(memory.budget(model.max_memory, codec.exact, codec.network.device) / (codec.network.held_bytes + step_bytes))
+    steps = int(memory.budget(model.max_memory, codec.exact, codec.network.device) / held)
     groups: list[list[int]] = []
     taken = 0
     for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
