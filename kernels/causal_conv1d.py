@@ -1,7 +1,9 @@
 """1-d convolution as one matrix product whose rows overlap.
 
-Y[T_out, C_out] = X[T_out, kernel * C_in] @ W[kernel * C_in, C_out]: with channels last, row t of X is what stands in memory from step
-t * stride on, so neither a padded copy nor an unfolded one exists. Padding is written beside the signal beforehand (rows.py).
+Y[T_out, C_out] = X[T_out, kernel * C_in] @ W[kernel * C_in, C_out].
+With channels last, row t of X is the memory from step `t * stride` on.
+So neither a padded nor an unfolded copy exists.
+Padding is written beside the signal beforehand (rows.py).
 A transposed convolution is the same product: see transposed_conv1d.py.
 """
 
@@ -22,7 +24,7 @@ from .product import DEPTH, add_product, load_weight, split_matrix
 from .rows import Norm, Padding, Rows, normed, row_tile
 from .tiles import Tile, conv_tile
 
-# A convolution of so few terms or outputs is bound by memory without a matrix unit: the first and the last of 24 kHz.
+# Convolutions with so few terms or outputs are memory-bound even without matrix units: the first and the last of 24 kHz.
 FEW_TERMS, FEW_OUTPUTS, MOST_CHANNELS = 8, 4, 512
 
 
@@ -39,12 +41,12 @@ def causal_conv1d_ref(
     out_start: int = 0,
     out_length: int | None = None,
 ) -> Tensor:
-    """Convolution of the padded input, then an optional ELU.
+    """Convolves the padded input, then applies an optional ELU.
 
     x: [B, T, C_in].  weight: [C_out, C_in, kernel].  bias: [C_out] or None.
     padding: of the whole signal; its stride is that of the convolution.
-    lengths: [B] integers, each clip's own T; a clip is padded at its own end, and its output is zero past ceil(T / stride).
-    start, out_start: where x[:, 0] and the first output stand in the whole signal, for a signal that comes in pieces.
+    lengths: [B] integers, each clip's own T. A clip is padded at its own end, and its output is zero past ceil(T / stride).
+    start, out_start: positions of x[:, 0] and of the first output in the whole signal, for a signal in pieces.
     out_length: outputs to compute; ceil(T / stride) - out_start of the whole signal when None.
     Returns [B, T_out, C_out] in x's dtype.
     Source: EncodecConv1d.forward, transformers 5.23 modeling_encodec.py.
@@ -59,7 +61,7 @@ def causal_conv1d_ref(
         length = x.shape[1] if lengths is None else int(lengths[clip])
         steps = out_length if lengths is None else -(-length // stride)
         end = origin + (steps - 1) * stride + span
-        # what stands before x is not padding if the signal began earlier
+        # only the piece that begins the signal has left padding
         left = max(0, -origin) if start == 0 else 0
         padded = pad_ref(x[clip, :length].T, left, max(0, end - length), padding.mode)
         window = padded[None, :, max(0, origin) :][..., : end - origin]
@@ -68,9 +70,9 @@ def causal_conv1d_ref(
 
 
 def conv_mode(weight: Tensor, mode: ProductMode, normed: bool = False) -> ProductMode:
-    """'thin' for a weight [C_out, C_in, kernel] of few terms or few outputs, otherwise `mode`.
+    """Returns 'thin' for a weight [C_out, C_in, kernel] with few terms or few outputs, otherwise `mode`.
 
-    normed: a group norm follows, whose partial sums few outputs don't leave.
+    normed: a group norm follows, whose partial sums the kernel for few outputs does not store.
     """
     outputs, channels, kernel = weight.shape
     thin = channels * kernel <= FEW_TERMS or (outputs <= FEW_OUTPUTS and channels <= MOST_CHANNELS and not normed)
@@ -78,9 +80,10 @@ def conv_mode(weight: Tensor, mode: ProductMode, normed: bool = False) -> Produc
 
 
 def conv_matrix(weight: Tensor, mode: ProductMode) -> Tensor:
-    """What the kernel multiplies by, of a weight [C_out, C_in, kernel]: the matrix of `split_matrix`, taps outside, channels inside.
+    """Returns the matrix by which the kernel multiplies, from a weight [C_out, C_in, kernel].
 
-    For a thin convolution of few terms it is transposed, [1, terms, C_out].
+    Its layout is that of `split_matrix`, with taps outside and channels inside.
+    For a thin convolution with few terms it is transposed, [1, terms, C_out].
     """
     matrix = split_matrix(weight.transpose(1, 2).reshape(weight.shape[0], -1), mode)
     few_terms = mode == ProductMode.THIN and matrix.shape[2] <= FEW_TERMS
@@ -92,7 +95,7 @@ def _store_rows(
     acc, y_ptr, lengths_ptr, partials_ptr, stride_yb, stride_yt, clip, t, n, rows, N,
     KERNEL: tl.constexpr, STRIDE: tl.constexpr, PHASES: tl.constexpr, ELU: tl.constexpr, EVEN_N: tl.constexpr,
 ):  # fmt: skip
-    """Leaves a tile of outputs, and what group norm needs of it."""
+    """Stores a tile of outputs, and its partial sums for a group norm."""
     inside = (t < rows)[:, None] & (n < N)[None, :]
     if partials_ptr is not None:
         counted = inside
@@ -119,9 +122,9 @@ def _causal_conv1d_kernel(
     EVEN_N: tl.constexpr, MODE: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     stats_ptr=None, gamma_ptr=None, beta_ptr=None, NORM_ELU: tl.constexpr = False,
 ):  # fmt: skip
-    """y[b, t, n] = f(b[n] + sum over k of w[n, k] x[b, t * STRIDE * C + k]), k over TERMS.
+    """Computes `y[b, t, n] = f(b[n] + sum over k of w[n, k] x[b, t * STRIDE * C + k])`, k over TERMS.
 
-    stats, gamma, beta: of the group norm of x, which is applied first, and an ELU behind it with NORM_ELU; for a kernel of one step only.
+    stats, gamma, beta: of a group norm applied to x first, for a kernel of one step only.  NORM_ELU: an ELU follows that norm.
     Grid: B x tiles of rows x tiles of columns.  Reference: causal_conv1d_ref.
     """
     clip, t, n, x_row, column = row_tile(x_ptr, stride_xb, STRIDE * C, rows, N, EVEN_N, BLOCK_T, BLOCK_N)
@@ -157,7 +160,7 @@ def _few_terms_kernel(
     KERNEL: tl.constexpr, TERMS: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, PHASES: tl.constexpr, ELU: tl.constexpr,
     EVEN_N: tl.constexpr, MODE: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """As `_causal_conv1d_kernel`, of few terms, in one chain of float32 multiply-adds; w [TERMS, N]."""
+    """Computes `_causal_conv1d_kernel` for few terms, in one chain of float32 multiply-adds.  w: [TERMS, N]."""
     clip, t, n, x_row, column = row_tile(x_ptr, stride_xb, STRIDE * C, rows, N, EVEN_N, BLOCK_T, BLOCK_N)
     acc = tl.zeros((BLOCK_T, BLOCK_N), dtype=tl.float32)
     for k in tl.static_range(TERMS):
@@ -176,7 +179,7 @@ def _few_outputs_kernel(
     KERNEL: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, OUTPUTS: tl.constexpr, ELU: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """As `_causal_conv1d_kernel`, for few outputs: one chain over the taps for each channel, then the sum of the channels."""
+    """Computes `_causal_conv1d_kernel` for few outputs: each channel sums its taps in one chain, then the channels are summed."""
     pid = tl.program_id(0)
     tiles_t = tl.cdiv(rows, BLOCK_T)
     clip = (pid // tiles_t).to(tl.int64)
@@ -220,12 +223,13 @@ def causal_conv1d_triton(
     mode: ProductMode,
     tile: Tile | None = None,
 ) -> Rows | tuple[Rows, Tensor]:
-    """As `causal_conv1d_ref`, of rows whose padding is written; past the end of a clip the output is unspecified.
+    """Runs `causal_conv1d_ref` on rows whose padding is written; output past a clip's end is unspecified.
 
-    matrix: `conv_matrix` of the weight.  lengths: matter to `partials` alone.
-    lead, tail: rows to leave free before and behind each clip's output.  out: [B, T_out, C_out] to write to, channels contiguous.
-    partials: also returns [3, B, tiles] float32, count, mean and squared deviation of each output tile, for `group_norm_statistics`.
-    norm: of x, applied as it is read, and an ELU behind it with norm_elu; for a kernel of one step, and not in 'thin'.
+    matrix: `conv_matrix` of the weight.  lengths: used by `partials` only.
+    lead, tail: rows to leave free before and after each clip's output.  out: [B, T_out, C_out] to write to, channels contiguous.
+    partials: return [3, B, tiles] float32 as well, count, mean and squared deviation of each output tile. `group_norm_statistics` reads
+    them.
+    norm: applied to x as it is read, followed by an ELU if norm_elu. It needs a kernel of one step and excludes 'thin'.
     mode: of the products, as in `add_product`; sums are float32.
     """
     stride = padding.stride
@@ -245,11 +249,12 @@ def multiply_rows(
     elu: bool = False, lengths: Tensor | None = None, lead: int = 0, tail: int = 0, out: Tensor | None = None, partials: bool = False,
     norm: Norm | None = None, norm_elu: bool = False, mode: ProductMode, tile: Tile | None = None,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """The product of the overlapping rows of x, [B, T, C] of which the first starts at x[:, 0], with a matrix.
+    """Multiplies the overlapping rows of x by a matrix.
 
-    phases: steps of output that a row gives, side by side; lead and tail count these steps.
+    x: [B, T, C]; the first row starts at x[:, 0].
+    phases: output steps per row, side by side; lead and tail count output steps.
     norm, norm_elu: as in `causal_conv1d_triton`.
-    Returns the buffer of `lead` + rows * phases + `tail` steps, and the partial sums where asked for.
+    Returns the buffer of `lead` + rows * phases + `tail` steps, and the partial sums or None.
     """
     batch, _, channels = x.shape
     parts, columns, terms = matrix.shape

@@ -1,8 +1,9 @@
-"""Group norm with one group over all channels and all time of a clip, split between the kernels around it.
+"""Group norm with one group over all channels and all steps of a clip, split across the kernels around it.
 
-The producer of a signal leaves (count, mean, squared deviation) of each of its tiles; `group_norm_statistics` joins them in the order of
-the tiles, without atomics; `arrange` (rows.py), or a convolution of one step as it reads, normalises. Tiles past a clip's end have count 0
-and change no bit.
+The producer of a signal stores (count, mean, squared deviation) of each of its tiles.
+`group_norm_statistics` combines them in tile order, without atomics.
+`arrange` (rows.py) normalises, or a convolution of one step does as it reads.
+Tiles past a clip's end have count 0 and change no bit.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ TILES_AT_ONCE = 1024
 
 @triton.jit
 def store_partial(partials_ptr, values, inside):
-    """Leaves count, mean and squared deviation of the values inside as those of this program, in a grid of one axis."""
+    """Stores count, mean and squared deviation of the values inside, in this program's slot of a one-axis grid."""
     partial_ptr = partials_ptr + tl.program_id(0).to(tl.int64)
     plane = tl.num_programs(0).to(tl.int64)
     count = tl.sum(tl.sum(inside.to(tl.float32), axis=1), axis=0)
@@ -31,7 +32,7 @@ def store_partial(partials_ptr, values, inside):
 
 
 def group_norm_statistics_ref(partials: Tensor, eps: float) -> Tensor:
-    """Mean and 1 / sqrt(variance + eps) of each clip.
+    """Combines the partial sums into mean and 1 / sqrt(variance + eps) of each clip.
 
     partials: [3, B, tiles] float32, count, mean and squared deviation of each tile.
     Returns [B, 2], float32.
@@ -46,7 +47,10 @@ def group_norm_statistics_ref(partials: Tensor, eps: float) -> Tensor:
 
 @triton.jit
 def _group_norm_statistics_kernel(partials_ptr, stats_ptr, tiles, eps, BLOCK: tl.constexpr):
-    """mean = sum n_i m_i / sum n_i; variance = sum (s_i + n_i (m_i - mean)^2) / sum n_i.  Reference: group_norm_statistics_ref."""
+    """Computes `mean = sum n_i m_i / sum n_i` and `variance = sum (s_i + n_i (m_i - mean)^2) / sum n_i`.
+
+    Grid: B.  Reference: group_norm_statistics_ref.
+    """
     clip = tl.program_id(0).to(tl.int64)
     plane = tl.num_programs(0).to(tl.int64) * tiles
     counts = partials_ptr + clip * tiles
@@ -71,7 +75,7 @@ def _group_norm_statistics_kernel(partials_ptr, stats_ptr, tiles, eps, BLOCK: tl
 
 
 def group_norm_statistics_triton(partials: Tensor, eps: float) -> Tensor:
-    """As `group_norm_statistics_ref`, of contiguous partials."""
+    """Runs `group_norm_statistics_ref` on contiguous partials."""
     _, batch, tiles = partials.shape
     stats = partials.new_empty(batch, 2)
     if batch:

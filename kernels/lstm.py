@@ -1,8 +1,9 @@
-"""Stacked LSTM with residual: in layers that follow each other by one step, so that all of them work at every step.
+"""Stacked LSTM with residual, its layers staggered by one step so that all of them work at every step.
 
-In step s layer l computes its own step s - l, from what layer l - 1 left in step s - 1. One launch carries all steps where the recurrent
-weights fit the chip (lstm_persistent.py); elsewhere every step is a launch of its own. Both multiply and add in one fixed order, the
-result of a clip does not depend on the batch, which cuDNN does not promise.
+At step s, layer l computes its own step `s - l`.
+It reads the state that layer `l - 1` wrote at step `s - 1`.
+One launch runs all steps where the recurrent weights fit the chip (lstm_persistent.py); elsewhere each step is a launch.
+Both multiply and add in one fixed order, so a clip's result does not depend on the batch. cuDNN does not promise that.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from .tiles import Tile, lstm_tile
 
 try:
     from .lstm_persistent import persistent_lstm, persistent_refusal
-except ImportError as error:  # a Triton without Gluon, or with another one
+except ImportError as error:  # a Triton without Gluon, or with an incompatible one
     _GLUON_PROBLEM = f"triton {triton.__version__} has not the Gluon that the kernel is written in: {error}"
 
     def persistent_refusal(width: int, layers: int, rows: int, mode: ProductMode, device: torch.device) -> str | None:
@@ -41,11 +42,11 @@ def lstm_ref(
     *,
     elu: bool = False,
 ) -> Tensor:
-    """x + lstm(x), then an optional ELU; hidden and cell move on in place.
+    """Computes x + lstm(x), then an optional ELU; updates hidden and cell in place.
 
     x: [B, T, H].  w_ih, w_hh: [4 * H, H] of each layer, gates in torch's order i, f, g, o.  bias: [L, 4 * H], the sum of both.
     hidden: [L, 2, B, H] float32; the state after step t of the whole signal is in slot t % 2.  cell: [L, B, H] float32.
-    time: steps of the whole signal that came before x.
+    time: steps of the whole signal before x.
     Returns [B, T, H] in x's dtype.
     Source: EncodecLSTM.forward, transformers 5.23 modeling_encodec.py; torch.nn.LSTM.
     """
@@ -75,7 +76,7 @@ def _slice_sums(
     CLIPS: tl.constexpr,
     MODE: tl.constexpr,
 ):
-    """The product of one input [B, H] and of a block's weights for it, slice by slice: [SLICES, ROWS, CLIPS].
+    """Multiplies a block's weights by one input [B, H], slice by slice, to [SLICES, ROWS, CLIPS].
 
     LOW: elements between a weight and its low part.
     """
@@ -124,7 +125,7 @@ def _layer_step(
     MODE: tl.constexpr,
     CLIPS: tl.constexpr,
 ):
-    """One step of a block of units of one layer.  now: the slot of `hidden` that it writes."""
+    """Runs one step of a block of units of one layer.  now: the slot of `hidden` to write."""
     SLICES: tl.constexpr = 2**LEVELS
     units = first_unit + tl.arange(0, ROWS // 4)
     clips = tl.program_id(1) * CLIPS + tl.arange(0, CLIPS)
@@ -156,7 +157,7 @@ def _layer_step(
         tl.store(y_ptr + (clips.to(tl.int64) * stride_yb)[None, :] + at, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
-# step and time change at every launch: specialised on their values, they would be compiled anew
+# step and time change at every launch: specialising on their values would recompile the kernel
 @triton.jit(do_not_specialize=["step", "time"])
 def _lstm_step_kernel(
     gates_ptr,
@@ -183,9 +184,9 @@ def _lstm_step_kernel(
     MODE: tl.constexpr,
     CLIPS: tl.constexpr,
 ):
-    """i, f, g, o = w_ih below + w_hh past + b;  c = sigmoid(f) c + sigmoid(i) tanh(g);  h = sigmoid(o) tanh(c).
+    """Computes `i, f, g, o = w_ih below + w_hh past + b`, `c = sigmoid(f) c + sigmoid(i) tanh(g)`, `h = sigmoid(o) tanh(c)`.
 
-    gates: [T, B, 4 * H], input product and bias of the first layer.  x, y: steps of H channels side by side.
+    gates: [T, B, 4 * H], input product and bias of the first layer.  x, y: contiguous steps of H channels.
     Grid: blocks of weights x blocks of clips.  Reference: lstm_ref.
     """
     block = tl.program_id(0)
@@ -222,9 +223,9 @@ def lstm_triton(
     tail: int = 0,
     tile: Tile | None = None,
 ) -> Rows:
-    """As `lstm_ref`: one launch for the input product of the first layer at all steps, then one for the recurrence or one for each step.
+    """Runs `lstm_ref`: one launch for the first layer's input product at all steps, then one or one per step for the recurrence.
 
-    lead, tail: as in `causal_conv1d_triton`.  tile: of launches step by step, which run where it is given.
+    lead, tail: as in `causal_conv1d_triton`.  tile: of the launches per step, which it forces.
     """
     batch, _, width = x.buffer.shape
     y = empty_rows(x.buffer, batch, x.length, width, lead, tail)

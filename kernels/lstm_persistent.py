@@ -1,11 +1,12 @@
-"""All steps of an LSTM in one launch, its recurrent weights in the registers of the chip.
+"""All steps of an LSTM in one launch, with its recurrent weights in registers.
 
-Every block of threads owns some units of a layer and keeps their weights from the first step to the last. A state passes from block to
-block through the second-level cache. Between two steps every block waits for all others, so they must all be on the chip at once: a
-cooperative launch. Each warp multiplies one slice of the state, with matrix instructions of a warp, straight from where it loaded it.
+Every thread block owns some units of a layer and keeps their weights from the first step to the last.
+A state passes from block to block through the L2 cache.
+Between two steps every block waits for all others, so all must be resident at once: a cooperative launch.
+Each warp multiplies one slice of the state by warp-level matrix instructions, straight from the registers it was loaded to.
 
-Needs Gluon, Triton's language of explicit layouts, because Triton's own would leave the sums of a step in every warp. The arithmetic is
-that of lstm.py, which runs in the interpreter too.
+Needs Gluon, Triton's language of explicit layouts, because Triton's own would leave the sums of a step in every warp.
+The arithmetic is that of lstm.py, which runs in the interpreter too.
 """
 
 from __future__ import annotations
@@ -23,17 +24,17 @@ from .modes import ProductMode
 from .rows import Rows
 from .tile_table import FUSED
 
-# A block's weights, 64 rows of 512 terms in two parts, take half of the registers of an SM.
+# A block's weights, 64 rows of 512 terms in two parts, fill half of an SM's registers.
 MOST_ROWS = 64
 MOST_WIDTH = 512
 WARPS = 8
-# Half a minute of waiting for a step, which takes microseconds: a block that never comes must end in an error, not in a GPU that hangs.
+# Half a minute of polling; a step takes microseconds. A block that never arrives must end in an error, not hang the GPU.
 MOST_LOOKS = 1 << 25
 
-# triton 3.7 gave it another name
+# triton 3.7 renames thread_barrier
 _barrier = getattr(gl, "barrier", None) or gl.thread_barrier
 
-# What the block has written is seen by whoever sees the counter. By its first thread, after a barrier of the block.
+# Thread 0 releases, after a barrier of the block: whoever sees the counter also sees what the block wrote.
 _ARRIVE = gl.constexpr("""{
 .reg .pred %gridp1;
 .reg .b32 %gridr1;
@@ -42,7 +43,7 @@ setp.eq.u32 %gridp1, %gridr1, 0;
 @%gridp1 red.release.gpu.global.add.u32 [$1], 1;
 mov.u32 $0, %gridr1;
 }""")
-# Until the counter has come to $2, or with an error after $3 looks.
+# Waits until the counter reaches $2; traps after $3 polls.
 _AWAIT = gl.constexpr("""{
 .reg .pred %gridp2;
 .reg .b32 %gridr2, %gridr3;
@@ -77,7 +78,7 @@ def _await(counter_ptr, count, looks):
 
 @gluon.jit
 def _weights(w_ptr, ROWS: gl.constexpr, SLICES: gl.constexpr, LOW: gl.constexpr, LAYOUT: gl.constexpr, MODE: gl.constexpr):
-    """High and low parts of a block's weights for one input, [SLICES, ROWS, SLICE]."""
+    """Loads the high and low parts of a block's weights for one input, [SLICES, ROWS, SLICE] each."""
     slices = gl.arange(0, SLICES, gl.SliceLayout(1, gl.SliceLayout(2, LAYOUT)))
     rows = gl.arange(0, ROWS, gl.SliceLayout(0, gl.SliceLayout(2, LAYOUT)))
     k = gl.arange(0, SLICE, gl.SliceLayout(0, gl.SliceLayout(1, LAYOUT)))
@@ -88,8 +89,8 @@ def _weights(w_ptr, ROWS: gl.constexpr, SLICES: gl.constexpr, LOW: gl.constexpr,
 
 @gluon.jit
 def _state(h_ptr, inside, low, MODE: gl.constexpr):
-    """High and low parts of a state, [SLICES, SLICE, CLIPS]; the low ones stand `low` elements further on."""
-    # from the second-level cache: another block wrote it, behind this one's first-level cache
+    """Loads the high and low parts of a state, [SLICES, SLICE, CLIPS] each.  low: elements from the high to the low parts."""
+    # from the L2 cache: another block wrote it, so this SM's L1 cache may be stale
     high = gl.load(h_ptr, mask=inside, other=0.0, cache_modifier=".cg")
     return high, gl.load(h_ptr + low, mask=inside, other=0.0, cache_modifier=".cg") if MODE == "split" else high
 
@@ -106,7 +107,7 @@ def _slice_sums(
     LAYOUT: gl.constexpr,
     MODE: gl.constexpr,
 ):
-    """As in lstm.py."""
+    """Computes the sums of lstm.py's `_slice_sums`."""
     sums = gl.zeros((SLICES, ROWS, CLIPS), gl.float32, LAYOUT)
     if MODE == "split":
         sums = mma_v2(w_high, low, sums)
@@ -144,12 +145,12 @@ def _layer_steps(
     MODE: gl.constexpr,
     CLIPS: gl.constexpr,
 ):
-    """All steps of a block of units of one layer."""
+    """Runs all steps of a block of units of one layer."""
     SLICES: gl.constexpr = 2**LEVELS
     UNITS: gl.constexpr = ROWS // 4
     PARTS: gl.constexpr = 2 if MODE == "split" else 1
     WARPS: gl.constexpr = gl.num_warps()
-    # a warp for each slice; a thread holds eight neighbouring terms of it, and eight of the weights, so that both come in loads of 16 bytes
+    # one warp per slice; a thread holds eight adjacent terms of the state and of the weights, so both load 16 bytes at once
     SUMS: gl.constexpr = gl.NVMMADistributedLayout(version=[2, 0], warps_per_cta=[WARPS, 1, 1], instr_shape=[1, 16, 8])
     LEFT: gl.constexpr = gl.DotOperandLayout(0, SUMS, 8)
     RIGHT: gl.constexpr = gl.DotOperandLayout(1, SUMS, 8)
@@ -157,7 +158,7 @@ def _layer_steps(
     BY_UNIT: gl.constexpr = gl.BlockedLayout([SLICES, 4, 1], [1, UNITS, 32 // UNITS], [1, 1, WARPS], [0, 1, 2])
     OUT: gl.constexpr = gl.BlockedLayout([1, 1], [UNITS, 32 // UNITS], [1, WARPS], [0, 1])
 
-    # v of the layer below, w of the own past
+    # v multiplies the state of the layer below, w the layer's own past
     v_high, v_low = _weights(w_ptr, ROWS, SLICES, LOW, LEFT, MODE)
     w_high, w_low = v_high, v_low
     if not FIRST:
@@ -168,12 +169,12 @@ def _layer_steps(
     k = gl.arange(0, SLICE, gl.SliceLayout(0, gl.SliceLayout(2, RIGHT)))
     columns = gl.arange(0, CLIPS, gl.SliceLayout(0, gl.SliceLayout(1, RIGHT)))
     state_block = columns[None, None, :] * H + slices[:, None, None] * SLICE + k[None, :, None]
-    low = B * H  # from high parts to low ones
-    slot = L * PARTS * low  # from states of even steps to those of odd ones
+    low = B * H  # elements from high to low parts
+    slot = L * PARTS * low  # elements from the states of even steps to those of odd steps
     units = first_unit + gl.arange(0, UNITS, gl.SliceLayout(1, OUT))
     tile_clips = gl.arange(0, CLIPS, gl.SliceLayout(0, OUT))
 
-    # the state before the first step, as the step before it would have left it
+    # the initial state, in the form in which a step leaves it
     for first_clip in range(0, B, CLIPS):
         clips = first_clip + tile_clips
         inside = (units < H)[:, None] & (clips < B)[None, :]
@@ -194,7 +195,7 @@ def _layer_steps(
             for first_clip in range(0, B, CLIPS):
                 here = (first_clip + columns < B)[None, None, :] & (slices[:, None, None] * SLICE + k[None, :, None] < H)
                 state = first_clip * H + state_block
-                # all loads before the first product
+                # all loads precede the first product, so that their latencies overlap
                 past_high, past_low = _state(past + state, here, low, MODE)
                 if not FIRST:
                     below_high, below_low = _state(own - PARTS * low + state, here, low, MODE)
@@ -231,7 +232,7 @@ def _layer_steps(
                 if MODE == "split":
                     gl.store(into + low, rest, mask=inside)
                 gl.store(cell_block, c, mask=inside)
-                # masks and no branches: one run of instructions for a tile of clips
+                # masks instead of branches keep the instructions for a tile of clips in one straight run
                 final = hidden_ptr + ((layer * 2 + (time + t) % 2) * B + clips)[None, :] * H + units[:, None]
                 gl.store(final, h, mask=inside & (t == T - 1))
                 y += h
@@ -242,7 +243,7 @@ def _layer_steps(
         _arrive(counter_ptr)
 
 
-# specialised on their values, they would be compiled anew for every length
+# specialising on their values would recompile the kernel for every length
 @gluon.jit(do_not_specialize=["T", "time", "looks"])
 def _lstm_persistent_kernel(
     gates_ptr,
@@ -271,11 +272,11 @@ def _lstm_persistent_kernel(
     MODE: gl.constexpr,
     CLIPS: gl.constexpr,
 ):
-    """i, f, g, o = w_ih below + w_hh past + b;  c = sigmoid(f) c + sigmoid(i) tanh(g);  h = sigmoid(o) tanh(c).
+    """Computes `i, f, g, o = w_ih below + w_hh past + b`, `c = sigmoid(f) c + sigmoid(i) tanh(g)`, `h = sigmoid(o) tanh(c)`.
 
-    gates: [T, B, 4 * H], input product and bias of the first layer.  x, y: steps of H channels side by side.
-    exchange: [2, L, parts, B, H], high and low parts of the states of the last even and the last odd step.  counter: [1], zero.
-    Grid: blocks of weights, all of them on the chip at once.  Reference: lstm_ref.
+    gates: [T, B, 4 * H], input product and bias of the first layer.  x, y: contiguous steps of H channels.
+    exchange: [2, L, parts, B, H], parts of the states after the last even and the last odd step.  counter: [1], zero.
+    Grid: blocks of weights, all resident at once.  Reference: lstm_ref.
     """
     block = gl.program_id(0)
     w_block = w_ptr + block.to(gl.int64) * BLOCK_SIZE
@@ -296,7 +297,7 @@ def _lstm_persistent_kernel(
 
 
 def persistent_refusal(width: int, layers: int, rows: int, mode: ProductMode, device: torch.device) -> str | None:
-    """Why all steps can't be one launch on a device, or None; the batch and the length don't count.
+    """Returns why one launch can't run all steps on a device, or None; batch and length don't matter.
 
     rows: of `LSTMWeights`.
     """
@@ -316,14 +317,14 @@ def persistent_refusal(width: int, layers: int, rows: int, mode: ProductMode, de
 
 
 def persistent_lstm(gates: Tensor, x: Rows, weights: LSTMWeights, hidden: Tensor, cell: Tensor, y: Rows, time: int, elu: bool) -> None:
-    """Writes y and moves hidden and cell on, as `lstm_triton` does, from the input product of the first layer, [T, B, 4 * H].
+    """Writes y and updates hidden and cell, as `lstm_triton` does.
 
-    Of hidden only the slot of the last step is written. An error of the device, 'unspecified launch failure', tells of a block that never
-    came.
+    gates: [T, B, 4 * H], the input product of the first layer.  hidden: only the slot of the last step is written.
+    The device's error 'unspecified launch failure' means that a block never arrived.
     """
     length, batch, width = gates.shape[0], gates.shape[1], weights.width
     parts, device = weights.blocks.shape[1], gates.device
-    # matrix instructions of 8 clips, whatever the batch: it sets how many of them stand side by side; more would spill registers
+    # every matrix instruction takes 8 clips; the batch only sets how many run side by side. More would spill registers.
     clips = 8 if batch <= 8 else 16 if batch <= 16 or parts == 2 else 32
     exchange = torch.empty(2, weights.layers, parts, batch, width, dtype=torch.float16, device=device)
     counter = torch.zeros(1, dtype=torch.int32, device=device)

@@ -1,4 +1,4 @@
-"""The weights of a stack of LSTM layers as the kernels read them, and the arithmetic of a step that all kernels share."""
+"""Weights of a stacked LSTM as the kernels read them, and the arithmetic of a step that all kernels share."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from .activation import sigmoid, tanh
 from .modes import ProductMode
 from .product import half_exponent, split_matrix
 
-# Terms that a matrix unit sums from zero; the sums of all slices are then added in float32, in pairs.
+# Terms that a matrix unit sums from zero. The sums of all slices are then added in float32, in pairs.
 SLICE = tl.constexpr(64)
-# A state is at most 1. So much larger, its low part is a normal number of half precision down to states of 2^-17.
+# A state is at most 1. With this scale its low part is a normal half down to states of 2^-17.
 STATE_SCALE = tl.constexpr(2.0**15)
 
 
@@ -25,10 +25,11 @@ class LSTMWeights:
     """Weights of a stack of layers of equal width as the kernels read them.
 
     input_matrix: `split_matrix` of the first layer's input weight, which multiplies all steps at once.  bias: [L, 4 * H] float32.
-    blocks: [blocks, parts, terms], those of the first layer before those of the second. The terms of a block are [slices, rows, SLICE] of
-    the first layer; above it [2, slices, rows / 2, SLICE], for the layer below and for the own past. A row belongs to a gate of a unit,
-    the four gates of a unit follow each other. Parts of half precision: high and low in 'split', high in 'tf32'; of float32 in 'ieee'.
-    unscale: [L] float32, by which sums of products are to be multiplied: halves are scaled by a power of two to the end of their range.
+    blocks: [blocks, parts, terms] in the order of the layers. In the first layer the terms are [slices, rows, SLICE].
+    Above it they are [2, slices, rows / 2, SLICE], for the layer below and for the layer's own past.
+    A row belongs to one gate of a unit, and the four gates of a unit are adjacent.
+    Parts: high and low halves in 'split', the high one in 'tf32', float32 in 'ieee'.
+    unscale: [L] float32, factor for sums of products. It undoes the power of two that scales halves to the end of their range.
     """
 
     input_matrix: Tensor
@@ -45,7 +46,7 @@ class LSTMWeights:
 
     @property
     def constants(self) -> dict[str, int | str]:
-        """What the kernels are compiled for.  LEVELS: logarithm of the slices.  LOW: elements between a weight and its low part."""
+        """Compile-time constants of the kernels.  LEVELS: log2 of the slices.  LOW: elements between a weight and its low part."""
         levels = _slices(self.width).bit_length() - 1
         return {"ROWS": self.rows, "LEVELS": levels, "LOW": self.blocks.shape[2], "MODE": ProductMode(self.mode).value}
 
@@ -55,10 +56,11 @@ def _slices(width: int) -> int:
 
 
 def lstm_weights(w_ih: Sequence[Tensor], w_hh: Sequence[Tensor], bias: Tensor, mode: ProductMode, rows: int) -> LSTMWeights:
-    """Lays out weights [4 * H, H] of each layer, gates in torch's order i, f, g, o; bias: [L, 4 * H], the sum of both.
+    """Lays out weights [4 * H, H] of each layer, gates in torch's order i, f, g, o.
 
+    bias: [L, 4 * H], the sum of both.
     mode: 'split' for float32's accuracy from three products of half precision, 'tf32' for one, 'ieee' for float32 itself.
-    rows: of a block of the first layer; blocks of the layers above, with two inputs, have half as many.
+    rows: per block of the first layer. Blocks of the layers above have two inputs and half as many rows.
     """
     blocks, unscale = [], []
     for layer, (below, past) in enumerate(zip(w_ih, w_hh, strict=True)):
@@ -72,7 +74,7 @@ def lstm_weights(w_ih: Sequence[Tensor], w_hh: Sequence[Tensor], bias: Tensor, m
 
 
 def _in_slices(weight: Tensor, rows: int) -> Tensor:
-    """[4 * H, H] -> [blocks, slices, rows, SLICE], filled up with zeros."""
+    """Reshapes [4 * H, H] to [blocks, slices, rows, SLICE], padded with zeros."""
     width, units = weight.shape[1], rows // 4
     terms, blocks = _slices(width) * SLICE.value, triton.cdiv(width, units)
     by_unit = weight.view(4, width, width).transpose(0, 1)
@@ -81,7 +83,7 @@ def _in_slices(weight: Tensor, rows: int) -> Tensor:
 
 
 def _parts(matrix: Tensor, mode: ProductMode) -> tuple[Tensor, Tensor]:
-    """[blocks, n] -> [blocks, parts, n], and what products of it and of a scaled state are to be multiplied by."""
+    """Splits [blocks, n] into [blocks, parts, n]; returns the factor that unscales their products with a scaled state too."""
     if mode == ProductMode.IEEE:
         return matrix[:, None], matrix.new_ones(())
     # the low part keeps its bits down to weights of 2^-17 of the largest
@@ -94,7 +96,7 @@ def _parts(matrix: Tensor, mode: ProductMode) -> tuple[Tensor, Tensor]:
 
 @triton.jit
 def high_and_low(h, MODE: tl.constexpr):
-    """A state in the parts that multiply weights; the low one counts in split only."""
+    """Splits a state into the parts that multiply weights; the low one counts in split only."""
     if MODE == "ieee":
         high, low = h, h
     else:
@@ -106,7 +108,7 @@ def high_and_low(h, MODE: tl.constexpr):
 
 @triton.jit
 def sum_of_slices(parts, LEVELS: tl.constexpr, ROWS: tl.constexpr, CLIPS: tl.constexpr):
-    """[2 ** LEVELS, ROWS, CLIPS] -> [ROWS, CLIPS]: neighbours first, then sums of neighbours."""
+    """Sums [2 ** LEVELS, ROWS, CLIPS] to [ROWS, CLIPS]: neighbours first, then sums of neighbours."""
     parts = tl.permute(parts, (1, 2, 0))
     for level in tl.static_range(LEVELS):
         even, odd = tl.split(tl.reshape(parts, (ROWS, CLIPS, 2 ** (LEVELS - 1 - level), 2)))
@@ -116,7 +118,7 @@ def sum_of_slices(parts, LEVELS: tl.constexpr, ROWS: tl.constexpr, CLIPS: tl.con
 
 @triton.jit
 def of_each_gate(sums, ROWS: tl.constexpr, CLIPS: tl.constexpr):
-    """[ROWS, CLIPS] -> four of [ROWS // 4, CLIPS]: i, f, g, o."""
+    """Splits [ROWS, CLIPS] into i, f, g and o of [ROWS // 4, CLIPS] each."""
     pairs = tl.permute(tl.reshape(sums, (ROWS // 4, 2, 2, CLIPS)), (0, 3, 1, 2))
     i_and_g, f_and_o = tl.split(pairs)
     i, g = tl.split(i_and_g)
@@ -126,6 +128,6 @@ def of_each_gate(sums, ROWS: tl.constexpr, CLIPS: tl.constexpr):
 
 @triton.jit
 def next_state(i, f, g, o, c):
-    """c = sigmoid(f) c + sigmoid(i) tanh(g);  h = sigmoid(o) tanh(c)."""
+    """Computes `c = sigmoid(f) c + sigmoid(i) tanh(g)` and `h = sigmoid(o) tanh(c)`."""
     c = sigmoid(f) * c + sigmoid(i) * tanh(g)
     return sigmoid(o) * tanh(c), c

@@ -1,4 +1,4 @@
-"""What products are computed in: two closed sets, one for sums of products and one for the search."""
+"""Precisions of products: one closed set for sums of products and one for the search."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import Enum
 
 
 class _Mode(str, Enum):
-    """A word that stands for itself: as a key of a table and as a constant of a kernel."""
+    """A string that serves as a table key and as a kernel constant."""
 
     __hash__ = str.__hash__
     __str__ = str.__str__
@@ -16,7 +16,7 @@ class ProductMode(_Mode):
     """How the terms of a long sum are multiplied; the sum itself is float32."""
 
     IEEE = "ieee"  # float32
-    SPLIT = "split"  # operands split in two, three tf32 products for each: float32's accuracy on matrix units
+    SPLIT = "split"  # operands split in two, three tf32 products each: float32's accuracy on matrix units
     TF32 = "tf32"  # one tf32 product
     THIN = "thin"  # float32 without matrix units, for few terms or few outputs
 
@@ -25,4 +25,4 @@ class SearchMode(_Mode):
     """How the distances of a search are found; both give the same codes."""
 
     IEEE = "ieee"  # float32
-    RERANK = "rerank"  # half precision, with a proof for each frame, and float32 where it fails
+    RERANK = "rerank"  # half precision with a proof for each frame, float32 where the proof fails

@@ -10,10 +10,10 @@ BLOCK = 1024
 
 
 def overlap_add_ref(chunks: Tensor, weight: Tensor, stride: int, length: int) -> Tensor:
-    """Chunks faded into each other, divided by the sum of their weights; every operation rounds to the dtype of the chunks.
+    """Fades chunks into each other and divides by the sum of their weights; every operation rounds to the chunks' dtype.
 
     chunks: [n, B, C, L].  weight: [L].
-    stride: steps from chunk to chunk, at most L.  length: steps of the result, at which the chunks are cut.
+    stride: steps between the starts of chunks, at most L.  length: steps of the result; chunks are cut there.
     Returns [B, C, length] in the dtype of the chunks.
     Source: EncodecModel._linear_overlap_add, transformers 5.23 modeling_encodec.py.
     """
@@ -28,7 +28,7 @@ def overlap_add_ref(chunks: Tensor, weight: Tensor, stride: int, length: int) ->
 
 @triton.jit
 def _rounded(x, y_ptr):
-    """x as the dtype that y_ptr points to holds it; two roundings, of float32 and then of a half, are as good as the latter alone."""
+    """Rounds x to the dtype that y_ptr points to; rounding to float32 first changes nothing for a half."""
     return x.to(y_ptr.dtype.element_ty).to(tl.float32)
 
 
@@ -49,7 +49,7 @@ def _overlap_add_kernel(
     OVERLAP: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """y[b, c, t] = sum over i of w[t - i * STEP] * x[i, b, c, t - i * STEP] / sum over i of w[t - i * STEP], y contiguous.
+    """Computes `y[b, c, t] = sum over i of w[t - i * STEP] * x[i, b, c, t - i * STEP] / sum over i of w[t - i * STEP]`, y contiguous.
 
     Grid: B x C x time tiles.  Reference: overlap_add_ref.
     """
@@ -61,7 +61,7 @@ def _overlap_add_kernel(
     acc = tl.zeros((BLOCK_N,), dtype=tl.float32)
     total = tl.zeros((BLOCK_N,), dtype=tl.float32)
     for overlap in tl.static_range(OVERLAP):
-        # from the earliest chunk to the latest, as HF adds them
+        # earliest chunk first, the order in which HF adds
         i = t // STEP - (OVERLAP - 1 - overlap)
         at = t - i * STEP
         # t < T cuts the last chunks
@@ -76,7 +76,7 @@ def _overlap_add_kernel(
 
 
 def overlap_add_triton(chunks: Tensor, weight: Tensor, stride: int, length: int) -> Tensor:
-    """As `overlap_add_ref`, bit for bit."""
+    """Runs `overlap_add_ref`, bit for bit."""
     count, batch, channels, steps = chunks.shape
     y = chunks.new_empty(batch, channels, length)
     if y.numel():

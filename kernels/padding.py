@@ -1,4 +1,4 @@
-"""Padding by index arithmetic: which sample of the unpadded signal a padded position shows."""
+"""Padding by index arithmetic, from a padded position to a sample of the unpadded signal."""
 
 import torch
 import triton
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def reflect_length(length: int, pad_left: int, pad_right: int) -> int:
-    """Length of the signal that reflection sees: a signal shorter than its padding is extended with zeros first.
+    """Returns the length of the signal that reflection sees: a signal shorter than its padding is first extended with zeros.
 
     Source: EncodecConv1d._pad1d, transformers 5.23 modeling_encodec.py.
     """
@@ -15,7 +15,7 @@ def reflect_length(length: int, pad_left: int, pad_right: int) -> int:
 
 
 def pad_ref(x: Tensor, pad_left: int, pad_right: int, pad_mode: str) -> Tensor:
-    """x [..., T] with padding on both ends [..., pad_left + T + pad_right].
+    """Pads x [..., T] on both ends to [..., pad_left + T + pad_right].
 
     Source: EncodecConv1d._pad1d, transformers 5.23 modeling_encodec.py.
     """
@@ -29,7 +29,7 @@ def pad_ref(x: Tensor, pad_left: int, pad_right: int, pad_mode: str) -> Tensor:
 
 @triton.jit
 def padded_index(u, length, mirror, PAD_MODE: tl.constexpr):
-    """Position of the sample that padded position u shows; outside [0, length) it shows zero.
+    """Returns the position of the sample at padded position u; outside [0, length) the value is zero.
 
     mirror: `reflect_length` of the signal.
     """

@@ -1,6 +1,7 @@
 """EnCodec's residual block as one read and one write.
 
-h = ELU(conv1(ELU(x)));  y = conv2(h) + shortcut(x)        conv2 and shortcut have kernel 1; the shortcut may be the identity
+`h = ELU(conv1(ELU(x)))` and `y = conv2(h) + shortcut(x)`.
+conv2 and the shortcut have kernel 1; the shortcut may be the identity.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def residual_block_ref(
     out_start: int = 0,
     out_length: int | None = None,
 ) -> Tensor:
-    """The block's output, one step for each step of x, then an optional ELU.
+    """Computes the block's output, one step for each step of x, then an optional ELU.
 
     x: [B, T, C].  weight1: [H, C, kernel].  weight2: [C_out, H, 1].  shortcut: [C_out, C, 1], or None for the identity.
     Biases: [H], [C_out], [C_out], or None.
@@ -61,9 +62,9 @@ def _residual_block_kernel(
     TERMS: tl.constexpr, DILATION: tl.constexpr, ELU: tl.constexpr, MODE: tl.constexpr,
     EVEN: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """y = f(w2 @ ELU(w1 * ELU(x) + b1) + b2 + ws @ x + bs) for BLOCK_T steps and BLOCK_N of C_out channels.
+    """Computes `y = f(w2 @ ELU(w1 * ELU(x) + b1) + b2 + ws @ x + bs)` for BLOCK_T steps and BLOCK_N of C_out channels.
 
-    The window of output t starts at row t of x_ptr, the step itself is row t + here.  EVEN: blocks of C, H and C_out have no rest.
+    The window of output t starts at row t of x_ptr; the step itself is row t + here.  EVEN: blocks divide C, H and C_out evenly.
     Grid: B x tiles of time x tiles of channels.  Reference: residual_block_ref.
     """
     clip, t, n, x_row, column = row_tile(x_ptr, stride_xb, C, rows, C_out, EVEN, BLOCK_T, BLOCK_N)
@@ -74,7 +75,7 @@ def _residual_block_kernel(
     for k0 in tl.range(0, TERMS, BLOCK_K):
         k = k0 + tl.arange(0, BLOCK_K)  # [BLOCK_K]
         offset = k if DILATION == 1 else k // C * (DILATION * C) + k % C
-        # into the first-level cache, since the next tap reads most of these rows again
+        # keeps these rows in the L1 cache, since the next tap reads most of them again
         if EVEN_K:
             x = tl.load(x_row[:, None] + offset[None, :], cache_modifier=".ca")
         else:
@@ -133,7 +134,7 @@ def residual_block_triton(
     mode: ProductMode,
     tile: Tile | None = None,
 ) -> Rows:
-    """As `residual_block_ref`, of rows whose padding is written; past the end of a clip the output is unspecified.
+    """Runs `residual_block_ref` on rows whose padding is written; output past a clip's end is unspecified.
 
     matrix1, matrix2, shortcut: `conv_matrix` of the weights.  lead, tail, mode: as in `causal_conv1d_triton`.
     """

@@ -1,6 +1,6 @@
-"""Signals with channels last, [B, T, C], and beside each clip's steps the rows of padding that a convolution reads.
+"""Channels-last signals [B, T, C] with the padding rows that a convolution reads beside each clip's steps.
 
-A window of a convolution is then one contiguous run of kernel * C floats, and no kernel asks where a clip ends.
+A convolution's window is then one contiguous run of `kernel * C` floats, and no kernel tests where a clip ends.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ from .tile_table import FUSED
 
 @dataclass(frozen=True)
 class Rows:
-    """buffer: [B, >= lead + length, C] contiguous; step 0 of a clip stands in row `lead`."""
+    """A channels-last signal with free rows around it.
+
+    buffer: [B, >= lead + length, C] contiguous; step 0 of a clip is in row `lead`.
+    """
 
     buffer: Tensor
     lead: int
@@ -27,27 +30,27 @@ class Rows:
 
     @property
     def values(self) -> Tensor:
-        """[B, T, C], without the padding."""
+        """The signal [B, T, C], without the padding."""
         return self.buffer[:, self.lead : self.lead + self.length]
 
     @property
     def tail(self) -> int:
-        """Rows behind the last step."""
+        """Rows after the last step."""
         return self.buffer.shape[1] - self.lead - self.length
 
     def first(self, step: int) -> Tensor:
-        """The buffer from a step on, which may stand before step 0."""
+        """Returns the buffer from a step on, which may precede step 0."""
         return self.buffer[:, self.lead + step :]
 
 
 def empty_rows(like: Tensor, batch: int, length: int, channels: int, lead: int = 0, tail: int = 0) -> Rows:
-    """Rows not written yet, in the dtype and on the device of `like`."""
+    """Allocates uninitialised rows in the dtype and on the device of `like`."""
     return Rows(like.new_empty(batch, lead + length + tail, channels), lead, length)
 
 
 @dataclass(frozen=True)
 class Padding:
-    """Of a convolution over a whole signal; its right end is padded by what completes the last stride as well.
+    """Padding of a convolution over a whole signal; the right end also gets what completes the last stride.
 
     mode: 'reflect', 'constant' or 'replicate'.
     """
@@ -59,7 +62,7 @@ class Padding:
 
     @property
     def tail(self) -> int:
-        """The most rows that the right end may take."""
+        """The most rows that the right end may need."""
         return self.right + self.stride - 1
 
 
@@ -82,7 +85,7 @@ def arrange_ref(
     elu: bool = False,
     lengths: Tensor | None = None,
 ) -> list[Tensor]:
-    """Each clip's rows with its padding: ELU of norm(x) + norm(other), padded afterwards.
+    """Computes ELU(norm(x) + norm(other)) of each clip, then pads it.
 
     x, other: [B, T, C].  lengths: [B], each clip's own T.
     Returns [left + T_b + right + what completes the last stride, C] of each clip, in x's dtype.
@@ -108,10 +111,11 @@ def _normed(x: Tensor, norm: Norm | None) -> Tensor:
 
 @triton.jit
 def row_tile(x_ptr, stride_xb, step, rows, N, EVEN_N: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr):
-    """This program's clip, rows t [BLOCK_T] and columns n [BLOCK_N] of the output; where those rows start in x; the columns to read.
+    """Returns this program's clip, its output rows t [BLOCK_T] and columns n [BLOCK_N], and where to read.
 
+    The last two results are the addresses of those rows in x and the columns of the matrix.
+    They repeat the last row and the first column past the end, so the sum needs no mask.
     step: elements of x from row to row.
-    Past the last row it is read again, and past the last column the first: no mask where the sum is made.
     Grid: B x tiles of rows x tiles of columns.
     """
     pid = tl.program_id(0)
@@ -127,7 +131,7 @@ def row_tile(x_ptr, stride_xb, step, rows, N, EVEN_N: tl.constexpr, BLOCK_T: tl.
 
 @triton.jit
 def normed(x, mean, rstd, gamma_ptr, beta_ptr, c, C):
-    """(x - mean) * rstd * gamma + beta of channels c.  x: [BLOCK_T, BLOCK_C] float32."""
+    """Computes (x - mean) * rstd * gamma + beta of channels c.  x: [BLOCK_T, BLOCK_C] float32."""
     gamma = tl.load(gamma_ptr + c, mask=c < C, other=0.0).to(tl.float32)
     beta = tl.load(beta_ptr + c, mask=c < C, other=0.0).to(tl.float32)
     return (x - mean) * (rstd * gamma)[None, :] + beta[None, :]
@@ -135,7 +139,7 @@ def normed(x, mean, rstd, gamma_ptr, beta_ptr, c, C):
 
 @triton.jit
 def _load_normed(x_ptr, stats_ptr, gamma_ptr, beta_ptr, stride_xb, stride_xt, stride_xc, clip, u, c, C, inside):
-    """(x - mean) * rstd * gamma + beta of steps u and channels c of a clip, x itself where there is no norm.  [BLOCK_T, BLOCK_C]"""
+    """Loads steps u and channels c of a clip, [BLOCK_T, BLOCK_C] float32, normalised if there is a norm."""
     x_block = x_ptr + clip * stride_xb + (u.to(tl.int64) * stride_xt)[:, None] + (c.to(tl.int64) * stride_xc)[None, :]
     x = tl.load(x_block, mask=inside, other=0.0).to(tl.float32)
     if stats_ptr is not None:
@@ -150,9 +154,9 @@ def _arrange_kernel(
     C, T, start, left, right, begin, rows,
     STRIDE: tl.constexpr, PAD_MODE: tl.constexpr, ELU: tl.constexpr, EDGES: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """y[b, i, :] = ELU(norm(x) + norm(other)) at the step that row i shows, i = 0 at the first row of padding; zero outside.
+    """Computes `y[b, i, :] = ELU(norm(x) + norm(other))` at the step that row i shows, zero outside.
 
-    Rows from `begin` on.  EDGES: only rows of padding, of x that stands in y already.
+    Row 0 is the first row of padding; `begin` is the first row computed.  EDGES: only padding rows, of an x that is already in y.
     Grid: B x blocks of rows x blocks of channels.  Reference: arrange_ref.
     """
     clip = tl.program_id(0).to(tl.int64)
@@ -177,7 +181,7 @@ def _arrange_kernel(
         )
     if ELU:
         y = _elu(y)
-    # padding comes after norm and ELU, so what lies outside is zero again
+    # padding comes after norm and ELU, so rows outside the signal are zero again
     y = tl.where(inside, y, 0.0)
     y_block = y_ptr + clip * stride_yb + (i.to(tl.int64) * C)[:, None] + c[None, :]
     tl.store(y_block, y.to(y_ptr.dtype.element_ty), mask=wanted[:, None] & (c < C)[None, :])
@@ -195,9 +199,9 @@ def arrange_triton(
     lead: int = 0,
     tail: int = 0,
 ) -> Rows:
-    """As `arrange_ref`, in one buffer with at least `lead` rows before and `tail` rows behind, of which those of the padding are written.
+    """Runs `arrange_ref` into one buffer with at least `lead` rows before and `tail` rows after.
 
-    x, other: of any strides.
+    Only the padding is written of those rows.  x, other: of any strides.
     """
     batch, length, channels = x.shape
     lead, tail = max(lead, padding.left), max(tail, padding.tail)
@@ -207,9 +211,9 @@ def arrange_triton(
 
 
 def pad_rows_triton(rows: Rows, padding: Padding, lengths: Tensor | None = None, start: int = 0) -> None:
-    """Writes the rows of padding of a signal that stands in its buffer; of one that began before it, only those of the right end.
+    """Writes the padding rows of a signal in its buffer; if the signal began earlier, only those of the right end.
 
-    start: where step 0 of the buffer stands in the whole signal.
+    start: position of the buffer's step 0 in the whole signal.
     """
     if padding.left or padding.tail:
         begin = 0 if start == 0 else padding.left

@@ -11,9 +11,9 @@ from .tiles import Tile, block_of, rvq_decode_tile
 
 
 def rvq_decode_ref(codes: Tensor, codebooks: Tensor) -> Tensor:
-    """Sum of the entries that the codes name.
+    """Sums the codebook entries that the codes name.
 
-    codes: [K, B, F] integers in [0, N); the kernel clamps others, checking them is the caller's part.  codebooks: [>= K, N, D].
+    codes: [K, B, F] integers in [0, N). The kernel clamps others; checking them is the caller's part.  codebooks: [>= K, N, D].
     Returns [B, D, F] in the codebooks' dtype, summed in float32 from the first level to the last.
     Source: EncodecResidualVectorQuantizer.decode, transformers 5.23 modeling_encodec.py.
     """
@@ -39,7 +39,10 @@ def _rvq_decode_kernel(
     BLOCK_F: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """y[b, f, :] = sum over q of codebooks[q, codes[q, b, f]], y contiguous.  Grid: blocks of frames.  Reference: rvq_decode_ref."""
+    """Computes `y[b, f, :] = sum over q of codebooks[q, codes[q, b, f]]`, y contiguous.
+
+    Grid: blocks of frames.  Reference: rvq_decode_ref.
+    """
     n = tl.program_id(0).to(tl.int64) * BLOCK_F + tl.arange(0, BLOCK_F)  # [BLOCK_F]
     d = tl.arange(0, BLOCK_D)  # [BLOCK_D]
     acc = tl.zeros((BLOCK_F, BLOCK_D), dtype=tl.float32)
@@ -54,7 +57,7 @@ def _rvq_decode_kernel(
 
 
 def rvq_decode_triton(codes: Tensor, codebooks: Tensor, *, tile: Tile | None = None) -> Tensor:
-    """As `rvq_decode_ref`, bit for bit; channels stand last in memory."""
+    """Runs `rvq_decode_ref`, bit for bit; the result is channels-last in memory."""
     levels, batch, length = codes.shape
     available, entries, width = codebooks.shape
     if levels > available:

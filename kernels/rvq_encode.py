@@ -1,7 +1,9 @@
-"""Residual vector quantization: every level of the nearest-entry search in one launch, the residual never leaves the chip.
+"""Residual vector quantization: every level of the nearest-entry search in one launch, with the residual kept on the chip.
 
-Mode 'rerank' scores with products of half precision and proves its codes equal to those of 'ieee'. For a residual r and an entry e
-with score s = |e|^2 - 2 r.e, r' and e' rounded to halves (scaled by powers of two, left out here) and u = 2^-24, all norms Euclidean:
+Mode 'rerank' scores with half-precision products and proves its codes equal to those of 'ieee'.
+Take a residual r and an entry e with score s = |e|^2 - 2 r.e.
+r' and e' are r and e rounded to halves; their scales, powers of two, are left out here.
+With u = 2^-24 and Euclidean norms:
 
     |s_half - s| <= A = 2 (|r - r'| max|e| + |r'| max|e - e'|)              rounded operands
                         + 2 (D 2^-21 + 2 u) |r'| max|e'| + 2 u max|e|^2     sum and score
@@ -9,10 +11,10 @@ with score s = |e|^2 - 2 r.e, r' and e' rounded to halves (scaled by powers of t
     |s_tree - s| <= B                                                       a tree rounds less often than a chain
 
 Two entries with low s_half are scored again in float32 by a tree (s_tree). Let w be the better one.
-- The other one's s_tree exceeds w's by more than 4 B: then its s_ieee exceeds w's.
-- The lowest s_half of all others exceeds w's s_tree by more than A + 3 B: then so does the s_ieee of every entry but those two.
-If both hold, w is the entry that 'ieee' chooses; otherwise the block of frames searches that level again in ieee.
-2^-21 per term is an assumption about tensor cores, whose float32 sums truncate: `bench/gpu_report.py` checks the codes on the device.
+- If the other one's s_tree exceeds w's by more than 4 B, then its s_ieee exceeds w's too.
+- If all others' s_half exceed w's s_tree by more than A + 3 B, their s_ieee exceed w's too.
+If both hold, w is the entry that 'ieee' chooses. Otherwise the block of frames searches that level again in ieee.
+2^-21 per term is an assumption about tensor cores, whose float32 sums truncate. `bench/gpu_report.py` checks the codes on the device.
 """
 
 from __future__ import annotations
@@ -28,17 +30,18 @@ from .modes import SearchMode
 from .product import half_exponent
 from .tiles import Tile, block_of, rvq_encode_tile
 
-# Largest elements of a codebook or a residual whose products float32 holds, and their sums too: 2 x 512 x 2^116 = 2^126.
+# Bounds on the largest element of a codebook or residual. Within them float32 holds products and sums: 2 x 512 x 2^116 = 2^126.
 SMALL, LARGE = tl.constexpr(2.0**-30), tl.constexpr(2.0**58)
 
 
 class SearchTables(NamedTuple):
-    """What the search reads.
+    """Tables that the search reads.
 
     codebooks: [K, N, D] float32.  squares: [K, N] float32, |e|^2.
-    rounded: [K, N, D] float16, the entries of a level times a power of two that takes the largest element to [2^14, 2^15).
-    bounds: [K, 4] float32, of each level max |e|, max |e - e'| and max |e'|, rounded up, with e' the rounded entry divided by that power;
-    then one over the power. The first three are infinite where the elements are so large or small that products overflow or vanish.
+    rounded: [K, N, D] float16, each level's entries times a power of two. It takes the largest element to [2^14, 2^15).
+    bounds: [K, 4] float32, per level: max |e|, max |e - e'| and max |e'|, rounded up, then one over the power.
+    e' is the rounded entry divided by that power.
+    The first three are infinite where elements are so large or small that products overflow or vanish.
     """
 
     codebooks: Tensor
@@ -48,7 +51,7 @@ class SearchTables(NamedTuple):
 
 
 def search_tables(codebooks: Tensor) -> SearchTables:
-    """Tables of codebooks [K, N, D]."""
+    """Builds the tables of codebooks [K, N, D]."""
     codebooks = codebooks.float().contiguous()
     largest = codebooks.abs().amax((1, 2))
     exponent = half_exponent(largest)
@@ -62,10 +65,10 @@ def search_tables(codebooks: Tensor) -> SearchTables:
 
 
 def rvq_encode_ref(x: Tensor, tables: SearchTables, num_quantizers: int) -> Tensor:
-    """Codes of the nearest entry in each codebook, searching the residual left by the ones before.
+    """Searches each codebook for the entry nearest to the residual left by the levels before.
 
     x: [B, D, F] encoder output.  tables: `search_tables` of codebooks [K, N, D].
-    Returns codes [num_quantizers, B, F], int64; on equal distances the lowest index wins, a frame with a NaN gets code 0.
+    Returns codes [num_quantizers, B, F], int64. On equal distances the lowest index wins; a frame with a NaN gets code 0.
     Raises ValueError if D differs between the two, or if there are fewer codebooks than asked for.
     Source: EncodecResidualVectorQuantizer.encode, transformers 5.23 modeling_encodec.py.
     """
@@ -74,7 +77,7 @@ def rvq_encode_ref(x: Tensor, tables: SearchTables, num_quantizers: int) -> Tens
     codes = []
     for level in range(num_quantizers):
         entries = tables.codebooks[level]
-        # summed in float64, so that equal entries have equal scores after rounding, wherever they stand in the matrix
+        # float64 sums give equal entries equal scores after rounding, at any position in the matrix
         scores = (tables.squares[level] - 2 * (residual.double() @ entries.double().T)).float()
         codes.append(torch.where(scores.isnan(), torch.inf, scores).argmin(-1))
         residual = residual - entries[codes[-1]]
@@ -91,7 +94,7 @@ def _check(x: Tensor, tables: SearchTables, num_quantizers: int) -> None:
 
 @triton.jit
 def _scores(r, entries_ptr, squares_ptr, n, d, N, D, MODE: tl.constexpr):
-    """|e|^2 - 2 r.e of entries n, infinite where it is NaN or n >= N.  [BLOCK_F, BLOCK_N]"""
+    """Computes |e|^2 - 2 r.e of entries n, [BLOCK_F, BLOCK_N]; infinite where it is NaN or n >= N."""
     e_block = entries_ptr + n[None, :] * D + d[:, None]  # [BLOCK_D, BLOCK_N]
     e = tl.load(e_block, mask=(n < N)[None, :] & (d < D)[:, None], other=0.0)
     squares = tl.load(squares_ptr + n, mask=n < N, other=float("inf"))
@@ -101,13 +104,13 @@ def _scores(r, entries_ptr, squares_ptr, n, d, N, D, MODE: tl.constexpr):
 
 @triton.jit
 def _search(r, entries_ptr, squares_ptr, d, N, D, MODE: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Index of the lowest score, the lowest index on equal scores.  [BLOCK_F]"""
+    """Returns the index of the lowest score, [BLOCK_F]; on equal scores the lowest index."""
     best = tl.full((BLOCK_F,), float("inf"), tl.float32)
     index = tl.zeros((BLOCK_F,), tl.int32)
     for n0 in tl.range(0, N, BLOCK_N):
         n = n0 + tl.arange(0, BLOCK_N)  # [BLOCK_N]
         low, at = tl.min(_scores(r, entries_ptr, squares_ptr, n, d, N, D, MODE), axis=1, return_indices=True)
-        # strict: of equal scores the earlier block's stays
+        # strict: on equal scores the earlier block wins
         index = tl.where(low < best, n0 + at, index)
         best = tl.where(low < best, low, best)
     return index
@@ -115,10 +118,13 @@ def _search(r, entries_ptr, squares_ptr, d, N, D, MODE: tl.constexpr, BLOCK_F: t
 
 @triton.jit
 def _half(r):
-    """r times a power of two for each row, as halves; one over the power; whether the row is of usual size.  r: [BLOCK_F, BLOCK_D]"""
+    """Scales each row of r, [BLOCK_F, BLOCK_D], by a power of two and rounds it to halves.
+
+    Returns the halves, one over the power, and whether the row's largest element is within SMALL and LARGE.
+    """
     largest = tl.max(tl.abs(r), axis=1)
     stored = (largest.to(tl.int32, bitcast=True) >> 23) & 255
-    # of the power that takes the largest element to [2^14, 2^15)
+    # biased exponent of the power that takes the largest element to [2^14, 2^15)
     power = tl.minimum(tl.maximum(268 - stored, 1), 253)
     half = (r * (power << 23).to(tl.float32, bitcast=True)[:, None]).to(tl.float16)
     return half, ((254 - power) << 23).to(tl.float32, bitcast=True), (largest > SMALL) & (largest < LARGE)
@@ -144,10 +150,11 @@ def _search_rerank(
     BLOCK_F: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Index of the lowest score and whether that is proven to be the choice of `_search` in ieee.  [BLOCK_F], [BLOCK_F]
+    """Returns the index of the lowest score, and whether `_search` in ieee provably chooses it too; both [BLOCK_F].
 
-    Entries j, j + BLOCK_N, j + 2 BLOCK_N, ... share a slot, which keeps its lowest score with its entry, and its second lowest without:
-    so nothing is compared across slots before the end. EVEN: all blocks are full.
+    Entries j, j + BLOCK_N, j + 2 BLOCK_N and so on share a slot.
+    A slot keeps its lowest score with its entry, and its second lowest without. So slots are compared only at the end.
+    EVEN: all blocks are full.
     """
     half, unscale, usual = _half(r)
     factor = 2.0 * unscale * tl.load(bounds_ptr + 3)
@@ -163,7 +170,7 @@ def _search_rerank(
         else:
             e = tl.load(e_block, mask=(n < N)[None, :] & (d < D)[:, None], other=0.0)
             squares = tl.load(squares_ptr + n, mask=n < N, other=float("inf"))
-        # what is NaN is in no minimum; its bounds are NaN too, and nothing is proven
+        # a NaN score enters no minimum; its bounds are NaN too, so nothing is proven
         s = squares[None, :] - factor[:, None] * tl.dot(half, e)
         first = s < low1
         low2 = tl.minimum(low2, tl.where(first, low1, s))
@@ -222,8 +229,9 @@ def _rvq_encode_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """codes[q, n] = argmin over e of |e|^2 - 2 r_q[n].e; r_{q+1} = r_q - e.  n = b * F + f runs over all frames of all clips.
+    """Computes `codes[q, n] = argmin over e of |e|^2 - 2 r_q[n].e` with `r_{q+1} = r_q - e`.
 
+    n = b * F + f runs over all frames of all clips.
     Grid: blocks of frames.  Reference: rvq_encode_ref.
     """
     n = tl.program_id(0).to(tl.int64) * BLOCK_F + tl.arange(0, BLOCK_F)  # [BLOCK_F]
@@ -242,7 +250,7 @@ def _rvq_encode_kernel(
             )  # fmt: skip
             unsure = tl.max((~sure & (n < frames)).to(tl.int32), axis=0)
             if unsure > 0:
-                # the rare path takes narrow blocks, or its registers would spill
+                # narrow blocks keep this rare path from spilling registers
                 index = _search(r, entries_ptr, level_ptr, d, N, D, "ieee", BLOCK_F, 16)
             if searched_again_ptr is not None:
                 tl.store(searched_again_ptr + tl.program_id(0) * K + q, unsure)
@@ -262,7 +270,7 @@ def rvq_encode_triton(
     searched_again: Tensor | None = None,
     tile: Tile | None = None,
 ) -> Tensor:
-    """As `rvq_encode_ref`.
+    """Runs `rvq_encode_ref`.
 
     mode: 'ieee', or 'rerank', whose codes equal those of 'ieee'.
     searched_again: [blocks, num_quantizers] int32 or None, set to 1 where 'rerank' had to search a block in ieee.

@@ -1,6 +1,6 @@
-"""Tiles that compile without spilling on every listed architecture; for sm_90 the fastest by `bench/aot.py`, none timed on a device yet.
+"""Tiles that compile without spilling on every listed architecture.
 
-`tests/aot` compiles every row.
+For sm_90 they are the fastest by `bench/aot.py`; none is timed on a device yet. `tests/aot` compiles every row.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from .modes import ProductMode, SearchMode
 
-# Said at every launch: the default for fusing multiply and add flips in triton 3.10, and with it the rounding.
+# Set at every launch: the default for fusing multiply and add flips in triton 3.10, and with it the rounding.
 FUSED = {"enable_fp_fusion": True}
 
 IEEE, SPLIT, TF32, RERANK = ProductMode.IEEE, ProductMode.SPLIT, ProductMode.TF32, SearchMode.RERANK
@@ -18,7 +18,7 @@ IEEE, SPLIT, TF32, RERANK = ProductMode.IEEE, ProductMode.SPLIT, ProductMode.TF3
 
 @dataclass(frozen=True)
 class Tile:
-    """What one block of threads computes.
+    """Tile that one thread block computes.
 
     block_m, block_n: its sides. conv, residual: steps x channels.  rvq: frames x entries.  lstm: clips x rows of weights.
     num_warps, num_stages: as in Triton. The depth of one step of a sum is `product.DEPTH`.
@@ -36,7 +36,7 @@ class Tile:
 
 
 class Key(NamedTuple):
-    """What a tile is chosen by.
+    """Key of the tile table.
 
     arch: 'sm_90', 'gfx942', ..., or 'any'.  op: 'conv', 'residual', 'rvq_encode', 'rvq_decode' or 'lstm'.
     width: output columns of conv, channels of residual, 0 or 1 for few or many frames of rvq_encode, otherwise 0.
@@ -48,7 +48,7 @@ class Key(NamedTuple):
     width: int
 
 
-# Below this many frames the search takes 16 frames a block: 47 blocks for a clip of 10 s.
+# Below this many frames the search uses 16 frames per block: 47 blocks for a clip of 10 s.
 MANY_FRAMES = 4000
 
 TABLE = {
@@ -60,7 +60,7 @@ TABLE = {
     Key("any", "conv", SPLIT, 32): Tile(128, 32, num_warps=4, num_stages=2),
     Key("any", "conv", SPLIT, 64): Tile(128, 64, num_warps=8, num_stages=2),
     Key("any", "conv", SPLIT, 128): Tile(64, 128, num_warps=8, num_stages=2),
-    # instructions of four warps, whose operands need not pass through registers
+    # four-warp instructions, whose operands need not pass through registers
     Key("sm_90", "conv", SPLIT, 64): Tile(128, 64, num_warps=4, num_stages=2),
     Key("sm_90", "conv", SPLIT, 128): Tile(128, 128, num_warps=8, num_stages=2),
     Key("sm_100", "conv", SPLIT, 64): Tile(128, 64, num_warps=4, num_stages=2),
@@ -69,7 +69,7 @@ TABLE = {
     Key("any", "conv", TF32, 32): Tile(128, 32, num_warps=4, num_stages=2),
     Key("any", "conv", TF32, 64): Tile(128, 64, num_warps=4, num_stages=2),
     Key("any", "conv", TF32, 128): Tile(128, 128, num_warps=8, num_stages=2),
-    # half the weights to read again
+    # twice the rows halve the reading of weights
     Key("sm_90", "conv", TF32, 64): Tile(256, 64, num_warps=8, num_stages=2),
     Key("sm_90", "conv", TF32, 128): Tile(256, 128, num_warps=8, num_stages=3),
     Key("any", "residual", IEEE, 32): Tile(64, 32, num_warps=4, num_stages=1),
@@ -80,7 +80,7 @@ TABLE = {
     Key("any", "residual", SPLIT, 64): Tile(64, 64, num_warps=4, num_stages=2),
     Key("any", "residual", SPLIT, 128): Tile(64, 128, num_warps=8, num_stages=1),
     Key("any", "residual", SPLIT, 256): Tile(32, 64, num_warps=8, num_stages=1),
-    # 160 KiB of shared memory
+    # takes 160 KiB of shared memory
     Key("sm_80", "residual", SPLIT, 256): Tile(32, 128, num_warps=8, num_stages=1),
     Key("sm_90", "residual", SPLIT, 64): Tile(128, 64, num_warps=4, num_stages=2),
     Key("sm_90", "residual", SPLIT, 128): Tile(128, 128, num_warps=8, num_stages=2),
@@ -94,19 +94,19 @@ TABLE = {
     Key("sm_90", "residual", TF32, 256): Tile(128, 256, num_warps=8, num_stages=1),
     Key("any", "rvq_encode", IEEE, 0): Tile(16, 64, num_warps=8, num_stages=2),
     Key("any", "rvq_encode", IEEE, 1): Tile(64, 64, num_warps=8, num_stages=2),
-    # matrix cores: another shape of block could add in another order
+    # matrix cores: another block shape could add in another order
     Key("gfx942", "rvq_encode", IEEE, 0): Tile(16, 64, num_warps=4, num_stages=1),
     Key("gfx942", "rvq_encode", IEEE, 1): Tile(16, 64, num_warps=4, num_stages=1),
-    # 64 frames a block: 3.5 KiB of registers spilled
+    # 64 frames per block would spill 3.5 KiB of registers
     Key("sm_89", "rvq_encode", IEEE, 1): Tile(32, 64, num_warps=4, num_stages=2),
     Key("any", "rvq_encode", RERANK, 0): Tile(16, 64, num_warps=8, num_stages=3),
     Key("any", "rvq_encode", RERANK, 1): Tile(32, 64, num_warps=8, num_stages=3),
     Key("any", "rvq_decode", IEEE, 0): Tile(16, 0, num_warps=8, num_stages=2),
     Key("any", "lstm", IEEE, 0): Tile(16, 32, num_warps=8, num_stages=1),
-    # 64 rows of weights: as many as fit the registers where one launch carries all steps
+    # 64 rows of weights: the most that fit the registers where one launch runs all steps
     Key("any", "lstm", SPLIT, 0): Tile(16, 64, num_warps=8, num_stages=1),
     Key("any", "lstm", TF32, 0): Tile(16, 64, num_warps=4, num_stages=1),
 }
 
-# In the place of a row above for compilers before triton 3.6: with 3.2 that one takes 256 KiB of shared memory.
+# Replaces a row above for compilers before triton 3.6: with 3.2 that row takes 256 KiB of shared memory.
 BEFORE_3_6 = {Key("sm_90", "residual", SPLIT, 256): Tile(128, 64, num_warps=8, num_stages=2)}

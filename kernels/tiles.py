@@ -1,9 +1,10 @@
-"""Which tile each kernel runs with: one checked-in table, and behind it a heuristic for what the table does not name.
+"""Which tile each kernel runs with: one checked-in table, and a heuristic for what the table does not name.
 
-Nothing is tuned at run time: a tile sets the order of summation, so a tile chosen by a stopwatch would change codes from
-run to run. A choice depends on the architecture, the kernel, the mode and the width of the layer, never on the batch
-or the length. `rvq_encode` alone has two rows, for few and for many frames; in ieee both add in the same order, and
-'rerank' gives the codes of ieee with any tile.
+Nothing is tuned at run time. A tile sets the order of summation, so tiles chosen by timing would change codes from run to run.
+A choice depends on the architecture, the kernel, the mode and the layer's width.
+It never depends on the batch or the length.
+Only `rvq_encode` has two rows, for few and for many frames.
+In ieee both add in the same order, and 'rerank' returns the codes of ieee with any tile.
 """
 
 from __future__ import annotations
@@ -17,18 +18,18 @@ import triton
 from .modes import ProductMode, SearchMode
 from .tile_table import BEFORE_3_6, MANY_FRAMES, TABLE, Key, Tile
 
-# tl.dot takes no side under 16
+# tl.dot allows no side under 16
 MIN_BLOCK = 16
 
 
 _OLD_COMPILER = tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 6)
 
-# Not in the table: registers, shared memory and instructions are those of another architecture.
+# Absent from the table: registers, shared memory and instructions equal those of another architecture.
 ALIKE = {"sm_86": "sm_89", "sm_103": "sm_100", "sm_121": "sm_120"}
 
 
 def block_of(size: int) -> int:
-    """The smallest block side that holds `size`."""
+    """Returns the smallest block side that holds `size`."""
     return max(MIN_BLOCK, triton.next_power_of_2(size))
 
 
@@ -41,7 +42,7 @@ def _device_arch(index: int) -> str:
 
 
 def arch_of(device: torch.device) -> str:
-    """'sm_90', 'gfx942', ..., or 'interpreter' for CPU tensors."""
+    """Returns 'sm_90', 'gfx942', ..., or 'interpreter' for CPU tensors."""
     if device.type != "cuda":
         return "interpreter"
     return _device_arch(torch.cuda.current_device() if device.index is None else device.index)
@@ -59,7 +60,7 @@ def lookup(op: str, arch: str, mode: ProductMode | SearchMode, width: int) -> Ti
 
 
 def _interpreter_tile(op: str, width: int) -> Tile:
-    """The interpreter pays per block operation, not per multiply-add: few large blocks."""
+    """Returns few large blocks: the interpreter pays per block operation, not per multiply-add."""
     if op == "rvq_encode":
         return Tile(128, 1024, 1, 1)
     if op == "rvq_decode":
@@ -71,7 +72,10 @@ def _interpreter_tile(op: str, width: int) -> Tile:
 
 
 def conv_tile(device: torch.device, columns: int, mode: ProductMode, partials: bool) -> Tile:
-    """Of causal_conv1d and transposed_conv1d with `columns` columns.  partials: whether they leave sums for a group norm."""
+    """Returns the tile of causal_conv1d and transposed_conv1d with `columns` columns.
+
+    partials: whether they store sums for a group norm.
+    """
     arch = arch_of(device)
     if mode == ProductMode.THIN:
         return _thin_tile(arch, columns)
@@ -81,7 +85,7 @@ def conv_tile(device: torch.device, columns: int, mode: ProductMode, partials: b
 
 
 def _thin_tile(arch: str, columns: int) -> Tile:
-    """Of convolutions of few terms, whose tile is steps x columns, and of few outputs, whose tile is steps x channels."""
+    """Returns the tile of thin convolutions: steps x columns for few terms, steps x channels for few outputs."""
     few_outputs = columns <= 4
     width = 32 if few_outputs else min(triton.next_power_of_2(columns), 64)
     if arch == "interpreter":
@@ -90,7 +94,7 @@ def _thin_tile(arch: str, columns: int) -> Tile:
 
 
 def residual_tile(device: torch.device, channels: int, hidden: int, mode: ProductMode) -> Tile:
-    """Of the residual block."""
+    """Returns the tile of the residual block."""
     arch = arch_of(device)
     # the table's rows were compiled for hidden = channels / 2
     width = max(block_of(channels), 2 * block_of(hidden))
@@ -107,17 +111,17 @@ def rvq_decode_tile(device: torch.device, dim: int) -> Tile:
 
 
 def lstm_tile(device: torch.device, width: int, mode: ProductMode) -> Tile:
-    """Of a step of the LSTM: clips x rows of weights."""
+    """Returns the tile of an LSTM step: clips x rows of weights."""
     arch = arch_of(device)
     return lookup("lstm", arch, mode, width if arch == "interpreter" else 0)
 
 
-# Of devices that are only compiled for; the smallest of an architecture that people train on.
+# For devices that are only compiled for: the smallest of each architecture that people train on.
 _MULTIPROCESSORS = {"sm_80": 108, "sm_86": 82, "sm_89": 128, "sm_90": 132, "sm_100": 148, "sm_120": 170}
 
 
 def multiprocessors(device: torch.device) -> int:
-    """How many a device has."""
+    """Returns the number of multiprocessors of a device."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).multi_processor_count
     return _MULTIPROCESSORS.get(arch_of(device), 0)

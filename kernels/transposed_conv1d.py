@@ -1,8 +1,8 @@
 """1-d transposed convolution with trim, as the product of causal_conv1d.py, without overlapping writes.
 
-Output step j gets the taps tap = j % stride + i * stride of input steps n - i, n = j // stride. With channels last, the steps that
-input step n gives, [stride, C_out], stand side by side: Y[n, (phase, C_out)] = X[(n - taps + 1 .. n, C_in)] @ W, where
-taps = ceil(kernel / stride).
+Output step j sums the taps `j % stride + i * stride` of input steps `n - i`, with `n = j // stride`.
+With channels last, the output steps of input step n, [stride, C_out], are adjacent.
+So `Y[n, (phase, C_out)] = X[(n - taps + 1 .. n, C_in)] @ W`, where taps = ceil(kernel / stride).
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ from .tiles import Tile
 
 
 def phase_matrix(weight: Tensor, stride: int, mode: ProductMode) -> Tensor:
-    """The matrix of `split_matrix` that the kernel multiplies by, [stride * C_out, taps * C_in] of a weight [C_in, C_out, kernel]."""
+    """Returns the matrix by which the kernel multiplies, [stride * C_out, taps * C_in] in the layout of `split_matrix`.
+
+    weight: [C_in, C_out, kernel].
+    """
     channels, out_channels, kernel = weight.shape
     taps = -(-kernel // stride)
     whole = torch.nn.functional.pad(weight, (0, taps * stride - kernel)).view(channels, out_channels, taps, stride)
@@ -27,7 +30,7 @@ def phase_matrix(weight: Tensor, stride: int, mode: ProductMode) -> Tensor:
 
 
 def phase_padding(kernel: int, stride: int) -> Padding:
-    """The rows of zeros that the kernel reads beside the signal."""
+    """Returns the zero padding that the kernel reads beside the signal."""
     taps = -(-kernel // stride)
     return Padding(taps - 1, taps - 1)
 
@@ -45,10 +48,10 @@ def transposed_conv1d_ref(
     shift: int | None = None,
     out_length: int | None = None,
 ) -> Tensor:
-    """Transposed convolution, trimmed, then an optional ELU.
+    """Computes a transposed convolution, trims it, then applies an optional ELU.
 
     x: [B, T, C_in].  weight: [C_in, C_out, kernel].  bias: [C_out] or None.
-    lengths: [B], each clip's own T; past the end of a clip the output is zero.
+    lengths: [B], each clip's own T; output past a clip's end is zero.
     shift: untrimmed step of the first output, counted from the first step of x; trim_left when None.
     out_length: outputs to compute; the whole trimmed output when None.
     Returns [B, T_out, C_out] in x's dtype.
@@ -86,10 +89,10 @@ def transposed_conv1d_triton(
     mode: ProductMode,
     tile: Tile | None = None,
 ) -> Rows | tuple[Rows, Tensor]:
-    """As `transposed_conv1d_ref`, of rows with `phase_padding` written; past the end of a clip the output is unspecified.
+    """Runs `transposed_conv1d_ref` on rows with `phase_padding` written; output past a clip's end is unspecified.
 
     matrix: `phase_matrix` of the weight.  bias: of every column of the matrix, or None.
-    lengths, lead, tail, partials, mode: as in `causal_conv1d_triton`; partials take in the untrimmed output.
+    lengths, lead, tail, partials, mode: as in `causal_conv1d_triton`; partials include the untrimmed output.
     """
     taps = -(-kernel // stride)
     shift = trim_left if shift is None else shift
