@@ -1,4 +1,4 @@
-"""Audio files: finding them, reading them at a model's rate and channels, naming and writing decoded ones. No torch."""
+"""Audio files: finding them, reading them at a model's rate and channels, naming and writing decoded ones. Without torch."""
 
 from encodec_fast.audio.files import AUDIO_SUFFIXES, AudioFile, find_audio, utf8_name
 from encodec_fast.audio.opened import AudioError, AudioInfo

@@ -1,4 +1,7 @@
-"""How many bytes of sound the header of a file announces, and how many there are: WAV, AIFF, AU, W64, CAF, AVI, MP4, Matroska."""
+"""Bytes of sound that a file's header announces, and bytes that are there.
+
+Formats: WAV, AIFF, AU, W64, CAF, AVI, MP4, Matroska.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +14,17 @@ from encodec_fast.audio.mpeg import parse_header
 from encodec_fast.audio.tags import is_beginning, read_at
 
 _MOST_CHUNKS = 100_000
-# Some programs fill up a file's last block
+# Some programs pad a file to a whole disk block
 _MOST_BEHIND = 4096
 
 
 @dataclass(frozen=True)
 class Declared:
-    """Where the samples start, their length as announced, and that of what is there up to the file's end, all in bytes.
+    """Where the samples start, how many bytes are announced, and how many there are up to the file's end.
 
-    announced: None where the header says that it isn't known, as programs write that write to a pipe and can't go back to fill it in.
-    repair: (offset, bytes) of what to put into the header then, so that libsndfile reads all of it. whole: where the outermost chunk
-    says that the file ends, or 0. bare: the format has nothing but samples behind its header.
+    announced: None if the header calls the length unknown. Programs that write to a pipe can't go back to fill it in.
+    repair: (offset, bytes) to overwrite in such a header, so that libsndfile reads all samples.
+    whole: where the outermost chunk says that the file ends, or 0.  bare: only samples follow the header in this format.
     """
 
     start: int
@@ -32,13 +35,13 @@ class Declared:
     bare: bool = False
 
     def problem(self, file: BinaryIO) -> str | None:
-        """A sentence without its full stop: what is missing, or what stands behind; None if it is as it should be."""
+        """Returns what is missing, or what follows the sound, as a sentence without its full stop; None if neither."""
         if self.announced is None:
             return None
         if self.announced > self.there:
             return f"the file is cut short: {self.announced} bytes of audio announced, {self.there} there"
         last = self.start + self.announced
-        # a pad byte, or chunks that describe the sound, may stand between
+        # a pad byte, or chunks that describe the sound, may come between
         for end in (last, last + last % 2, self.whole, self.whole + self.whole % 2):
             if not 0 < end < self.start + self.there:
                 continue
@@ -51,18 +54,24 @@ class Declared:
 
 
 def declared(file: BinaryIO, size: int) -> Declared | None:
-    """What the file's header announces; None for other formats, and where no samples are found. size: of the file, bytes."""
+    """Returns what the file's header announces; None for other formats and where no samples are found.
+
+    size: of the file, in bytes.
+    """
     file.seek(0)
     magic = file.read(12)
     find = _mp4 if magic[4:8] == b"ftyp" else _FORMATS.get(magic[:4])
     try:
         return find(file, size, magic) if find is not None else None
-    except struct.error:  # it ends in the middle of a number, or before a chunk
+    except struct.error:  # the file ends inside a number or before a chunk
         return None
 
 
 def _go(file: BinaryIO, at: int, size: int) -> None:
-    """Seeks, but not behind the file, where a damaged length may point, nor further than a seek can go."""
+    """Seeks to `at`; raises struct.error past the file's end.
+
+    A damaged length may point there, or further than a seek can go.
+    """
     if at > size:
         raise struct.error
     file.seek(at)
@@ -101,7 +110,7 @@ def _riff(file: BinaryIO, size: int, magic: bytes) -> Declared | None:
 
 
 def _chunks_to_the_end(file: BinaryIO, at: int, size: int, order: str) -> bool:
-    """Whether chunks follow each other from here to the file's end, as they don't in samples."""
+    """Tells whether chunks follow each other from here to the file's end, which samples never look like."""
     while at < size:
         _go(file, at, size)
         header = file.read(8)
@@ -164,7 +173,7 @@ def _caf(file: BinaryIO, size: int, magic: bytes) -> Declared | None:
 
 
 def _mp4(file: BinaryIO, size: int, magic: bytes) -> Declared | None:
-    """Up to the last of its boxes; whether those are whole is for ffmpeg to say."""
+    """Returns the length up to the last of the boxes; ffmpeg tells whether they are whole."""
     at = 0
     while at + 8 <= size:
         length, name = struct.unpack(">I4s", read_at(file, at, 8))
@@ -177,7 +186,7 @@ def _mp4(file: BinaryIO, size: int, magic: bytes) -> Declared | None:
 
 
 def _matroska(file: BinaryIO, size: int, magic: bytes) -> Declared | None:
-    """Up to the end of its segment, if that says where it ends; whether it is whole is for ffmpeg to say."""
+    """Returns the length up to the end of the segment, if that is known; ffmpeg tells whether it is whole."""
     at = 0
     for name in (b"\x1aE\xdf\xa3", b"\x18S\x80g"):
         head = read_at(file, at, 12)

@@ -1,4 +1,4 @@
-"""Audio that libsndfile doesn't read (AAC, M4A, WebM, WMA, ...), decoded by the ffmpeg program where one is installed."""
+"""Audio that libsndfile doesn't read (AAC, M4A, WebM, WMA, ...), decoded by the ffmpeg program if it is installed."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from typing import IO
 
 import numpy as np
 
-# Sun's AU: magic, bytes before the samples, their length, encoding (6: float32, big-endian), rate, channels. The one
-# format of a fixed header that ffmpeg can write to a pipe.
+# Sun's AU: magic, bytes before the samples, their length, encoding (6: float32, big-endian), rate, channels.
+# It is the one format with a fixed header that ffmpeg can write to a pipe.
 _AU_HEADER = struct.Struct(">4sIIIII")
 _DURATION = re.compile(rb"Duration: (\d+):(\d+):([\d.]+)")
 _DEMUXER = re.compile(rb"Input #0, ([\w,]+), from ")
 _STREAM = re.compile(rb"Stream #0:\d+\S*: .*")
 _CUT_SHORT = b"File ended prematurely"
-# Seconds that looking at a header may take
+# Timeout for reading a header, in seconds
 _PROBE_SECONDS = 60
-# Containers that hold what they play. No playlist, no script, no pattern of names, no protocol: nothing that makes ffmpeg open another
-# file or address. MP4 and Matroska can name others too, which ffmpeg follows only where it is asked to.
+# Containers that hold what they play.
+# Playlists, scripts, name patterns and protocols are left out, because they make ffmpeg open other files or addresses.
+# MP4 and Matroska can name others too, which ffmpeg follows only on request.
 _DEMUXERS = (
     "aac,ac3,aiff,amr,amrnb,amrwb,ape,asf,au,avi,caf,dsf,dts,eac3,flac,flv,gsm,loas,m4a,mp4,mov,3gp,3g2,mj2,matroska,webm,mp3,mpc,mpc8,"
     "mpeg,mpegts,ogg,oma,qcp,rm,tak,truehd,tta,voc,w64,wav,wv"
@@ -36,7 +37,7 @@ class FfmpegError(ValueError):
 
 
 def ffmpeg_program() -> str | None:
-    """The program on the PATH, or the one that the package imageio-ffmpeg brings; None if there is neither."""
+    """Returns the ffmpeg on the PATH, or the one in the package imageio-ffmpeg; None if there is neither."""
     found = shutil.which("ffmpeg")
     if found is None and importlib.util.find_spec("imageio_ffmpeg") is not None:
         import imageio_ffmpeg
@@ -46,14 +47,15 @@ def ffmpeg_program() -> str | None:
 
 
 class FfmpegFile:
-    """A file's first audio stream. rate in Hz, seconds as the container says (0.0 where it doesn't, or only guesses).
+    """A file's first audio stream.
 
-    exact: whether the seconds are those of the sound, and not of a film that it belongs to. demuxer: ffmpeg's name of the container.
+    rate: Hz.  seconds: as the container says, 0.0 where it doesn't or only guesses.
+    exact: whether the seconds are those of the sound, and not of a film around it.  demuxer: ffmpeg's name of the container.
     """
 
     def __init__(self, program: str, path: str | os.PathLike[str]):
         self._program, self._path = program, os.fspath(path)
-        # info: the duration stands there
+        # only the info level prints the duration
         with self._start("info", ["-t", "0"], subprocess.PIPE) as process:
             try:
                 output, errors = process.communicate(timeout=_PROBE_SECONDS)
@@ -73,8 +75,8 @@ class FfmpegFile:
         self.exact = self.seconds > 0 and all(b": Audio:" in stream or b"(attached pic)" in stream for stream in streams)
 
     def blocks(self, block_frames: int) -> Iterator[np.ndarray]:
-        """The samples, float32 [T, C], block_frames at a time. Raises FfmpegError for a damaged file."""
-        # a file and not a pipe for what ffmpeg says: nobody reads a pipe meanwhile, and a full one would stop it for ever
+        """Yields the samples, float32 [T, C], block_frames at a time.  Raises FfmpegError for a damaged file."""
+        # messages go to a file: nobody would read a pipe meanwhile, and a full one would block ffmpeg for ever
         with tempfile.TemporaryFile() as errors, self._start("error", ["-xerror"], errors) as process:
             assert process.stdout is not None
             try:
@@ -87,7 +89,7 @@ class FfmpegFile:
                 said = errors.read()
                 if failed:
                     raise FfmpegError(_last_line(said))
-                if _CUT_SHORT in said:  # which it does not count as a failure
+                if _CUT_SHORT in said:  # its exit status is 0 all the same
                     raise FfmpegError("the file is cut short: it ends in the middle of an element")
             finally:
                 process.kill()

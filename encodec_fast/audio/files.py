@@ -1,4 +1,7 @@
-"""Finding audio: files, folders, patterns, here or behind a URL that fsspec understands; and an id for each."""
+"""Finds audio in files, folders and patterns, and names an id for each.
+
+Each may be local or behind a URL that fsspec understands.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,13 @@ from typing import Any, BinaryIO
 
 from encodec_fast.audio.opened import AudioError, open_regular
 
-# What libsndfile >= 1.1 reads, and what ffmpeg reads besides. Folders are searched for these; a file named by the caller is tried
-# whatever its name.
+# What libsndfile >= 1.1 reads, and what ffmpeg reads besides. Folders are searched for these.
+# A file that the caller names is tried whatever its suffix.
 SNDFILE_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".caf", ".w64", ".rf64"})
 FFMPEG_SUFFIXES = frozenset({".m4a", ".aac", ".mp4", ".webm", ".wma", ".mka", ".amr", ".3gp"})
 AUDIO_SUFFIXES = SNDFILE_SUFFIXES | FFMPEG_SUFFIXES
 
-# Protocols that only fetch bytes from where the URL says; any other has to be allowed by name
+# Protocols that only fetch bytes from where the URL says. Any other must be allowed by name
 PROTOCOLS = frozenset(
     {"file", "local", "memory", "http", "https", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf"},
 )
@@ -28,21 +31,26 @@ _added: set[str] = set()
 
 @dataclass(frozen=True)
 class AudioFile:
-    """A file to tokenize. id: unique in its run, the POSIX path below the source it was found in. path: or URL."""
+    """A file to tokenize.
+
+    id: unique in its run, the POSIX path below the source that holds it.  path: or URL.
+    """
 
     id: str
     path: str
 
 
 def find_audio(sources: Iterable[str | os.PathLike[str]], suffixes: frozenset[str] = AUDIO_SUFFIXES) -> list[AudioFile]:
-    """Audio files of the sources, each once, sorted by id.
+    """Returns the audio files of the sources, each once, sorted by id.
 
-    sources: files, folders (searched below, links followed, names starting with a dot left out) and glob patterns
-    (`**` for any depth), each also as a URL (s3://, gs://, hf://, ...) that fsspec has a file system for. An id is the
-    file's path below its folder, below the fixed part of its pattern, or its bare name. Where two roots give the same
-    id, as many of each root's last folders as are needed go before its ids; the order of the sources plays no part.
-    A folder that can't be listed stands in the result itself, so that it is reported when it is read.
-    Raises FileNotFoundError if a source doesn't exist or holds no audio file, ValueError for a pipe or device; the message names it.
+    sources: files, folders and glob patterns (`**` for any depth). Each may also be a URL (s3://, gs://, hf://, ...) for fsspec.
+    Folders are searched recursively. Links are followed, and names that start with a dot are left out.
+    An id is the file's path below its folder, below the fixed part of its pattern, or its bare name.
+    Where two roots give the same id, as many of each root's last folders as needed are put before it.
+    The order of the sources plays no part.
+    A folder that can't be listed is returned as a file, so that reading it reports the error.
+    Raises FileNotFoundError if a source doesn't exist or holds no audio file.
+    Raises ValueError for a pipe or device. The message names the source.
     """
     root_of: dict[str, str] = {}
     for source in sources:
@@ -55,22 +63,22 @@ def find_audio(sources: Iterable[str | os.PathLike[str]], suffixes: frozenset[st
 
 
 def is_url(source: str | os.PathLike[str]) -> bool:
-    """Whether the source names a file system, as in s3://bucket/folder."""
+    """Tells whether the source is a URL, as in s3://bucket/folder."""
     return "://" in os.fspath(source)
 
 
 def allow_protocols(names: Iterable[str]) -> None:
-    """Opens URLs of these protocols too from now on, in this process."""
+    """Allows URLs of these protocols too, in this process."""
     _added.update(names)
 
 
 def added_protocols() -> tuple[str, ...]:
-    """What allow_protocols was given, sorted; for the processes that read for this one."""
+    """Returns the protocols given to `allow_protocols`, sorted, for the processes that read for this one."""
     return tuple(sorted(_added))
 
 
 def check_url(url: str) -> None:
-    """Raises ValueError for what is no plain URL of an allowed protocol.
+    """Raises ValueError unless the URL is a plain one of an allowed protocol.
 
     URLs come from data, and fsspec has protocols that run what a URL holds, alone or in chains with `::`.
     """
@@ -85,9 +93,10 @@ def check_url(url: str) -> None:
 
 
 def file_system(url: str) -> tuple[Any, str]:
-    """fsspec's file system for a URL, and the path in it.
+    """Returns fsspec's file system for a URL, and the path in it.
 
-    Raises ValueError for a URL that check_url refuses, and that says what to install if fsspec or the protocol's own package is missing.
+    Raises ValueError for a URL that `check_url` refuses.
+    Raises it too if fsspec or the protocol's package is missing, and says what to install.
     """
     check_url(url)
     protocol = url.partition("://")[0]
@@ -101,7 +110,7 @@ def file_system(url: str) -> tuple[Any, str]:
 
 @contextmanager
 def open_binary(source: str) -> Iterator[BinaryIO]:
-    """The file, here or behind a URL, open for reading.  Raises OSError, also for a pipe or a device."""
+    """Opens a file, local or behind a URL, for reading.  Raises OSError, also for a pipe or a device."""
     if is_url(source):
         files, path = file_system(source)
         with files.open(path, "rb") as remote:
@@ -116,7 +125,7 @@ def open_binary(source: str) -> Iterator[BinaryIO]:
 
 
 def _expand(source: str, wanted: Callable[[str], bool]) -> Iterator[tuple[str, str]]:
-    """Pairs of absolute (root folder, file) for one source."""
+    """Yields pairs of absolute (root folder, file) for one source."""
     if os.path.isfile(source):
         path = os.path.abspath(source)
         yield os.path.dirname(path), path
@@ -134,7 +143,7 @@ def _expand(source: str, wanted: Callable[[str], bool]) -> Iterator[tuple[str, s
 
 
 def _expand_url(source: str, wanted: Callable[[str], bool]) -> Iterator[tuple[str, str]]:
-    """Pairs of (root folder, file) for one source, both as URLs."""
+    """Yields pairs of (root folder, file) for one source, both as URLs."""
     files, path = file_system(source)
 
     def pairs(root: str, paths: Iterable[str]) -> Iterator[tuple[str, str]]:
@@ -168,7 +177,7 @@ def _at_least_one(pairs: Iterable[tuple[str, str]], source: str, complaint: str)
 
 
 def _walk(root: str, wanted: Callable[[str], bool]) -> Iterator[str]:
-    """Files below the folder; and folders that can't be listed, or vanish meanwhile."""
+    """Yields the files below the folder, then the folders that can't be listed or vanish meanwhile."""
     seen = set()
     closed: list[str] = []
     for folder, folders, names in os.walk(root, followlinks=True, onerror=lambda error: closed.append(error.filename)):
@@ -194,7 +203,7 @@ def _has_suffix(path: str, suffixes: frozenset[str]) -> bool:
 
 
 def _unique_ids(root_of: dict[str, str]) -> list[tuple[str, str]]:
-    """(id, path) for every path, ids distinct: paths are distinct, so enough leading folders always tell them apart."""
+    """Returns (id, path) for every path, with distinct ids. Paths are distinct, so enough leading folders always tell them apart."""
     depth = dict.fromkeys(root_of.values(), 0)
     while True:
         paths_of: dict[str, list[str]] = {}
@@ -209,5 +218,5 @@ def _unique_ids(root_of: dict[str, str]) -> list[tuple[str, str]]:
 
 
 def utf8_name(name: str) -> str:
-    """The name with bytes that are not UTF-8 written as \\xNN, so that every id can be stored as text."""
+    """Returns the name with bytes that are not UTF-8 written as \\xNN. So every id can be stored as text."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

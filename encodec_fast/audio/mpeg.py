@@ -1,4 +1,4 @@
-"""The frames of MPEG audio (MP3, MP2, MP1), counted in the bytes: how long a file announces itself to be is often a guess."""
+"""The frames of MPEG audio (MP3, MP2, MP1), counted in the bytes because the announced length is often a guess."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import BinaryIO
 
 from encodec_fast.audio.tags import before_tags, is_beginning, no_audio, read_at
 
-# kbit/s by the header's four bits 1..14. ISO/IEC 11172-3 2.4.2.3 and 13818-3; version 3 is MPEG-1, 2 is MPEG-2, 0 is MPEG-2.5.
+# kbit/s by the header's four bits 1..14, ISO/IEC 11172-3 2.4.2.3 and 13818-3.
+# Version 3 is MPEG-1, 2 is MPEG-2, 0 is MPEG-2.5.
 _LOW = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
 _MPEG1_BITRATES = {
     1: (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
@@ -20,11 +21,11 @@ _MPEG2_BITRATES = {1: (32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224
 _RATES = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}
 
 _CHUNK = 1 << 20
-# What may stand before the first frame besides tags: the rest of a frame where a stream was tuned into, and some program's padding.
+# Junk allowed before the first frame besides tags: the rest of a frame in a recorded stream, or a program's padding.
 _FEW_LEADING_BYTES, _MOST_LEADING_BYTES = 1 << 14, 1 << 17
-# A free-format frame is longer than that of any bitrate in the table, but not longer than decoders take
+# A free-format frame is longer than at any bitrate in the table, but no longer than decoders accept
 _LONGEST_FREE_FRAME = 8192
-# What libmpg123, and every decoder with it, adds to the delay that an encoder reports
+# Samples that libmpg123, like every decoder, adds to the delay that an encoder reports
 DECODER_DELAY = 529
 
 
@@ -34,7 +35,7 @@ class MpegError(ValueError):
 
 @dataclass(frozen=True)
 class Format:
-    """What all frames of a stream have in common. version, layer: as in the table of bitrates. rate: Hz."""
+    """What all frames of a stream have in common.  version, layer: as in the table of bitrates.  rate: Hz."""
 
     version: int
     layer: int
@@ -43,12 +44,12 @@ class Format:
 
     @property
     def samples(self) -> int:
-        """Per channel and frame."""
+        """Samples per channel and frame."""
         return 384 if self.layer == 1 else 576 if self.layer == 3 and self.version != 3 else 1152
 
     @property
     def side_bytes(self) -> int:
-        """Of the side information of layer III, which stands before the sound."""
+        """Bytes of layer III's side information, which precedes the sound."""
         return (17 if self.mono else 32) if self.version == 3 else (9 if self.mono else 17)
 
     def __str__(self) -> str:
@@ -57,9 +58,10 @@ class Format:
 
 @dataclass(frozen=True)
 class Announced:
-    """What a Xing, Info or VBRI header says. frames: of sound. size: in bytes, with the header's own frame, or 0.
+    """Content of a Xing, Info or VBRI header.
 
-    delay, padding: in samples; None: not said.
+    frames: of sound.  size: in bytes, with the header's own frame, or 0.
+    delay, padding: in samples; None if absent.
     """
 
     frames: int
@@ -70,9 +72,10 @@ class Announced:
 
 @dataclass(frozen=True)
 class MpegStream:
-    """The frames of sound. offsets: where each starts in the file. spans: (offset, bytes) of unbroken runs of them.
+    """The frames of sound.
 
-    skip: samples at the start that are the codecs' delay. samples: per channel, without delay and padding. free: in free format.
+    offsets: where each starts in the file.  spans: (offset, bytes) of unbroken runs of them.
+    skip: samples of codec delay at the start.  samples: per channel, without delay and padding.  free: in free format.
     """
 
     format: Format
@@ -92,12 +95,12 @@ class Beginning:
     end: int
     free_size: int
     announced: Announced | None
-    # of the frame that announces, which is none of sound
+    # length of the announcing frame, which holds no sound
     header_bytes: int
 
 
 def parse_header(header: bytes) -> tuple[Format, int] | None:
-    """The frame's format and its length in bytes (0: free format), or None if these are no frame's first four bytes."""
+    """Returns a frame's format and its length in bytes (0: free format), or None if these are no frame's first four bytes."""
     if len(header) < 4 or header[0] != 0xFF or header[1] & 0xE0 != 0xE0:
         return None
     version, layer = header[1] >> 3 & 3, 4 - (header[1] >> 1 & 3)
@@ -115,7 +118,10 @@ def _frame_bytes(form: Format, bitrate: int, padding: int) -> int:
 
 @lru_cache(maxsize=64)
 def _sizes(form: Format, free_size: int) -> dict[bytes, int]:
-    """The length of the frame for the first three bytes of each header of this format. free_size: without padding, or 0."""
+    """Returns the frame length for the first three bytes of each header of this format.
+
+    free_size: without padding, or 0.
+    """
     sizes = {}
     for second in range(0xE0, 0x100):
         for third in range(0x100):
@@ -127,12 +133,12 @@ def _sizes(form: Format, free_size: int) -> dict[bytes, int]:
 
 
 def find_beginning(file: BinaryIO, start: int, end: int) -> Beginning:
-    """The first frame between the two offsets, and what it announces. Raises MpegError if there is none."""
+    """Finds the first frame between the two offsets, and what it announces.  Raises MpegError if there is none."""
     end = before_tags(file, start, end)
     at = start
     while skipped := no_audio(file, at, end):
         at += skipped
-    # most files start with a frame, and the second, larger piece is never read
+    # most files start with a frame, so the second, larger read never happens
     for size in (_FEW_LEADING_BYTES, _MOST_LEADING_BYTES):
         data = read_at(file, at, min(size, end - at))
         offset = data.find(b"\xff")
@@ -145,7 +151,10 @@ def find_beginning(file: BinaryIO, start: int, end: int) -> Beginning:
 
 
 def _beginning(file: BinaryIO, data: bytes, offset: int, base: int, end: int) -> Beginning | None:
-    """The beginning, if a frame starts there in the data, which starts at `base` in the file, and another or nothing follows."""
+    """Returns the beginning if a frame starts at `offset` in the data, and a frame or nothing follows.
+
+    base: where the data starts in the file.
+    """
     parsed = parse_header(data[offset : offset + 4])
     if parsed is None:
         return None
@@ -160,10 +169,10 @@ def _beginning(file: BinaryIO, data: bytes, offset: int, base: int, end: int) ->
 
 
 def walk(file: BinaryIO, start: int, end: int) -> MpegStream:
-    """All frames between the two offsets, tags between them left out.
+    """Walks all frames between the two offsets and skips the tags between them.
 
-    Raises MpegError if there is none, if the format changes, if what stands between frames is no tag, and if there are fewer frames
-    than the header announces, or part of one.
+    Raises MpegError if there is no frame, if the format changes, or if anything but a tag lies between frames.
+    Raises it too if there are fewer frames than announced, or part of one.
     """
     beginning = find_beginning(file, start, end)
     form, end = beginning.format, beginning.end
@@ -187,7 +196,7 @@ def walk(file: BinaryIO, start: int, end: int) -> MpegStream:
     _check_announced(beginning, len(offsets))
     announced = beginning.announced
     skip = 0 if announced is None or announced.delay is None else announced.delay + DECODER_DELAY
-    # of a file that goes on behind its announced end, the padding belongs somewhere in the middle
+    # in a file that goes on past its announced end, the padding lies somewhere in the middle
     ends_there = announced is not None and announced.frames == len(offsets)
     padding = max(0, announced.padding - DECODER_DELAY) if announced is not None and ends_there and announced.delay is not None else 0
     samples = max(0, len(offsets) * form.samples - skip - padding)
@@ -195,14 +204,17 @@ def walk(file: BinaryIO, start: int, end: int) -> MpegStream:
 
 
 def estimate_samples(file: BinaryIO, beginning: Beginning, places: int = 16) -> int:
-    """About how many samples there are, from a few frames at many places: a header's word where it fits the size, else a mean."""
+    """Estimates the number of samples from a few frames at many places.
+
+    If the header's announced size fits, its count is returned instead.
+    """
     announced, form = beginning.announced, beginning.format
     there = beginning.end - beginning.first
     if announced is not None and announced.frames and abs(announced.size - there) <= beginning.header_bytes:
         delay = 0 if announced.delay is None else announced.delay + DECODER_DELAY + max(0, announced.padding - DECODER_DELAY)
         return max(0, announced.frames * form.samples - delay)
     sizes = _sizes(form, beginning.free_size)
-    # a short one is looked at whole
+    # a short file is read whole
     window, places = (_CHUNK // places, places) if there > _CHUNK else (there, 1)
     frames = seen = 0
     for place in range(places):
@@ -217,11 +229,12 @@ def estimate_samples(file: BinaryIO, beginning: Beginning, places: int = 16) -> 
 
 
 def patched_start(file: BinaryIO, stream: MpegStream, frame: int) -> tuple[int, bytes] | None:
-    """(first frame, its and the next frames' bytes) to decode before `frame`, so that it comes out as when all is decoded.
+    """Returns (first frame, bytes of it and the next frames) to decode before `frame`.
 
-    A frame of layer III has part of its bits in the frames before it. Those of which that part is not at hand are made silent here:
-    a decoder that misses bits leaves out a frame's synthesis, and the order of its later sums would be another. That order returns
-    every 16 frames. None: start at the file's beginning.
+    `frame` then decodes as if all frames were decoded.
+    A frame of layer III keeps part of its bits in the frames before it. Frames whose part is not at hand are silenced here.
+    A decoder that misses bits skips a frame's synthesis, which would change the order of its later sums.
+    That order recurs every 16 frames.  None: start at the file's beginning.
     """
     form = stream.format
     if stream.free or len(stream.spans) != 1:
@@ -231,9 +244,9 @@ def patched_start(file: BinaryIO, stream: MpegStream, frame: int) -> tuple[int, 
         silent, held, at = bytearray(), 0, first
         while held < needed and at < frame:
             data = read_at(file, stream.offsets[at], stream.offsets[at + 1] - stream.offsets[at])
-            if not data[1] & 1:  # with a checksum, of the side information too
+            if not data[1] & 1:  # the checksum covers the side information too
                 return None
-            # where its main data begins, so many bytes before it, and nothing else: libmpg123 keeps no more of what came before
+            # the frame keeps only its back reference to main data, `begin` bytes: libmpg123 holds no more of earlier frames
             begin = min(needed, held)
             side = bytes((begin >> 1, (begin & 1) << 7) if form.version == 3 else (begin,)).ljust(form.side_bytes, b"\0")
             silent += data[:4] + side[: form.side_bytes] + data[4 + form.side_bytes :]
@@ -244,7 +257,7 @@ def patched_start(file: BinaryIO, stream: MpegStream, frame: int) -> tuple[int, 
 
 
 def _run(file: BinaryIO, at: int, end: int, sizes: dict[bytes, int], mono: bool, offsets: array[int]) -> int:
-    """Where the frames from `at` on end; appends where each starts. May lie behind `end`."""
+    """Returns where the frames from `at` on end, which may lie past `end`; appends where each starts."""
     while at + 4 <= end:
         data = read_at(file, at, min(_CHUNK, end - at))
         stop = at + _count(data, 0, len(data), at, sizes, mono, offsets)
@@ -255,7 +268,7 @@ def _run(file: BinaryIO, at: int, end: int, sizes: dict[bytes, int], mono: bool,
 
 
 def _count(data: bytes, at: int, limit: int, base: int, sizes: dict[bytes, int], mono: bool, offsets: array[int]) -> int:
-    """Where in the data the frames from `at` on end: at something else, or in its last three bytes or behind them."""
+    """Returns where in the data the frames from `at` on end: at something else, in its last three bytes or past them."""
     last, size_of, append = limit - 3, sizes.get, offsets.append
     while at < last:
         size = size_of(data[at : at + 3])
@@ -271,7 +284,7 @@ def _is_frame(header: bytes, sizes: dict[bytes, int], mono: bool) -> bool:
 
 
 def _find_frame(data: bytes, at: int, sizes: dict[bytes, int], mono: bool) -> int:
-    """Where the next frame starts that another one follows, or -1."""
+    """Returns where the next frame starts that another one follows, or -1."""
     at = data.find(b"\xff", at)
     while at >= 0:
         if _is_frame(data[at : at + 4], sizes, mono):
@@ -283,7 +296,10 @@ def _find_frame(data: bytes, at: int, sizes: dict[bytes, int], mono: bool) -> in
 
 
 def _check_tail(file: BinaryIO, at: int, beginning: Beginning, frames: int) -> None:
-    """Raises MpegError, for what starts at `at` is neither a frame of the format nor a tag; unless all that is announced came before."""
+    """Raises MpegError for the data at `at`, which is neither a frame of the format nor a tag.
+
+    Unknown data passes if all announced frames came before.
+    """
     form, end = beginning.format, beginning.end
     parsed = parse_header(read_at(file, at, 4))
     if parsed is not None and parsed[0] != form and parsed[1] and _continues(file, at + parsed[1], end, parsed[0]):
@@ -296,7 +312,7 @@ def _check_tail(file: BinaryIO, at: int, beginning: Beginning, frames: int) -> N
     junk = _distance(file, at, end, sizes, form.mono)
     if junk is not None:
         raise MpegError(f"the file is damaged: {junk} bytes at {at} are no MPEG frame, {frames} frames came before and more come after")
-    # an MP4 starts with three zeros, which are taken for what fills up
+    # an MP4 starts with three zeros, which pass for padding
     if parsed is not None or is_beginning(read_at(file, at, 8)) or is_beginning(read_at(file, at - 3, 8)):
         raise MpegError(f"another file begins at byte {at}: the file is made of several; split them, or convert them to one")
     if beginning.announced is None or beginning.announced.frames != frames:
@@ -304,9 +320,9 @@ def _check_tail(file: BinaryIO, at: int, beginning: Beginning, frames: int) -> N
 
 
 def _distance(file: BinaryIO, at: int, end: int, sizes: dict[bytes, int], mono: bool) -> int | None:
-    """Bytes from `at` to the next frame, or None."""
+    """Returns the bytes from `at` to the next frame, or None."""
     for chunk in range(at, end, _CHUNK):
-        # with the longest pair of frames behind it
+        # overlaps by the longest pair of frames
         found = _find_frame(read_at(file, chunk, min(_CHUNK + 4 * _LONGEST_FREE_FRAME, end - chunk)), 0, sizes, mono)
         if found >= 0:
             return chunk + found - at
@@ -325,7 +341,7 @@ def _check_announced(beginning: Beginning, frames: int) -> None:
 
 
 def _continues(file: BinaryIO, at: int, end: int, form: Format) -> bool:
-    """Whether a frame of this format follows, or nothing at all."""
+    """Tells whether a frame of this format follows, or a tag, or nothing at all."""
     if at >= end:
         return True
     parsed = parse_header(read_at(file, at, 4))
@@ -337,7 +353,10 @@ def _padding(data: bytes, at: int, form: Format) -> int:
 
 
 def _free_bytes(data: bytes, at: int, form: Format) -> int:
-    """The length of free-format frames, without padding: the distance to the next header that is like it, and to the one after; or 0."""
+    """Returns the length of free-format frames without padding, or 0.
+
+    That is the distance to the next header like this one, if the header after it confirms it.
+    """
     follows = data.find(data[at : at + 2], at + 4)
     while 0 <= follows <= at + _LONGEST_FREE_FRAME:
         size = follows - at - _padding(data, at, form)
@@ -354,14 +373,14 @@ def _is_free(header: bytes, form: Format) -> bool:
 
 
 def _announced(frame: bytes, form: Format) -> Announced | None:
-    """What the frame's Xing, Info or VBRI header says; None if it has none."""
+    """Returns the content of the frame's Xing, Info or VBRI header; None if it has none."""
     if form.layer != 3 or len(frame) < 4:
         return None
     if frame[36:40] == b"VBRI":
         return Announced(int.from_bytes(frame[50:54], "big"), int.from_bytes(frame[46:50], "big"))
     at = 4 + form.side_bytes
     if frame[at : at + 4] not in (b"Xing", b"Info"):
-        at += 2  # behind a checksum
+        at += 2  # a checksum may precede it
         if frame[1] & 1 or frame[at : at + 4] not in (b"Xing", b"Info"):
             return None
     flags, at = int.from_bytes(frame[at + 4 : at + 8], "big"), at + 8

@@ -1,4 +1,4 @@
-"""The pages of Ogg: where each of the streams chained in a file starts and ends, and whether all of it is there."""
+"""The pages of Ogg: where each stream chained in a file starts and ends, and whether all of it is there."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _CHUNK = 1 << 20
 # header and table, 255 segments of 255 bytes
 _LONGEST_PAGE = 27 + 255 + 255 * 255
 _CONTINUED, _FIRST, _LAST = 1, 2, 4
-# each byte with its bits in the other order: Ogg's checksum is zlib's of such bytes, read the other way round
+# each byte with its bits reversed: Ogg's checksum is zlib's of such bytes, reversed in turn
 _REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
@@ -23,12 +23,12 @@ class OggError(ValueError):
 
 @dataclass
 class _Stream:
-    """What the pages of one serial number said so far."""
+    """State of one serial number's stream after the pages so far."""
 
     number: int
     granule: int = 0
     ended: bool = False
-    # whether the last packet goes on in the next page
+    # whether the last packet continues on the next page
     open: bool = False
 
 
@@ -36,14 +36,14 @@ class _Stream:
 class _Link:
     start: int
     streams: dict[int, _Stream] = field(default_factory=dict)
-    # whether pages other than the first of each stream came
+    # whether a page other than a stream's first has come
     begun: bool = False
 
 
 def links(file: BinaryIO, end: int) -> list[tuple[int, int]]:
-    """(start, end) of each of the links that are chained in the file, in bytes; one if nothing is chained.
+    """Returns (start, end) in bytes of each link chained in the file; one if nothing is chained.
 
-    Each page's checksum and number is checked. Raises OggError if a page is damaged or missing, or a stream doesn't end.
+    Checks each page's checksum and number.  Raises OggError if a page is damaged or missing, or a stream doesn't end.
     """
     found: list[tuple[int, int]] = []
     link: _Link | None = None
@@ -58,7 +58,7 @@ def links(file: BinaryIO, end: int) -> list[tuple[int, int]]:
                 head = read_at(file, at, 8)
                 if is_beginning(head) or head[:3] == b"ID3" or parse_header(head) is not None:
                     raise OggError(f"another file begins at byte {at}: the file is made of several; split them, or convert them to one")
-                end = at  # something that is none of Ogg's stands behind it
+                end = at  # what follows is not Ogg
                 break
             raise OggError(f"the file is damaged: no Ogg page starts at byte {at}")
         header = data[at - base : at - base + 27]
@@ -78,7 +78,7 @@ def links(file: BinaryIO, end: int) -> list[tuple[int, int]]:
 
 
 def last_serial(file: BinaryIO, end: int) -> tuple[int, int]:
-    """The serial numbers of the first and of the last page: where they differ, streams may be chained."""
+    """Returns the serial numbers of the first and of the last page; if they differ, streams may be chained."""
     file.seek(0)
     first = file.read(18)
     start = max(0, end - _LONGEST_PAGE)
@@ -89,7 +89,7 @@ def last_serial(file: BinaryIO, end: int) -> tuple[int, int]:
 
 
 def _page(data: bytes, at: int, offset: int, end: int) -> int | None:
-    """The length of the page that starts there; None if none does. offset: where that is in the file, for messages."""
+    """Returns the length of the page at `at`; None if none starts there.  offset: its position in the file, for messages."""
     if data[at : at + 4] != b"OggS":
         return None
     segments = data[at + 27 : at + 27 + data[at + 26]] if at + 27 <= len(data) else b""
@@ -113,7 +113,7 @@ def _add(link: _Link, header: bytes, is_open: bool, offset: int) -> None:
         stream = link.streams.get(serial)
         if stream is None:
             raise OggError(f"the file is damaged: the page at byte {offset} belongs to no stream that has begun")
-        # behind the headers, a recording of a running stream may go on with any number
+        # after the headers, a recording of a running stream may continue with any number
         if number != (stream.number + 1) & 0xFFFFFFFF and (stream.granule > 0 or stream.open):
             raise OggError(f"the file is damaged: pages are missing before byte {offset}")
         stream.number, stream.open = number, is_open
@@ -127,7 +127,7 @@ def _check_ended(link: _Link) -> None:
 
 
 def _comes(file: BinaryIO, at: int, end: int) -> bool:
-    """Whether there is a page anywhere from this place on."""
+    """Tells whether any page starts from this place on."""
     while at < end:
         file.seek(at)
         if b"OggS" in file.read(min(_CHUNK + 3, end - at)):

@@ -1,4 +1,4 @@
-"""What an open file gives, the error when it doesn't, and opening a file that is one: no pipe, device or socket."""
+"""The interface of an open audio file, its error, and opening of regular files: no pipe, device or socket."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class AudioError(ValueError):
 
 @dataclass(frozen=True)
 class AudioInfo:
-    """What a file's header says. duration in seconds, sampling_rate in Hz, num_samples per channel.
+    """What a file's header says.  duration: seconds.  sampling_rate: Hz.  num_samples: per channel.
 
-    duration and num_samples are 0 where the header doesn't say, and an estimate where only a file's frames could say (an MP3 without
-    a Xing header), until the file has been read.
+    duration and num_samples are 0 where the header doesn't say.
+    They are estimates where only the frames could say (an MP3 without a Xing header), until the file is read.
     """
 
     duration: float
@@ -38,12 +38,12 @@ class AudioInfo:
     num_samples: int
 
 
-# Read at once at most, of all channels: a header that lies can't make this process ask for all memory
+# Upper bound of one read over all channels, so that a false header can't exhaust memory
 MOST_SAMPLES = 1 << 23
 
 
 def frames_at_once(wanted: int | None, channels: int) -> int:
-    """How many samples per channel to read at once. wanted: by who asks, if anything."""
+    """Returns how many samples per channel to read at once.  wanted: by the caller, if anything."""
     most = max(1, MOST_SAMPLES // channels)
     return most if wanted is None else min(wanted, most)
 
@@ -55,20 +55,24 @@ class OpenAudio(Protocol):
     info: AudioInfo
 
     def blocks(self, first: int, frames: int | None, block_frames: int | None) -> Iterator[np.ndarray]:
-        """`frames` samples from `first` on (None: all), float32 [T, C'], in blocks of at most that many. Once. Raises AudioError."""
+        """Yields `frames` samples from `first` on (None: all), float32 [T, C'], in blocks of at most block_frames.
+
+        It works once.  Raises AudioError.
+        """
 
 
 def open_regular(path: str | os.PathLike[str], name: str, empty: bool = False) -> io.FileIO:
-    """The file, open without a buffer; never waits for it.
+    """Opens the file without a buffer; never waits for it.
 
-    Raises AudioError for what is missing, closed or no regular file; and for an empty one, unless that is allowed.
+    Raises AudioError for a file that is missing, unreadable or not regular.
+    Raises it too for an empty file unless `empty` is true.
     """
     try:
-        # a pipe is not even opened: its writer would take it for a reader
+        # a pipe is not even opened: its writer would see a reader
         _check_regular(os.stat(path), name, empty)
         if not os.access(path, os.R_OK):
             raise PermissionError
-        # and should one have come into the file's place meanwhile, opening it does not wait
+        # if a pipe has replaced the file meanwhile, opening it does not wait
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
     except AudioError:
         raise
@@ -100,7 +104,10 @@ def _kind(mode: int) -> str:
 
 
 class InMemory(io.BytesIO):
-    """A file's bytes. A seek to where nothing can be leaves it where it is: libraries that follow a damaged header try that."""
+    """A file's bytes.
+
+    An impossible seek does nothing: libraries that follow a damaged header try that.
+    """
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         try:
@@ -110,13 +117,16 @@ class InMemory(io.BytesIO):
 
 
 def size_of(file: BinaryIO) -> int:
-    """The file's length in bytes."""
+    """Returns the file's length in bytes."""
     with undisturbed(file):
         return file.seek(0, os.SEEK_END)
 
 
 def copied(file: BinaryIO, stack: ExitStack, most: int | None = None) -> tuple[io.FileIO, str]:
-    """A copy on the disk, without a buffer and gone with the stack, and its path. Raises LargeError after `most` bytes."""
+    """Copies to an unbuffered file on the disk, which is deleted with the stack; returns it and its path.
+
+    Raises LargeError after `most` bytes.
+    """
     temporary = stack.enter_context(tempfile.NamedTemporaryFile(prefix="encodec_fast-", buffering=0))
     copy = cast("io.FileIO", temporary.file)
     if file.seekable():
@@ -126,7 +136,7 @@ def copied(file: BinaryIO, stack: ExitStack, most: int | None = None) -> tuple[i
         size += len(data)
         if most is not None and size > most:
             raise LargeError
-        # one that is not buffered may write less
+        # an unbuffered file may write less
         view = memoryview(data)
         while view:
             view = view[copy.write(view) :]
@@ -140,7 +150,7 @@ class LargeError(Exception):
 
 @contextmanager
 def undisturbed(file: BinaryIO) -> Iterator[BinaryIO]:
-    """The file, put back to where it stood: a library that reads it in turn would go on from somewhere else."""
+    """Yields the file and restores its position: a library that reads it in turn would go on from somewhere else."""
     at = file.tell()
     try:
         yield file

@@ -1,4 +1,4 @@
-"""Reading one clip: from a file, a URL or bytes, whole or in blocks, at a model's rate and channels."""
+"""Reads one clip from a file, a URL or bytes, whole or in blocks, at a model's rate and channels."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from encodec_fast.audio.opened import AudioError, AudioInfo, InMemory, LargeErro
 from encodec_fast.audio.samples import mix_channels, resample, resample_blocks
 from encodec_fast.audio.sndfile import UnreadableError, check_declared, check_ogg, open_sndfile
 
-# Manifests round durations; a part that ends this many seconds after its file is taken as ending with it
+# Manifests round durations: a part may end this many seconds after its file
 PART_SLACK = 0.1
-# What a container that ffmpeg reads may announce in seconds beyond its sound: the codecs' delay and a last frame
+# Seconds that a container for ffmpeg may announce beyond its sound: the codecs' delay and a last frame
 CONTAINER_SLACK = 0.25
-# Float files in the scale of 32-bit integers exist; sums of larger samples would overflow to infinity further on
+# Float files in the scale of 32-bit integers exist. Sums of larger samples would overflow to infinity further on
 MOST_AMPLITUDE = 2.0**32
-# A clip of more bytes is refused: ten days of 16-bit stereo at 24 kHz, and no end for a stream that has none
+# A clip of more bytes is refused: ten days of 16-bit stereo at 24 kHz. It also ends the reading of an endless stream
 MAX_CLIP_BYTES = 64 << 30
 
 
 def audio_info(source: str | os.PathLike[str] | bytes, name: str | None = None) -> AudioInfo:
-    """The header of a file, a URL or a file's bytes. Raises AudioError if it is missing, empty or not audio."""
+    """Reads the header of a file, a URL or a file's bytes.  Raises AudioError if it is missing, empty or not audio."""
     with open_audio(source, name) as file:
         return file.info
 
@@ -42,16 +42,16 @@ def read_audio(
     channel: int | None = None,
     max_bytes: int = MAX_CLIP_BYTES,
 ) -> tuple[np.ndarray, AudioInfo]:
-    """The clip at the given rate and channels, and what its file says.
+    """Reads the clip at the given rate and channels, and what its file says.
 
-    source: a file's path or URL, or its bytes; name: what messages call it. start, duration: of the part wanted, in
-    seconds. channel: take this one only. max_bytes: of the file.
+    source: a file's path or URL, or its bytes.  name: for messages.  start, duration: of the part wanted, in seconds.
+    channel: take this one only.  max_bytes: of the file.
     Returns float32 [C, T], contiguous, full scale +-1.0, and the AudioInfo of the file itself.
-    Channels are mixed first (see mix_channels), then the rate is changed by soxr at RESAMPLE_QUALITY.
+    Channels are mixed first (see mix_channels), then soxr changes the rate at RESAMPLE_QUALITY.
     All of the file is read, whatever length its header announces: every frame of an MP3, every stream chained in an Ogg.
-    Raises AudioError if the file is missing, empty, no regular file, too large, not audio, damaged, cut short (where the format lets
-    that be seen), made of several in different formats, without samples, holds NaN or infinity, has more channels than can be mixed
-    or not the one that is asked for, or ends before `start`.
+    Raises AudioError if the file is missing, empty, not regular, too large, not audio, damaged, or made of several formats.
+    Raises it if the file is cut short (where the format shows it), holds no samples, or ends before `start`.
+    Raises it for NaN or infinity, for more channels than can be mixed, and for a `channel` that the file lacks.
     """
     with open_audio(source, name, max_bytes) as file:
         blocks = list(_native_blocks(file, channels, start, duration, channel, None))
@@ -71,9 +71,9 @@ def audio_blocks(
     duration: float | None = None,
     channel: int | None = None,
 ) -> Iterator[np.ndarray]:
-    """What read_audio gives for the same file, bit for bit, in blocks [C, T_i] of about block_seconds, none empty.
+    """Yields what `read_audio` returns, bit for bit, in blocks [C, T_i] of about block_seconds, none empty.
 
-    Raises what read_audio raises, where the reading meets it.
+    Raises what `read_audio` raises, once the reading reaches it.
     """
     block_frames = max(1, round(block_seconds * file.info.sampling_rate))
     natives = _native_blocks(file, channels, start, duration, channel, block_frames)
@@ -89,7 +89,7 @@ def audio_blocks(
 def _native_blocks(
     file: OpenAudio, channels: int, start: float, duration: float | None, channel: int | None, block_frames: int | None
 ) -> Iterator[np.ndarray]:
-    """Mixed and checked blocks [C, T_i] at the file's own rate; at least one sample in all."""
+    """Yields mixed and checked blocks [C, T_i] at the file's own rate, with at least one sample in all."""
     rate = file.info.sampling_rate
     first, frames = round(start * rate), None if duration is None else round(duration * rate)
     total = 0
@@ -115,7 +115,7 @@ def _native_blocks(
 
 
 def _check_samples(name: str, block: np.ndarray) -> None:
-    # one comparison finds them all: NaN compares as false
+    # one comparison finds them all, since NaN compares as false
     if not (np.abs(block) <= MOST_AMPLITUDE).all():
         bad = np.count_nonzero(~np.isfinite(block))
         if bad:
@@ -130,10 +130,10 @@ def _too_short(file: OpenAudio, blocks: list[np.ndarray], sampling_rate: int) ->
 
 @contextmanager
 def open_audio(source: str | os.PathLike[str] | bytes, name: str | None = None, max_bytes: int = MAX_CLIP_BYTES) -> Iterator[OpenAudio]:
-    """The opened file: by libsndfile, or else by ffmpeg where that is installed.
+    """Opens the file by libsndfile, or else by ffmpeg if that is installed.
 
-    Raises AudioError if it is missing, empty, no regular file, of more than max_bytes, or nothing that either can read, and says what
-    would read it.
+    Raises AudioError if it is missing, empty, not regular, larger than max_bytes, or readable by neither.
+    The message then says what would read it.
     """
     name = name or ("bytes" if isinstance(source, bytes) else os.fspath(source))
     with ExitStack() as stack:
@@ -142,7 +142,7 @@ def open_audio(source: str | os.PathLike[str] | bytes, name: str | None = None, 
             sound = open_sndfile(name, file, stack)
         except UnreadableError as error:
             reason = f"not audio that libsndfile can read ({error})"
-            # where it can't because of that, and ffmpeg would make do with what is there
+            # a file cut short may be the reason, and ffmpeg would decode what is there
             check_declared(name, file)
         else:
             yield sound
@@ -151,7 +151,7 @@ def open_audio(source: str | os.PathLike[str] | bytes, name: str | None = None, 
         if program is None:
             raise AudioError(name, f"{reason}; ffmpeg, which may read it, is not installed.")
         if isinstance(source, bytes) or is_url(source):
-            # ffmpeg has to seek in MP4
+            # ffmpeg must be able to seek in MP4
             file, path = copied(file, stack)
         else:
             path = os.fspath(source)
@@ -162,7 +162,7 @@ def open_audio(source: str | os.PathLike[str] | bytes, name: str | None = None, 
 
 
 def _open_binary(source: str | os.PathLike[str] | bytes, name: str, max_bytes: int, stack: ExitStack) -> BinaryIO:
-    """The file, open, that can seek: a local one without a buffer."""
+    """Opens the source as a seekable file, a local one without a buffer."""
     file: BinaryIO
     if isinstance(source, bytes):
         if not source:
@@ -182,7 +182,7 @@ def _open_remote(url: str, name: str, max_bytes: int, stack: ExitStack) -> Binar
     try:
         remote = stack.enter_context(files.open(path, "rb"))
         if not remote.seekable():
-            # one whose length the server doesn't say; it may never end
+            # the server doesn't tell its length; it may never end
             remote, _ = copied(remote, stack, max_bytes)
         if not remote.read(1):
             raise AudioError(name, "the file is empty (0 bytes).")
@@ -199,7 +199,7 @@ def _too_large(name: str, max_bytes: int) -> AudioError:
 
 
 class _FfmpegFile:
-    """An OpenAudio of ffmpeg. file: for checks of what ffmpeg passes over."""
+    """An OpenAudio of ffmpeg.  file: for checks of what ffmpeg ignores."""
 
     def __init__(self, name: str, opened: FfmpegFile, file: BinaryIO):
         self.name, self._opened, self._file = name, opened, file

@@ -1,4 +1,4 @@
-"""The same sound in other channels and at another rate, whole or piece by piece."""
+"""Converts sound to other channels and another rate, whole or in blocks."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-# soxr's own default and librosa's: 20 bits of precision, below the noise of 16-bit sources, a third faster than VHQ.
+# The default of soxr and librosa: 20 bits of precision, below the noise of 16-bit sources, a third faster than VHQ.
 RESAMPLE_QUALITY = "HQ"
 
 
 def mix_channels(samples: np.ndarray, channels: int) -> np.ndarray:
-    """The same sound in `channels` channels: float32 [C, T], contiguous.
+    """Mixes samples [C', T] to `channels` channels: float32 [C, T], contiguous.
 
-    samples: [C', T]. To mono: the mean of all channels. Mono to stereo: the channel twice.
+    To mono: the mean of all channels. Mono to stereo: the channel twice.
     Raises ValueError for anything else, since a surround layout can't be told from the file.
     """
     if samples.shape[0] == channels:
@@ -28,7 +28,7 @@ def mix_channels(samples: np.ndarray, channels: int) -> np.ndarray:
 
 
 def resample(samples: np.ndarray, original_rate: int, sampling_rate: int) -> np.ndarray:
-    """float32 [C, T] at sampling_rate, by soxr at RESAMPLE_QUALITY; the input itself where the rates are equal."""
+    """Resamples to float32 [C, T] at sampling_rate, by soxr at RESAMPLE_QUALITY; returns the input if the rates are equal."""
     if original_rate == sampling_rate:
         return samples
     import soxr
@@ -37,7 +37,10 @@ def resample(samples: np.ndarray, original_rate: int, sampling_rate: int) -> np.
 
 
 def resample_blocks(blocks: Iterable[np.ndarray], original_rate: int, sampling_rate: int) -> Iterator[np.ndarray]:
-    """`resample` of the clip that the blocks [C, T_i] make up, bit for bit, in blocks [C, T_j] of which some may be empty."""
+    """Yields `resample` of the clip that the blocks [C, T_i] form, bit for bit.
+
+    The blocks [C, T_j] that it yields may be empty.
+    """
     if original_rate == sampling_rate:
         yield from blocks
         return

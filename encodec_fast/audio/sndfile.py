@@ -1,4 +1,4 @@
-"""Audio that libsndfile reads, to its real end: what it takes for a file's length is a guess in some formats, a part in others."""
+"""Audio that libsndfile reads, to its real end: in some formats libsndfile guesses the length or sees only a part."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from encodec_fast.audio.opened import AudioError, AudioInfo, OpenAudio, copied, 
 from encodec_fast.audio.spans import Spans
 from encodec_fast.audio.tags import before_tags, before_zeros, is_beginning, read_at, skip_tags
 
-# What libsndfile says of a length it does not know is near 2^63.
+# libsndfile reports an unknown length as a number near 2^63.
 UNKNOWN_FRAMES = 1 << 62
-# Where a seek gives the very samples that reading up to it gives. Not so Vorbis and Opus, whose decoders remember; nor the ADPCMs.
+# Subtypes in which a seek yields the same samples as reading up to it.
+# The decoders of Vorbis, Opus and the ADPCMs carry state, so they don't.
 _EXACT_SEEKS = ("PCM_", "FLOAT", "DOUBLE", "ULAW", "ALAW")
 # FLAC's length has 36 bits
 _MOST_FLAC_FRAMES = (1 << 36) - 1
@@ -31,7 +32,10 @@ class UnreadableError(ValueError):
 
 
 def open_sndfile(name: str, file: BinaryIO, stack: ExitStack) -> OpenAudio:
-    """The file as libsndfile reads it. Raises UnreadableError if it doesn't, AudioError if what it reads is not all of it."""
+    """Opens the file by libsndfile.
+
+    Raises UnreadableError if libsndfile doesn't read it, and AudioError if it reads only a part.
+    """
     size = size_of(file)
     try:
         sound = _open(file, stack)
@@ -51,7 +55,7 @@ def open_sndfile(name: str, file: BinaryIO, stack: ExitStack) -> OpenAudio:
 
 
 def _repaired(file: BinaryIO, size: int, stack: ExitStack) -> Any:
-    """The file, opened with a header that says how much there is, if its own says that this isn't known; else None."""
+    """Opens the file with the length filled in, if its header calls it unknown; else returns None."""
     with undisturbed(file):
         found = declared(file, size)
     if found is None or found.repair is None:
@@ -61,9 +65,9 @@ def _repaired(file: BinaryIO, size: int, stack: ExitStack) -> Any:
 
 
 def _behind_junk(file: BinaryIO, size: int, stack: ExitStack) -> Any:
-    """An MP3 before which something stands that is no tag, such as the end of a frame, opened from its first frame on; else None."""
+    """Opens an MP3 from its first frame on, if something other than a tag comes before; else returns None."""
     with undisturbed(file):
-        # other formats may have such frames inside, and know better which of them are sound
+        # other formats may hold such frames, and know better which of them are sound
         if is_beginning(read_at(file, 0, 8)):
             return None
         try:
@@ -75,7 +79,7 @@ def _behind_junk(file: BinaryIO, size: int, stack: ExitStack) -> Any:
 
 
 def check_ogg(name: str, file: BinaryIO) -> list[tuple[int, int]]:
-    """ogg.links of the file, or none if it is no Ogg. Raises AudioError."""
+    """Returns `ogg.links` of the file, or none if it is no Ogg.  Raises AudioError."""
     with undisturbed(file):
         file.seek(0)
         if file.read(4) != b"OggS":
@@ -107,7 +111,7 @@ class _SoundFile:
             yield from self._blocks(first, frames, block_frames)
         except _error_type() as error:
             raise AudioError(self.name, f"the file is damaged or cut short ({_reason(error)}).") from error
-        except UnreadableError as error:  # a part of it, or all of it with another header
+        except UnreadableError as error:  # a part of the file, or all of it with another header
             raise AudioError(self.name, f"the file is damaged or cut short ({error}).") from error
         self._check_end()
 
@@ -115,7 +119,7 @@ class _SoundFile:
         yield from self._read([(self._sound, self._sound.frames)], first, frames, block_frames)
 
     def _read(self, sounds: list[tuple[Any, int]], first: int, frames: int | None, block_frames: int | None) -> Iterator[np.ndarray]:
-        """The part from `first` on of sounds that follow each other, each with its length. Raises AudioError if one is shorter."""
+        """Yields the part from `first` on of consecutive sounds, each with its length.  Raises AudioError if one is shorter."""
         left = sum(length for _, length in sounds) - first
         left = max(0, left if frames is None else min(left, frames))
         most = frames_at_once(block_frames, self.info.channels)
@@ -134,7 +138,7 @@ class _SoundFile:
                 yield block
 
     def _skip(self, sound: Any, first: int) -> int:
-        """Goes to sample `first`, and returns where it is then."""
+        """Advances to sample `first` and returns the position reached."""
         if first and sound.subtype.startswith(_EXACT_SEEKS):
             return int(sound.seek(first))
         at = 0
@@ -146,7 +150,7 @@ class _SoundFile:
         return at
 
     def _bring_here(self) -> None:
-        """Copies what is behind a URL, for formats that are read twice, the first time to find where they end."""
+        """Copies a file behind a URL, for formats that are read twice: the first time to find where they end."""
         if not isinstance(self._file, (io.FileIO, io.BytesIO)):
             self._file, _ = copied(self._file, self._stack)
             self._sound = _open(self._file, self._stack)
@@ -156,7 +160,7 @@ class _SoundFile:
 
 
 class _FlacFile(_SoundFile):
-    """FLAC. All of it is read to its real end; a header without a length, as one that was written to a pipe, is none the worse."""
+    """FLAC, read to its real end. A header without a length, as from a pipe, does no harm."""
 
     def __init__(self, name: str, sound: Any, file: BinaryIO, size: int, stack: ExitStack):
         super().__init__(name, sound, file, size, stack)
@@ -188,25 +192,25 @@ class _FlacFile(_SoundFile):
             )
 
     def _end(self) -> int:
-        """Where tags behind the sound start."""
+        """Returns where the tags after the sound start."""
         with undisturbed(self._file) as file:
             return before_tags(file, 0, self._size)
 
     def _to_the_end(self, end: int, frames: int, block_frames: int | None) -> Iterator[np.ndarray]:
-        """All there is up to byte `end`, but not more than `frames` samples, in blocks.
+        """Yields all there is up to byte `end`, at most `frames` samples, in blocks.
 
-        The header announces more than any file can hold then: libsndfile stops at what is announced.
+        libsndfile stops at the announced length, so the header is changed to announce more than any file can hold.
         """
         with undisturbed(self._file) as file:
             start = skip_tags(file, self._size)
             file.seek(start)
             head = bytearray(file.read(26))
-        # of the 64 bits that also hold rate, channels and width, the last 36
+        # the length is the last 36 of 64 bits that also hold rate, channels and width
         head[21], head[22:26] = head[21] | 0x0F, b"\xff" * 4
         sound = _open(_buffered(Spans(self._file, [bytes(head), (start + 26, end - start - 26)])), self._stack)
         at, known, most = 0, self._sound.frames, frames_at_once(block_frames, self.info.channels)
         while at < frames:
-            # not beyond what its own header announces: the samples before an error would be lost
+            # a read across the announced end would lose the samples before an error
             size = min(most, frames - at, known - at if at < known else most)
             block = sound.read(size, dtype="float32", always_2d=True)
             if not len(block):
@@ -215,7 +219,7 @@ class _FlacFile(_SoundFile):
             yield block
 
     def _zeros_follow(self) -> bool:
-        """Whether the announced samples end where nothing but zeros follow, which the decoder takes for damage."""
+        """Tells whether only zeros follow the announced samples, which the decoder takes for damage."""
         end = self._end()
         with undisturbed(self._file) as file:
             zeros = before_zeros(file, 0, end)
@@ -230,7 +234,7 @@ class _FlacFile(_SoundFile):
 
 
 class _OggFile(_SoundFile):
-    """Ogg: what is chained in it, one stream after the other."""
+    """Ogg: the streams chained in it, one after the other."""
 
     def __init__(self, name: str, sound: Any, file: BinaryIO, size: int, stack: ExitStack):
         super().__init__(name, sound, file, size, stack)
@@ -300,7 +304,7 @@ class _MpegFile(_SoundFile):
         yield from self._read([(sound, skip + left)], skip, left, block_frames)
 
     def _positioned(self, stream: mpeg.MpegStream, first: int) -> tuple[int, Any]:
-        """A sound that starts at or before sample `first`, counted with the codecs' delay; and where it starts."""
+        """Returns a sound that starts at or before sample `first`, and its start; both count the codecs' delay."""
         per_frame = stream.format.samples
         patch = mpeg.patched_start(self._file, stream, (stream.skip + first) // per_frame)
         parts: list[tuple[int, int] | bytes] = list(stream.spans)
@@ -310,7 +314,7 @@ class _MpegFile(_SoundFile):
             at = stream.offsets[start] + len(silent)
             parts = [silent, (at, sum(stream.spans[0]) - at)]
         size = sum(len(part) if isinstance(part, bytes) else part[1] for part in parts)
-        # it guesses from the first frames how many there are, by their length: the longest is 180 times the shortest
+        # libsndfile guesses the frame count from the first frames' length: the longest is 180 times the shortest
         return start * per_frame, _open(_buffered(Spans(self._file, parts, 200 * size + (1 << 16))), self._stack)
 
 
@@ -323,7 +327,7 @@ def _reader_type() -> Any:
     import soundfile
 
     class Sound(soundfile.SoundFile):
-        """One that doesn't seek after each read to where it is: in MP3, not even that seek gives the same samples."""
+        """A SoundFile that doesn't seek to its position after each read: in MP3 even that seek changes samples."""
 
         def seekable(self) -> bool:
             return False
@@ -338,7 +342,7 @@ def _error_type() -> Any:
 
 
 def _open(file: BinaryIO | io.BufferedReader, stack: ExitStack) -> Any:
-    # by its descriptor: a name could mean another file by now
+    # opened by its descriptor, because the name may mean another file meanwhile
     native = os.name == "posix" and isinstance(file, io.FileIO)
     try:
         if native:
@@ -353,5 +357,5 @@ def _buffered(spans: Spans) -> io.BufferedReader:
 
 
 def _reason(error: Any) -> str:
-    """libsndfile's own words, without its `Error :` and full stop. error: soundfile.LibsndfileError."""
+    """Returns libsndfile's own words, without its `Error :` and full stop.  error: soundfile.LibsndfileError."""
     return str(error.error_string).removeprefix("Error : ").rstrip(".")

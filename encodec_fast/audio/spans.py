@@ -1,4 +1,4 @@
-"""Parts of a file as a file of their own."""
+"""Parts of a file, presented as a file of their own."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import BinaryIO
 
-# What libraries look at, at a file's very end, before they read it: tags
+# Libraries look for tags in these last bytes of a file before they read it
 _TAIL = 1024
 
 
 class Spans(io.RawIOBase):
-    """A file of parts of another one: (offset, bytes) in it, or bytes themselves. Seeks and reads; the other file is not closed.
+    """A file made of parts of another one: (offset, bytes) in it, or bytes themselves.
 
-    announced: the length it claims, in bytes, if that is more than there is: reading still ends where the parts do, but what is
-    read from its claimed end are zeros. For libraries that guess from the length how much sound there is, and stop there.
+    Seeks and reads; the other file is not closed.
+    announced: the length it claims, in bytes, if that is more than there is.
+    Reading still ends where the parts do, but the last bytes of the claimed length read as zeros.
+    This serves libraries that guess from the length how much sound there is, and stop there.
     """
 
     def __init__(self, file: BinaryIO, parts: Sequence[tuple[int, int] | bytes], announced: int = 0):

@@ -1,4 +1,4 @@
-"""What stands before, between and behind frames of sound: tags, and zeros that fill up."""
+"""What surrounds frames of sound: tags, and zeros as padding."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 _CHUNK = 1 << 20
-# What files of sound start with: WAV and its kin, AIFF, AU, W64, CAF, FLAC, Ogg, Matroska, ASF
+# First bytes of files of sound: WAV and its kin, AIFF, AU, W64, CAF, FLAC, Ogg, Matroska, ASF
 _BEGINNINGS = (b"RIFF", b"RIFX", b"RF64", b"BW64", b"FORM", b".snd", b"riff", b"caff", b"fLaC", b"OggS", b"\x1aE\xdf\xa3", b"0&\xb2u")
 
 
 def read_at(file: BinaryIO, at: int, size: int) -> bytes:
-    """Up to `size` bytes from this place on."""
+    """Reads up to `size` bytes from this place on."""
     file.seek(at)
     return file.read(max(0, size))
 
 
 def is_beginning(head: bytes) -> bool:
-    """Whether a file that starts with these eight bytes, of any format but MPEG audio, may hold sound."""
+    """Tells whether a file that starts with these eight bytes may hold sound, in any format but MPEG audio."""
     return head[:4] in _BEGINNINGS or head[4:8] == b"ftyp"
 
 
 def no_audio(file: BinaryIO, at: int, end: int) -> int:
-    """The length of the tag or the run of zeros at this place; 0 if there is none."""
+    """Returns the length of the tag or the run of zeros at this place; 0 if there is none."""
     head = read_at(file, at, min(32, end - at))
     if tag := _id3_bytes(head):
         return tag
@@ -36,14 +36,14 @@ def no_audio(file: BinaryIO, at: int, end: int) -> int:
 
 
 def _id3_bytes(head: bytes) -> int:
-    """The length of the ID3v2 tag that starts so, or 0."""
+    """Returns the length of the ID3v2 tag with this head, or 0."""
     if head[:3] != b"ID3" or len(head) < 10 or max(head[6:10]) >= 0x80:
         return 0
     return 10 + (head[6] << 21 | head[7] << 14 | head[8] << 7 | head[9]) + (10 if head[5] & 0x10 else 0)
 
 
 def skip_tags(file: BinaryIO, end: int) -> int:
-    """Where what follows the ID3v2 tags at the file's start begins."""
+    """Returns where the ID3v2 tags at the file's start end."""
     at = 0
     while at < end and (tag := _id3_bytes(read_at(file, at, 10))):
         at += tag
@@ -61,7 +61,7 @@ def _zeros(file: BinaryIO, at: int, end: int) -> Iterator[int]:
 
 
 def before_tags(file: BinaryIO, start: int, end: int) -> int:
-    """Where the tags at the file's end start."""
+    """Returns where the tags at the file's end start."""
     while True:
         tail = read_at(file, max(start, end - 227), end - max(start, end - 227))
         size = 0
@@ -77,7 +77,7 @@ def before_tags(file: BinaryIO, start: int, end: int) -> int:
 
 
 def before_zeros(file: BinaryIO, start: int, end: int) -> int:
-    """Where the zeros at a file's end start."""
+    """Returns where the zeros at a file's end start."""
     at = end
     while at > start:
         size = min(_CHUNK, at - start)

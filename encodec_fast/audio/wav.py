@@ -1,4 +1,4 @@
-"""Decoded clips as WAV files: safe names for them, writing them whole or not at all, and knowing them again."""
+"""Decoded clips as WAV files: safe names, writing them whole or not at all, and recognising them later."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ import numpy as np
 
 from encodec_fast.audio.files import AUDIO_SUFFIXES
 
-# Folders that are longer than that together are left out: systems allow 4096 for a path, with all that stands before
+# Longer paths lose their folders: systems allow 4096 bytes for a path, with everything before it
 _MAX_PATH_BYTES = 1024
 
 
 def wav_paths(ids: Sequence[str]) -> list[PurePosixPath]:
-    """A relative path for each id's WAV file: its folders kept, its suffix replaced, safe on every file system.
+    """Returns a relative path for each id's WAV file: its folders kept, its suffix replaced, safe on every file system.
 
-    No two are equal, also where case is ignored: a later one gets ~2, ~3, ... before its suffix. None leaves the folder
-    it is put in.
+    No two are equal, even where case is ignored: a later one gets ~2, ~3, ... before its suffix.
+    No path leaves the folder that it is put in.
     """
     wanted = [_safe_path(id) for id in ids]
-    # a file must not stand where another clip's folder has to be
+    # a file must not take the name of another clip's folder
     used = {str(folder).casefold() for path in wanted for folder in path.parents}
     paths = []
-    # up to which all are taken: many clips may have one name
+    # the last number taken per name: many clips may share one
     numbers: dict[str, int] = {}
     for path in wanted:
         unique, number = path, numbers.get(str(path).casefold(), 1)
@@ -48,7 +48,7 @@ def _safe_path(id: str) -> PurePosixPath:
 
 
 def _safe_name(name: str) -> str:
-    """The name without what Windows forbids, and short enough for every file system (255 bytes with what is added)."""
+    """Returns the name without what Windows forbids, short enough for every file system: 255 bytes with its additions."""
     name = re.sub(r'[<>:"|?*\x00-\x1f\x7f]', "_", name).rstrip(". ") or "_"
     if len(name.encode()) > 200:
         digest = hashlib.sha256(name.encode()).hexdigest()[:8]
@@ -57,7 +57,7 @@ def _safe_name(name: str) -> str:
 
 
 WAV_SUBTYPES = ("PCM_16", "PCM_24", "FLOAT")
-# In the header of every file written here: no other may be replaced.
+# Marks the header of every file written here: no other may be replaced.
 _SOFTWARE = "encodec_fast"
 
 
@@ -73,7 +73,7 @@ def write_wav(path: Path, samples: np.ndarray, sampling_rate: int, subtype: str 
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
-        # x: a name that is there already, a link too, is an error
+        # x: an existing name, even a link, is an error
         with (
             temporary.open("x+b") as file,
             soundfile.SoundFile(file, "w", sampling_rate, samples.shape[0], subtype=subtype, format="WAV") as wav,
@@ -86,7 +86,7 @@ def write_wav(path: Path, samples: np.ndarray, sampling_rate: int, subtype: str 
 
 
 def is_own_wav(path: Path) -> bool:
-    """Whether `write_wav` wrote the file, by its header; not through a link."""
+    """Tells by the header whether `write_wav` wrote the file; not through a link."""
     import soundfile
 
     if path.is_symlink() or not path.is_file():
@@ -99,9 +99,9 @@ def is_own_wav(path: Path) -> bool:
 
 
 def wav_targets(out: Path, ids: Sequence[str], overwrite: bool = False) -> list[Path]:
-    """The path of each id's WAV file in a folder.
+    """Returns the path of each id's WAV file in a folder.
 
-    Raises ValueError for a file that is there already; with overwrite, only if `write_wav` did not write it.
+    Raises ValueError for an existing file; with overwrite, only if `write_wav` did not write it.
     """
     targets = [out / path for path in wav_paths(ids)]
     for target in targets:
