@@ -1,7 +1,8 @@
-"""Programs whose calls take clips of equal lengths in one tensor: clips in other places of time run as groups of their own.
+"""Programs that run clips of equal length in one tensor; clips at different positions in time run as separate groups.
 
-A batch's state is a tree of lists and dataclasses. Its leaves are tensors with a batch dimension - 0, or what a dataclass field's
-metadata says - and counts, which are the same for all clips of the batch.
+A batch's state is a tree of lists and dataclasses. Its leaves are tensors and counts.
+A tensor's batch dimension is 0, or what the dataclass field's metadata says.
+Counts are the same for all clips of the batch.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ BATCH_DIM = "batch_dim"
 
 
 class ClipState:
-    """One clip's place in a program: the state of a batch of one."""
+    """One clip's position in a program: the state of a batch of one."""
 
     def __init__(self, tree: Any) -> None:
         self.tree = tree
@@ -34,31 +35,31 @@ class BatchedProgram(StageProgram):
     out_channels: int
 
     def run(self, x: Tensor) -> Tensor:
-        """Whole clips [B, C_in, T] -> [B, C_out, T_out]: one push and one flush."""
+        """Runs whole clips [B, C_in, T] to [B, C_out, T_out] by one push and one flush."""
         return self.push_batch(x, self.open_batch(x.shape[0]), final=True)
 
     @abstractmethod
     def open_batch(self, batch: int) -> Any:
-        """A fresh state tree for `batch` clips that start at time zero."""
+        """Returns a fresh state tree for `batch` clips that start at time zero."""
 
     @abstractmethod
     def push_batch(self, x: Tensor, state: Any, final: bool) -> Tensor:
-        """As `push`, for clips [B, C_in, T] that stand at the same time."""
+        """Runs `push` on clips [B, C_in, T] at the same position in time."""
 
     def split(self, state: Any, batch: int) -> list[Any]:
-        """The state tree of each clip."""
+        """Returns the state tree of each clip."""
         return split_tree(state, batch)
 
     def join(self, states: Sequence[Any]) -> Any:
-        """The state tree of a batch of clips that stand at the same time."""
+        """Returns the state tree of a batch of clips at the same position in time."""
         return join_trees(states)
 
     def open(self) -> ClipState:
-        """The state of one clip at time zero."""
+        """Returns the state of one clip at time zero."""
         return ClipState(self.open_batch(1))
 
     def push(self, pieces: Sequence[Tensor], states: Sequence[ClipState], final: Sequence[bool]) -> list[Tensor]:
-        """As the base class says; clips that stand at the same time run together.  Raises ValueError after a clip's end."""
+        """Pushes each clip's next piece; clips at the same position in time run together.  Raises ValueError after a clip's end."""
         groups: dict[tuple[bool, bool, int, Hashable], list[int]] = defaultdict(list)
         for index, (piece, state, ends) in enumerate(zip(pieces, states, final, strict=True)):
             if state.ended and (piece.shape[1] or ends):
@@ -77,22 +78,22 @@ class BatchedProgram(StageProgram):
         return [outputs[index] for index in range(len(pieces))]
 
     def nothing(self, x: Tensor) -> Tensor:
-        """No steps of output for the clips of x."""
+        """Returns an output of no steps for the clips of x."""
         return x.new_empty(x.shape[0], self.out_channels, 0)
 
     def save(self, state: ClipState) -> list[Any]:
-        """A clip's state as nested lists of tensors, integers and None."""
+        """Returns a clip's state as nested lists of tensors, integers and None."""
         return [int(state.ended), plain(state.tree)]
 
     def load(self, saved: Any) -> ClipState:
-        """The state that `save` wrote.  Raises ValueError for one of other stages."""
+        """Restores the state that `save` returned.  Raises ValueError for a state of other stages."""
         state = self.open()
         try:
             ended, tree = saved
             tree = filled(state.tree, tree)
             if type(ended) is not int or ended not in (0, 1):
                 raise ValueError(f"found the end {ended!r}")
-            # of a clip that has ended nothing is read any more
+            # the tree of an ended clip is never read again
             if not ended and not self.reachable(tree):
                 raise ValueError("its counts and sizes do not go together")
         except (TypeError, ValueError) as error:
@@ -102,15 +103,15 @@ class BatchedProgram(StageProgram):
 
     @abstractmethod
     def reachable(self, tree: Any) -> bool:
-        """Whether one clip's tree has counts, and tensors of sizes, that some pushes lead to."""
+        """Tells whether some pushes lead to the counts and tensor sizes of one clip's tree."""
 
     def ended(self, state: ClipState) -> bool:
-        """Whether the clip has ended."""
+        """Tells whether the clip has ended."""
         return state.ended
 
 
 def _mapped(trees: Sequence[Any], leaf: Callable[[list[Any], int], Any], dim: int = 0) -> Any:
-    """A tree like each of `trees`, with leaf(their leaves, batch dimension) at its leaves."""
+    """Returns a tree like each of `trees`, with leaf(their leaves, batch dimension) at its leaves."""
     first = trees[0]
     if is_dataclass(first) and not isinstance(first, type):
         parts = {f.name: _mapped([getattr(tree, f.name) for tree in trees], leaf, f.metadata.get(BATCH_DIM, 0)) for f in fields(first)}
@@ -121,34 +122,34 @@ def _mapped(trees: Sequence[Any], leaf: Callable[[list[Any], int], Any], dim: in
 
 
 def join_trees(trees: Sequence[Any]) -> Any:
-    """One batch of several batches at the same `place`."""
+    """Joins several batches at the same `place` into one."""
     return _mapped(trees, lambda leaves, dim: torch.cat(leaves, dim) if isinstance(leaves[0], Tensor) else leaves[0])
 
 
 def split_tree(tree: Any, batch: int) -> list[Any]:
-    """Each clip of a batch by itself."""
+    """Splits a batch into one tree per clip."""
 
     def clip(index: int) -> Any:
-        # a copy: a view would keep the memory of all the batch
+        # a copy, since a view would keep the whole batch's memory
         return _mapped([tree], lambda leaves, dim: leaves[0].narrow(dim, index, 1).clone() if isinstance(leaves[0], Tensor) else leaves[0])
 
     return [tree] if batch == 1 else [clip(index) for index in range(batch)]
 
 
 def place(tree: Any) -> Hashable:
-    """Equal for two clips' trees if they can be joined: the counts and the sizes of the tensors."""
+    """Returns a key of the counts and tensor sizes, equal for two clips' trees if they can be joined."""
     leaves: list[Hashable] = []
     _mapped([tree], lambda found, dim: leaves.append(found[0].shape if isinstance(found[0], Tensor) else found[0]))
     return tuple(leaves)
 
 
 def is_like(found: Tensor | None, like: Tensor, *shape: int) -> bool:
-    """Whether there is a tensor, of this shape, and of the dtype and on the device of `like`."""
+    """Tells whether `found` is a tensor of this shape, of the dtype and on the device of `like`."""
     return found is not None and found.shape == shape and found.dtype == like.dtype and found.device == like.device
 
 
 def plain(tree: Any) -> Any:
-    """The tree as lists, its dataclasses as lists of their fields."""
+    """Returns the tree as lists, its dataclasses as lists of their fields."""
     if is_dataclass(tree):
         return [plain(getattr(tree, f.name)) for f in fields(tree)]
     if isinstance(tree, (list, tuple)):
@@ -157,7 +158,10 @@ def plain(tree: Any) -> Any:
 
 
 def filled(fresh: Any, saved: Any) -> Any:
-    """The tree that `plain` made `saved` of; `fresh`: one of the same program.  Raises ValueError where they don't match."""
+    """Rebuilds the tree that `plain` turned into `saved`.
+
+    fresh: a tree of the same program.  Raises ValueError where they don't match.
+    """
     if is_dataclass(fresh) and not isinstance(fresh, type):
         names = [f.name for f in fields(fresh)]
         return replace(fresh, **{name: filled(getattr(fresh, name), part) for name, part in zip(names, saved, strict=True)})

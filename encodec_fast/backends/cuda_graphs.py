@@ -1,6 +1,7 @@
-"""CUDA graphs of prepared programs: one replay in the place of all launches.
+"""CUDA graphs of prepared programs: one replay instead of all launches.
 
-Never run on a device yet: the capture follows torch's documented steps, and `bench/gpu_report.py` compares its results bit by bit.
+No graph has run on a device yet. The capture follows torch's documented steps.
+`bench/gpu_report.py` compares its results bit by bit.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ class _Captured(NamedTuple):
 
 
 class CudaGraphs:
-    """Replays `run(x)` for the shapes it was captured for, and runs it as it is, with one line in the log, for others.
+    """Replays `run(x)` for captured shapes; others run without a graph, with one line in the log.
 
-    run: a function of one tensor whose launches depend on its shape alone and wait for nothing: `TritonProgram.run`, or a chain of
-    `run`, `encode` and `decode` of prepared programs.
-    Calls from several threads and streams take turns: a graph has one input and one output buffer, and all graphs share their memory.
+    run: a function of one tensor whose launches depend on its shape alone and wait for nothing.
+    `TritonProgram.run` is one, and so is a chain of `run`, `encode` and `decode` of prepared programs.
+    Calls from several threads and streams take turns: a graph has one input and one output buffer, and all graphs share memory.
     """
 
     def __init__(self, run: Callable[[Tensor], Tensor]) -> None:
@@ -40,7 +41,7 @@ class CudaGraphs:
         self._free: torch.cuda.Event | None = None
 
     def capture(self, x: Tensor) -> None:
-        """Captures the shape, dtype and device of x, unless it has been.  Raises ValueError for a tensor that is not on a CUDA device."""
+        """Captures the shape, dtype and device of x, unless that is done.  Raises ValueError for a tensor that is not on a CUDA device."""
         if not x.is_cuda:
             raise ValueError(f"x is on {x.device}; only a CUDA device has graphs")
         with self._lock, torch.cuda.device(x.device):
@@ -49,7 +50,7 @@ class CudaGraphs:
 
     def _record(self, x: Tensor) -> _Captured:
         static = x.contiguous().clone()
-        # kernels are compiled and loaded before the capture, on a stream of its own, as torch.cuda.graph asks
+        # compiles and loads the kernels before the capture, on a separate stream, as torch.cuda.graph asks
         stream = torch.cuda.Stream(x.device)
         stream.wait_stream(torch.cuda.current_stream(x.device))
         with torch.cuda.stream(stream):
@@ -57,15 +58,15 @@ class CudaGraphs:
                 self._run(static)
         torch.cuda.current_stream(x.device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        # one pool: no two graphs of one CudaGraphs run at the same time, and each result is copied before the next replay
-        # on a stream of this device: torch's own belongs to the device that was current when it was first asked for
+        # one pool is enough: graphs of one CudaGraphs never run together, and each result is copied before the next replay.
+        # The stream is of this device: torch's own belongs to the device that is current at its first use.
         with torch.cuda.graph(graph, pool=self._pool, stream=stream):  # type: ignore[arg-type]
             y = self._run(static)
         self._pool = graph.pool()
         return _Captured(graph, static, y)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """run(x): a fresh tensor, the same bits as without a graph."""
+        """Returns run(x) as a fresh tensor, with the same bits as without a graph."""
         captured = self._captured.get(_key(x))
         if captured is None:
             if _key(x) not in self._missed:

@@ -1,4 +1,4 @@
-"""The backends there are, which a device prefers, and which this machine can use."""
+"""All backends, which of them a device prefers, and which this machine can use."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ PREFERENCE = {"cpu": ("cpu", "torch"), "cuda": ("triton", "torch")}
 
 @cache
 def get_backend(name: str) -> Backend:
-    """The one instance of a backend; its module is imported here, at first use."""
+    """Returns the single instance of a backend; imports its module at first use."""
     module, attribute = BACKENDS[name]
     return getattr(importlib.import_module(module), attribute)()
 
 
 def backend_report() -> list[tuple[str, bool, str]]:
-    """(name, available, why not) of every backend on this machine."""
+    """Returns (name, available, why not) of every backend on this machine."""
     reasons = [(name, get_backend(name).unavailable()) for name in BACKENDS]
     return [(name, reason is None, reason or "") for name, reason in reasons]

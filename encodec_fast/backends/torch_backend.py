@@ -1,8 +1,9 @@
 """The `torch` backend: any device and float dtype, the fallback of all others.
 
-Folded weights and integer geometry, ELU written straight into the padded row, the residual block's last two products as one.
-On a CPU one clip and a tile of time at a time run through all convolutions up to the LSTM, so that activations stay in cache;
-the LSTM takes the whole batch.
+Weights are folded and geometry is integers. ELU is written straight into the padded row.
+The residual block's last two products run as one.
+On a CPU the convolutions up to the LSTM run one clip and one tile of time at a time.
+So activations stay in cache. The LSTM takes the whole batch.
 The libraries below choose their order of summation by shape: bits may differ between batch sizes, pieces and thread counts.
 """
 
@@ -31,9 +32,11 @@ SEARCH_ROWS = 2048
 
 @dataclass
 class ConvState:
-    """row: input that later outputs still need; once `started` activated and with its left padding.
+    """State of a convolution.
 
-    seen: input steps so far, modulo the stride. No count grows with time: clips that started at different times can run as one batch.
+    row: input that later outputs still need; once `started`, activated and with its left padding.
+    seen: input steps so far, modulo the stride.
+    No count grows with time, so clips that started at different times can run as one batch.
     """
 
     row: Tensor | None = None
@@ -55,7 +58,7 @@ class UpsampleState:
 
 @dataclass
 class LSTMState:
-    """hidden, cell: [layers, B, H]; None stands for zeros."""
+    """State of the LSTM.  hidden, cell: [layers, B, H]; None means zeros."""
 
     hidden: Tensor | None = field(default=None, metadata={BATCH_DIM: 1})
     cell: Tensor | None = field(default=None, metadata={BATCH_DIM: 1})
@@ -178,7 +181,7 @@ class _ResidualStep:
     def reachable(self, state: ResidualState) -> bool:
         if not self.conv1.reachable(state.conv1):
             return False
-        # the convolution keeps the length: once it has started, it owes nothing
+        # the convolution keeps the length: once started, it has returned an output for every step
         row = None if state.conv1.started else state.conv1.row
         if row is None or row.shape[-1] == 0:
             return state.skip is None
@@ -197,7 +200,7 @@ class _ResidualStep:
     def _combine(self, hidden: Tensor, x: Tensor) -> Tensor:
         if self.joined is None:
             y = self.conv2.push(hidden, ConvState(), final=True)
-            # x may be the caller's tensor, y is ours
+            # x may be the caller's tensor, so add into y
             return y.add_(x if self.shortcut is None else self.shortcut.push(x, ConvState(), final=True))
         weight, bias = self.joined
         width = hidden.shape[1]
@@ -233,7 +236,7 @@ class _UpsampleStep:
             return y[..., up.trim_left : y.shape[-1] - up.trim_right]
         y = self._overlapped(x, state)
         complete = y.shape[-1] - self.overlap
-        # in 1..stride output steps only the next input step is still missing
+        # the last `overlap` steps still lack what the next input adds
         state.tail = y[..., complete:].clone()
         y = y[..., : y.shape[-1] - up.trim_right] if final else y[..., :complete]
         drop = min(up.trim_left - state.dropped, y.shape[-1])
@@ -282,7 +285,7 @@ _STEPS: dict[type, type] = {ResidualBlock: _ResidualStep, Upsample: _UpsampleSte
 
 
 class _Section:
-    """Consecutive convolutional stages, run one tile of time after the other; or one LSTM, run in one go."""
+    """Consecutive convolutional stages, run in tiles of time; or one LSTM, run over the whole clip."""
 
     def __init__(self, stages: tuple[Stage, ...]) -> None:
         self.steps: list[_Step] = [_STEPS.get(type(stage), _ConvStep)(stage) for stage in stages]
@@ -320,7 +323,7 @@ class _Section:
 
 
 class TorchProgram(BatchedProgram):
-    """Sections of stages; the state is one list of step states per section and group of clips."""
+    """Sections of stages. The state is one list of step states per section and group of clips."""
 
     def __init__(self, stages: tuple[Stage, ...]) -> None:
         self.not_streamable = not_streamable(stages)
@@ -337,7 +340,7 @@ class TorchProgram(BatchedProgram):
         if run:
             self.sections.append(_Section(tuple(run)))
         self.out_channels = stages[-1].out_channels
-        # the convolutions run in tiles, but the LSTM's input, output and gates are those of the whole clip
+        # the convolutions run in tiles, but the LSTM holds input, output and gates of the whole clip
         self.activations_held = 1
         on_cpu = stage_weights(stages[0])[0].device.type == "cpu"
         self.clip_by_clip = [on_cpu and not section.recurrent for section in self.sections]
@@ -369,7 +372,7 @@ class TorchProgram(BatchedProgram):
 class TorchQuantizerProgram(QuantizerProgram):
     def __init__(self, quantizer: Quantizer) -> None:
         self.codebooks = quantizer.codebooks
-        # |x - e|^2 without |x|^2, which all entries share: HF's formula with it errs 7 x more (cancellation)
+        # |x - e|^2 without |x|^2, which all entries share: HF's formula with it errs 7 times more by cancellation
         self.square_norms = quantizer.codebooks.pow(2).sum(-1)
 
     def encode(self, x: Tensor, num_quantizers: int) -> Tensor:
@@ -418,7 +421,7 @@ class TorchBackend(Backend):
         return overlap_add_torch(chunks, weight, stride, length)
 
     def products(self, stage: Stage | Quantizer, dtype: torch.dtype, device: torch.device, precision: Precision) -> str:
-        """On CUDA torch's own flags rule, and by default they let convolutions run in tf32."""
+        """Describes the products. On CUDA torch's own flags decide, and by default they allow convolutions in tf32."""
         name = "cuda.matmul" if isinstance(stage, Quantizer) else "cudnn"
         allowed = torch.backends.cuda.matmul.allow_tf32 if isinstance(stage, Quantizer) else torch.backends.cudnn.allow_tf32
         if device.type == "cuda" and dtype == torch.float32 and allowed:

@@ -1,4 +1,4 @@
-"""The chunked model's functions without weights in torch's operations: on any device, in any dtype, differentiable."""
+"""The chunked model's functions without weights, in torch's operations: on any device, in any dtype, differentiable."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from torch import Tensor
 
 
 def normalize_torch(audio: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns audio [B, C, T] of unit volume, and the scale [B, 1] that was taken off each clip.
+    """Returns audio [B, C, T] of unit volume, and the scale [B, 1] by which each clip was divided.
 
-    float32 and float64 are summed by halves, one order for any batch and thread count: torch's own sum of a chunk alone is split over
-    the threads, that of a chunk in a batch is not. Half keeps torch's, which sums it in float32.
+    float32 and float64 are summed by halves, in one order for any batch and thread count.
+    torch's own sum splits a single chunk over the threads, but not a chunk in a batch.
+    Half keeps torch's sum, which runs in float32.
     Source: EncodecModel._encode_frame.
     """
     if audio.dtype not in (torch.float32, torch.float64):
@@ -32,13 +33,16 @@ def normalize_torch(audio: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _root(x: Tensor) -> Tensor:
-    """Returns the nearest float32 to the square root: torch's own is MKL's on some CPUs, a last place off for one number in five."""
+    """Returns the nearest float32 to the square root.
+
+    torch's own is MKL's on some CPUs, a last place off for one number in five.
+    """
     # Apple's GPUs have no float64
     return x.double().sqrt().float() if x.dtype == torch.float32 and x.device.type != "mps" else x.sqrt()
 
 
 def overlap_add_torch(chunks: Sequence[Tensor], weight: Tensor, stride: int, length: int) -> Tensor:
-    """Returns chunks [B, C, T_i] faded linearly into each other: [B, C, length].  As `Backend.overlap_add`.
+    """Returns chunks [B, C, T_i] cross-faded linearly, [B, C, length], as `Backend.overlap_add` does.
 
     Bit-equal to HF's `_linear_overlap_add`, without its host sync: at most two chunks cover a sample, and a + b is b + a.
     """

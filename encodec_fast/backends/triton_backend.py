@@ -17,11 +17,12 @@ from encodec_fast.plan import LSTM, Quantizer, Stage, stage_weights
 if TYPE_CHECKING:
     from encodec_fast.backends.triton_program import TritonProgram, TritonQuantizerProgram
 
-# Of the products of the convolutions, and, with halves in the place of tf32, of the recurrence; on gfx942 'ieee' is the matrix cores' own.
-# Products on matrix units of operands split in two give float32's accuracy: 'parity' takes them wherever there are such units.
+# Modes of the convolutions' products and, with halves instead of tf32, of the recurrence's.
+# On gfx942 'ieee' is the matrix cores' own.
+# Split operands reach float32's accuracy on matrix units, so 'parity' uses them wherever there are such units.
 MODES = {Precision.PARITY: ProductMode.SPLIT, Precision.TF32X3: ProductMode.SPLIT, Precision.FAST: ProductMode.TF32}
 _IN_WORDS = {ProductMode.IEEE: "float32", ProductMode.SPLIT: "3 x tf32", ProductMode.TF32: "tf32"}
-# Of a recurrence: halves, whose scale makes up for their exponents.
+# A recurrence multiplies halves, and a scale makes up for their narrow exponents.
 _RECURRENCE_IN_WORDS = {ProductMode.IEEE: "float32", ProductMode.SPLIT: "3 x float16", ProductMode.TF32: "float16"}
 
 # Wider codebook entries do not fit on the chip together with a block of residuals.
@@ -71,7 +72,7 @@ class TritonBackend(Backend):
         return _refused_tensors(tensors[0].dtype, tensors[0].device)
 
     def overlap_add(self, chunks: Sequence[Tensor], weight: Tensor, stride: int, length: int) -> Tensor:
-        """As the base class says, in one launch; bit for bit as transformers adds."""
+        """Runs `Backend.overlap_add` in one launch, bit-equal to transformers."""
         from encodec_fast.backends.triton_program import device_of
         from encodec_fast.kernels.overlap_add import overlap_add_triton
 
@@ -106,8 +107,9 @@ def _refused_tensors(dtype: torch.dtype, device: torch.device) -> str | None:
 
 
 def interpreter_problem(triton: str, numpy: str) -> str | None:
-    """Why the interpreter of this version of Triton does not work with this version of NumPy, or None: its `range` takes an array of one
-    element for a number.
+    """Returns why this version of Triton's interpreter fails with this version of NumPy, or None.
+
+    The interpreter passes an array of one element to `range`, which NumPy 2.4 refuses.
     """
     if _release(triton) < (3, 7) and _release(numpy) >= (2, 4):
         return f"the interpreter of triton {triton} fails with numpy {numpy}; pip install 'triton>=3.7' or 'numpy<2.4'"
@@ -123,7 +125,7 @@ def _interpreted() -> bool:
 
 
 def _product_mode(precision: Precision, dtype: torch.dtype, device: torch.device) -> ProductMode:
-    # halves are tf32 already
+    # halves are exact in tf32
     return _legal(ProductMode.TF32 if dtype in (torch.float16, torch.bfloat16) else MODES[precision], device)
 
 
@@ -140,7 +142,7 @@ def _legal(mode: ProductMode, device: torch.device) -> ProductMode:
 
 
 def _search_mode(device: torch.device) -> SearchMode:
-    """Tensor cores and the proof that the codes are those of ieee, or ieee itself where there are none."""
+    """Returns rerank where there are tensor cores, otherwise ieee; the proof of rerank keeps the codes of ieee."""
     from encodec_fast.kernels.tiles import arch_of
 
     has_units = not arch_of(device).startswith("gfx") and _legal(ProductMode.TF32, device) == ProductMode.TF32

@@ -1,7 +1,8 @@
 """Each kind of stage on its kernels: whole clips of equal or of different lengths, or pieces of time with carried state.
 
-Between layers a signal has its channels last, with room beside each clip for the padding that the next layer reads (kernels/rows.py).
-A layer applies the ELU of the layer behind it where that one reads nothing else, and the group norm of the one before it.
+Between layers a signal is channels-last, with room beside each clip for the next layer's padding (kernels/rows.py).
+A layer applies the next layer's ELU if that layer reads nothing else.
+It also applies the group norm of the layer before it.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ from encodec_fast.plan import LSTM, Conv, GroupNorm, ResidualBlock, Stage, Upsam
 
 @dataclass(frozen=True)
 class Signal:
-    """norm(values) + norm(other), of which whoever reads it still has to apply the norms and the sum.
+    """norm(values) + norm(other), where the reader still has to apply the norms and the sum.
 
-    values: [B, T, C] of any strides.  rows: where they stand, if there may be room for padding.  elu: whether ELU has been applied.
+    values: [B, T, C] of any strides.  rows: their buffer, if it may have room for padding.  elu: whether ELU has been applied.
     """
 
     values: Tensor
@@ -40,7 +41,7 @@ class Signal:
     other: Signal | None = None
 
     def arranged(self, padding: Padding, elu: bool, lengths: Tensor | None) -> Rows:
-        """The signal with its padding written: where it stands, if that will do, or in memory of its own."""
+        """Returns the signal with its padding written, in its own buffer if that suffices, otherwise in a new one."""
         plain = self.norm is None and self.other is None and self.elu == elu
         if plain and self.rows is not None and self.rows.lead >= padding.left and self.rows.tail >= padding.tail:
             pad_rows_triton(self.rows, padding, lengths)
@@ -58,7 +59,7 @@ class Signal:
         )
 
     def applied(self) -> Signal:
-        """The same with nothing left to apply."""
+        """Returns the signal with its norms and sum applied."""
         return self if self.norm is None and self.other is None else _plain(self.arranged(Padding(), self.elu, None), self.elu)
 
 
@@ -69,7 +70,7 @@ def _plain(made: Any, elu: bool) -> Signal:
 class Layer(ABC):
     """One stage with its weights laid out for the kernels.
 
-    padding: rows that it reads beside its input.  elu_input: whether it reads nothing of its input but its ELU.
+    padding: rows that it reads beside its input.  elu_input: whether it reads its input only through ELU.
     lead, tail: rows to leave free beside its output.  elu_output: whether to apply ELU to its output.
     """
 
@@ -87,28 +88,28 @@ class Layer(ABC):
 
     @abstractmethod
     def run(self, x: Signal, lengths: Tensor | None) -> Signal:
-        """Whole clips; lengths [B] where they differ. What stands behind a clip's end is unspecified."""
+        """Runs whole clips, with lengths [B] if they differ. Output past a clip's end is unspecified."""
 
     @abstractmethod
     def open(self, batch: int) -> Any:
-        """State of `batch` clips at time zero."""
+        """Returns the state of `batch` clips at time zero."""
 
     @abstractmethod
     def reachable(self, state: Any) -> bool:
-        """As `BatchedProgram.reachable`."""
+        """Tells whether some pushes lead to the counts and tensor sizes of this state."""
 
     @abstractmethod
     def push(self, x: Tensor, state: Any, final: bool) -> Tensor:
-        """As `StageProgram.push`, of steps [B, T, C] with ELU applied where the layer takes it first."""
+        """Runs `StageProgram.push` on steps [B, T, C], with ELU already applied if `elu_input`."""
 
 
 @dataclass
 class Carried:
     """Input steps [B, steps, C] that later outputs still need.
 
-    start: where the first of them stands in the signal; done: outputs given so far.
-    Both count from the clip's start or, once the left end is out of reach, from a later step: clips that started at different times
-    then stand at the same place, and run as one batch.
+    start: position of the first of them in the signal.  done: outputs returned so far.
+    Both count from the clip's start or, once the left end is out of reach, from a later step.
+    Clips that started at different times then have equal counts and run as one batch.
     """
 
     steps: Tensor | None = None
@@ -116,7 +117,7 @@ class Carried:
     done: int = 0
 
     def take(self, x: Tensor, padding: Padding) -> Rows:
-        """The steps and those of x behind them, with room for padding."""
+        """Joins the carried steps and x, with room for padding."""
         before = 0 if self.steps is None else self.steps.shape[1]
         made = empty_rows(x, x.shape[0], before + x.shape[1], x.shape[2], padding.left, padding.tail)
         if self.steps is not None:
@@ -131,7 +132,7 @@ class Carried:
         self.steps, self.start = x.values[:, first - self.start :].clone(), first
 
     def holds(self, like: Tensor, channels: int, done: int, first: int, total: int) -> bool:
-        """Whether these steps end at `total`, after `done` outputs, and begin with the `first` one that is needed."""
+        """Tells whether these steps begin with the needed `first` one and end at `total`, after `done` outputs."""
         counted = self.done == done and self.start == max(0, first) and self.start <= total
         if self.steps is None:
             return counted and self.start == total == 0
@@ -143,13 +144,13 @@ class Carried:
         return self.start + (0 if self.steps is None else self.steps.shape[1])
 
     def rebase(self, inputs: int, outputs: int, times: int) -> None:
-        """Counts from `times` times `inputs` steps later, which gave `outputs`."""
+        """Moves the origin of both counts later by `times` times `inputs` steps and `outputs` outputs."""
         times = max(0, min(times, self.start // inputs))
         self.start, self.done = self.start - times * inputs, self.done - times * outputs
 
 
 def _normed(made: Any, norm: GroupNorm) -> Signal:
-    """What a launch made with partial sums of the norm that follows."""
+    """Returns the signal of a launch with partial sums, with the norm that follows still to be applied."""
     rows, partials = made
     return Signal(rows.values, rows, norm=Norm(group_norm_statistics_triton(partials, norm.eps), norm.weight, norm.bias))
 
@@ -164,7 +165,7 @@ class WindowLayer(Layer):
 
     @abstractmethod
     def _launch(self, x: Rows, **where: Any) -> Any:
-        """where: lengths, or start, out_start and out_length, as in `causal_conv1d_ref`."""
+        """Launches the kernel.  where: lengths, or start, out_start and out_length, as in `causal_conv1d_ref`."""
 
     def run(self, x: Signal, lengths: Tensor | None) -> Signal:
         return self._made(self._launch(x.arranged(self.padding, self.elu_input, lengths), lengths=lengths))
@@ -178,7 +179,7 @@ class WindowLayer(Layer):
     def reachable(self, state: Carried) -> bool:
         conv, total = self.conv, state.total
         done = conv.ready_length(total)
-        # counts that grew with time would be beyond what the kernels index by one day
+        # counts that grow with time would in the end exceed the kernels' index range
         rebased = state.start < conv.stride or state.done <= conv.pad_left // conv.stride + 2
         first = conv.oldest_needed(total, done)
         return rebased and state.holds(conv.weight, conv.in_channels, done, first, total)
@@ -191,7 +192,7 @@ class WindowLayer(Layer):
         y: Tensor = self._launch(rows, start=state.start, out_start=state.done, out_length=count).values
         state.done += count
         state.keep(rows, self.conv.oldest_needed(total, state.done))
-        # an output more than those that reach the padding: so that the rest counts as started
+        # keeps one output more than those that reach the padding, so that the rest counts as started
         state.rebase(self.conv.stride, 1, state.done - self.conv.pad_left // self.conv.stride - 2)
         return y
 
@@ -226,7 +227,7 @@ class ConvLayer(WindowLayer):
 
 
 class ResidualLayer(WindowLayer):
-    """The fused block; without group norm."""
+    """The fused block, without group norm."""
 
     def __init__(self, block: ResidualBlock, mode: ProductMode, following: Layer | None) -> None:
         super().__init__(block.conv1, following)
@@ -247,7 +248,7 @@ class ResidualLayer(WindowLayer):
 
 
 class NormedResidualLayer(Layer):
-    """The block with a group norm after each convolution: every norm needs its whole clip, so the convolutions run one by one."""
+    """The block with a group norm after each convolution. Every norm needs its whole clip, so the convolutions run one by one."""
 
     def __init__(self, block: ResidualBlock, mode: ProductMode) -> None:
         super().__init__(None)
@@ -324,7 +325,10 @@ class UpsampleLayer(Layer):
 
 @dataclass
 class Recurrent:
-    """hidden [L, 2, B, H], cell [L, B, H]; time: steps taken so far."""
+    """State of the recurrence.
+
+    hidden: [L, 2, B, H].  cell: [L, B, H].  time: steps taken so far, modulo 2.
+    """
 
     hidden: Tensor = field(metadata={BATCH_DIM: 2})
     cell: Tensor = field(metadata={BATCH_DIM: 1})
@@ -343,7 +347,7 @@ class LSTMLayer(Layer):
 
     def _launch(self, x: Rows, state: Recurrent) -> Rows:
         y = lstm_triton(x, self.weights, state.hidden, state.cell, state.time, **self._output)
-        # only whether it is even matters
+        # only the parity selects a slot
         state.time = (state.time + x.length) % 2
         return y
 
@@ -367,14 +371,14 @@ class LSTMLayer(Layer):
 
 @dataclass
 class LibraryRecurrent:
-    """hidden, cell: [L, B, H]."""
+    """State of cuDNN's recurrence.  hidden, cell: [L, B, H]."""
 
     hidden: Tensor = field(metadata={BATCH_DIM: 1})
     cell: Tensor = field(metadata={BATCH_DIM: 1})
 
 
 class LibraryLSTMLayer(Layer):
-    """cuDNN's recurrence, whose order of summation follows the batch: faster than launches step by step."""
+    """cuDNN's recurrence: faster than one launch per step, but its order of summation depends on the batch."""
 
     def __init__(self, stage: LSTM, following: Layer | None) -> None:
         super().__init__(following)
@@ -388,7 +392,7 @@ class LibraryLSTMLayer(Layer):
         self.lstm.requires_grad_(False)
 
     def run(self, x: Signal, lengths: Tensor | None) -> Signal:
-        # causal: what stands behind a clip's end reaches none of its steps
+        # causal: steps past a clip's end reach none of its own
         values = x.applied().values
         return Signal(self.push(values, self.open(values.shape[0]), final=True), elu=self.elu_output)
 
@@ -410,15 +414,15 @@ class LibraryLSTMLayer(Layer):
 
 
 def lstm_refusal(stage: LSTM, mode: ProductMode, device: torch.device) -> str | None:
-    """Why the recurrence of a stage takes a launch for each step on a device, or None where one launch carries all steps."""
+    """Returns why a stage's recurrence needs one launch per step on a device; None if one launch runs all steps."""
     rows = lstm_tile(device, stage.in_channels, mode).block_n
     return persistent_refusal(stage.in_channels, len(stage.layers), rows, mode, device)
 
 
 def make_layers(stages: tuple[Stage, ...], mode: ProductMode, library_lstm: bool) -> list[Layer]:
-    """A layer for each stage, each made for the one behind it.
+    """Returns a layer for each stage, each made for the layer after it.
 
-    library_lstm: leave a recurrence that would take a launch for each step to cuDNN, and with it the order of summation.
+    library_lstm: leave a recurrence that needs one launch per step to cuDNN, and with it the order of summation.
     """
     layers: list[Layer] = []
     for stage in reversed(stages):

@@ -18,17 +18,17 @@ from encodec_fast.kernels.rvq_decode import rvq_decode_triton
 from encodec_fast.kernels.rvq_encode import rvq_encode_triton, search_tables
 from encodec_fast.plan import Quantizer, Stage
 
-# Of the steps of a batch of clips of different lengths, at most this share is padding.
+# Largest share of padding in the steps of a batch of clips of different lengths.
 MOST_PADDING = 0.2
 
 
 def device_of(x: Tensor) -> AbstractContextManager[Any]:
-    """Triton launches on the current device, wherever its arguments are."""
+    """Makes the device of x current: Triton launches on the current device, wherever its arguments are."""
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
 def _similar_lengths(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Indices of clips that run as one batch, longest first, each long enough that MOST_PADDING holds."""
+    """Yields indices of clips that run as one batch, longest first, each long enough for MOST_PADDING."""
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     while order:
         longest = lengths[order[0]]
@@ -40,7 +40,7 @@ def _similar_lengths(lengths: Sequence[int]) -> Iterator[list[int]]:
 class TritonProgram(BatchedProgram):
     """Consecutive stages on Triton kernels.
 
-    library_lstm: of `make_layers`.
+    library_lstm: as in `make_layers`.
     """
 
     def __init__(self, stages: tuple[Stage, ...], mode: ProductMode, library_lstm: bool) -> None:
@@ -49,7 +49,7 @@ class TritonProgram(BatchedProgram):
         self.layers = make_layers(stages, mode, library_lstm)
         self.exact = not any(isinstance(layer, LibraryLSTMLayer) for layer in self.layers)
         self.out_channels = stages[-1].out_channels
-        # input, output and the input with what was carried
+        # input, output, and the input joined with the carried steps
         self.activations_held = 3
 
     def output_length(self, length: int) -> int:
@@ -58,10 +58,10 @@ class TritonProgram(BatchedProgram):
         return length
 
     def run(self, x: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
-        """Whole clips [B, C_in, T] -> [B, C_out, T_out].
+        """Runs whole clips [B, C_in, T] to [B, C_out, T_out].
 
-        lengths: each clip's own T, for a batch of clips of different lengths. A clip's output is the same bits as alone in its first
-        `output_length` steps; what stands behind them is unspecified.
+        lengths: each clip's own T, for a batch of clips of different lengths.
+        In its first `output_length` steps a clip's output has the same bits as alone; later steps are unspecified.
         Raises ValueError if a length does not fit x.
         """
         signal = Signal(x.transpose(1, 2))
@@ -72,7 +72,10 @@ class TritonProgram(BatchedProgram):
             return signal.applied().values.transpose(1, 2)
 
     def run_clips(self, clips: Sequence[Tensor]) -> list[Tensor]:
-        """Whole clips [C_in, T_b] of any lengths -> [C_out, T_out_b] each: the same bits as alone, in few batches."""
+        """Runs whole clips [C_in, T_b] of any lengths to [C_out, T_out_b] each.
+
+        They run in few batches, with the same bits as alone.
+        """
         outputs: dict[int, Tensor] = {}
         for members in _similar_lengths([clip.shape[1] for clip in clips]):
             lengths = [clips[index].shape[1] for index in members]
@@ -84,7 +87,10 @@ class TritonProgram(BatchedProgram):
         return [outputs[index] for index in range(len(clips))]
 
     def _lengths_table(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
-        """Input lengths of every stage [stages, B], int32: computed on the host and copied once, without waiting for the device."""
+        """Returns the input lengths of every stage [stages, B], int32.
+
+        They are computed on the host and copied once, without waiting for the device.
+        """
         if len(lengths) != x.shape[0] or not all(1 <= length <= x.shape[2] for length in lengths):
             raise ValueError(f"lengths must be {x.shape[0]} integers in [1, {x.shape[2]}], one per clip of x, got {list(lengths)}")
         rows = [list(lengths)]
@@ -110,7 +116,7 @@ class TritonProgram(BatchedProgram):
 
 
 class TritonQuantizerProgram(QuantizerProgram):
-    """The codebooks, and how they are searched."""
+    """The codebooks and the mode of their search."""
 
     exact = True
 
@@ -124,10 +130,10 @@ class TritonQuantizerProgram(QuantizerProgram):
             return rvq_encode_triton(x, self.tables, num_quantizers, mode=self.mode)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """As `QuantizerProgram.decode`.
+        """Runs `QuantizerProgram.decode`.
 
-        On a GPU a code outside the codebook is an assertion of the device, as it is in transformers: the host waits for nothing. While
-        a CUDA graph is captured such codes are clamped.
+        On a GPU the device asserts for a code outside the codebook, as in transformers, and the host never waits.
+        While a CUDA graph is captured such codes are clamped.
         """
         if not (codes.is_cuda and torch.cuda.is_current_stream_capturing()):
             self._check_codes(codes)
