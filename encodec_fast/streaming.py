@@ -1,7 +1,8 @@
 """Live streams: audio in pieces of any size in, codes out as soon as they are determined, and back.
 
-The codes (and the audio) of a stream are those of the whole clip: bit for bit on the cpu and triton backends, to rounding on torch.
-Only models whose layers look at the past alone can stream: weight norm and causal convolutions, as the 24 kHz model.
+The codes (and the audio) of a stream equal those of the whole clip.
+They are equal bit for bit on the cpu and triton backends, to rounding on torch.
+Only models whose layers read the past alone can stream: weight norm and causal convolutions, as in the 24 kHz model.
 
     encoder = StreamingEncoder(model, bandwidth=6.0)
     for samples in microphone:              # [T], any T
@@ -25,12 +26,12 @@ from encodec_fast.serving.clips import levels_of
 from encodec_fast.serving.prepared import PreparedCodec
 from encodec_fast.serving.route import route_stream
 
-# The first weights of each layer tell two models apart.
+# First weights of each layer that enter a fingerprint: enough to tell two models apart.
 FINGERPRINT_VALUES = 64
 
 
 class _Turn:
-    """One call at a time: a second one, of another thread, is refused and not made to wait, for no order would be right."""
+    """Admits one call at a time. A concurrent one is refused instead of queued, since no order would be right."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -39,7 +40,7 @@ class _Turn:
         return _Turn, ()
 
     def __enter__(self) -> None:
-        # ValueError, as Python has it for a generator that is already executing
+        # ValueError, as Python raises for a generator that is already executing
         if not self._lock.acquire(blocking=False):
             raise ValueError(
                 "these streams are already in a call of another thread, or were when this process was forked. A stream takes its pieces "
@@ -51,7 +52,7 @@ class _Turn:
 
 
 class _Streams:
-    """A batch of streams, each at its own place in time.  One call at a time may use them; another raises ValueError."""
+    """A batch of streams, each at its own position in time.  A concurrent call raises ValueError."""
 
     def __init__(self, model: EncodecModel, part: str, batch_size: int) -> None:
         if not isinstance(model, EncodecModel):
@@ -67,7 +68,7 @@ class _Streams:
 
     @property
     def network(self) -> Network:
-        """What the streams run through, as data."""
+        """The stages that the streams run through, as data."""
         return self._codec.network.network
 
     def _push(self, pieces: Sequence[Tensor], final: Sequence[bool]) -> list[Tensor]:
@@ -84,14 +85,14 @@ class _Streams:
         return [by_stream.get(index, nothing) for index in range(self.batch_size)]
 
     def _per_stream(self, name: str, given: Tensor | Sequence[Tensor | None], single: bool, nothing: Tensor) -> list[Tensor]:
-        """One piece per stream.  single: `given` is that of a single stream.  nothing: what None stands for."""
+        """Returns one piece per stream.  single: `given` belongs to a single stream.  nothing: replaces None."""
         pieces: Sequence[Any] = [given] if single and self.batch_size == 1 else list(given)
         if len(pieces) != self.batch_size:
             raise ValueError(f"{name}: {len(pieces)} pieces came for {self.batch_size} streams. Give each one, None for nothing new.")
         return [nothing if piece is None else piece for piece in pieces]
 
     def _last(self, mask: Sequence[bool] | Tensor | None) -> list[bool]:
-        """The streams that a flush ends: those of the mask, None for all that run."""
+        """Returns which streams a flush ends: those of the mask, or all that run for None."""
         return self._selected([not ended for ended in self._ended] if mask is None else mask)
 
     def _selected(self, mask: Sequence[bool] | Tensor | None) -> list[bool]:
@@ -101,14 +102,17 @@ class _Streams:
         return selected
 
     def reset(self, mask: Sequence[bool] | Tensor | None = None) -> None:
-        """Starts streams anew at time zero, whatever they still owed: those where `mask` [batch_size] is true, None for all."""
+        """Restarts streams at time zero and drops their pending output: those where `mask` [batch_size] is true, None for all."""
         with self._turn:
             for index, chosen in enumerate(self._selected(mask)):
                 if chosen:
                     self._states[index], self._ended[index] = self._codec.network.open(), False
 
     def state_dict(self) -> dict[str, Any]:
-        """All streams as nested lists of tensors, integers and strings, for `load_state_dict` in any process; `torch.save` takes it."""
+        """Returns all streams as nested lists of tensors, integers and strings, for `load_state_dict` in any process.
+
+        `torch.save` accepts them.
+        """
         with self._turn:
             saved = {
                 **self._made_by(),
@@ -118,10 +122,10 @@ class _Streams:
         return {**saved, "checksum": _checksum(saved)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on where the streams of `state_dict` stood.
+        """Resumes from the streams of `state_dict`.
 
-        Raises ValueError where it is of another batch size, model, backend or direction, where anything in it was changed since
-        `state_dict` made it, and where its counts and sizes are none that some pushes lead to; nothing has changed then.
+        Raises ValueError for another batch size, model, backend or direction, and for a state that was changed since.
+        Raises it too for counts and sizes that no pushes lead to. The streams are unchanged then.
         A state without a checksum passes if its counts and sizes are right.
         """
         if not isinstance(state_dict, dict):
@@ -143,7 +147,7 @@ class _Streams:
             self._states, self._ended = states, [bool(end) for end in ended]
 
     def _made_by(self) -> dict[str, Any]:
-        """What must be the same where a state goes on."""
+        """Returns what must match where a state is resumed."""
         return {"kind": type(self).__name__, "backends": self._backends(), "weights": self._fingerprint()}
 
     def _backends(self) -> list[str]:
@@ -155,10 +159,11 @@ class _Streams:
 
 
 class StreamingEncoder(_Streams):
-    """`batch_size` streams of audio on their way to codes.
+    """`batch_size` streams from audio to codes.
 
-    bandwidth: kbps, None for the lowest, as in `encode`.  The model's weights and the backend are those of this moment.
-    Raises TypeError for a model that is not ours; ValueError for a bandwidth that the model lacks and for a model that can't stream.
+    bandwidth: kbps, None for the lowest, as in `encode`.  Model weights and backend are those at construction.
+    Raises TypeError for a model that is no encodec_fast.EncodecModel.
+    Raises ValueError for a bandwidth that the model lacks, and for a model that can't stream.
     """
 
     def __init__(self, model: EncodecModel, bandwidth: float | None = None, batch_size: int = 1) -> None:
@@ -167,19 +172,20 @@ class StreamingEncoder(_Streams):
         self.num_quantizers = levels_of(model.quantizer, self.bandwidth)
 
     def frames_ready(self, num_samples: int) -> int:
-        """Frames that a stream has given out once it took `num_samples`.
+        """Returns how many frames a stream has returned after `num_samples`.
 
-        The 24 kHz model gives none before its 2,240th sample (93 ms: the last convolution reflects its first 7 frames), from then
-        on frame f, counted from 0, with sample 320 * (f + 1): no look-ahead beyond the frame itself.
+        The 24 kHz model returns none before its 2,240th sample (93 ms): the last convolution reflects its first 7 frames.
+        From then on frame f, counted from 0, comes with sample 320 * (f + 1): no look-ahead beyond the frame.
         """
         return self.network.ready_length(num_samples)
 
     @torch.no_grad()
     def push(self, samples: Tensor | Sequence[Tensor | None]) -> list[Tensor]:
-        """Codes [num_quantizers, F_b], int64, of the frames that these samples complete, one tensor per stream.
+        """Returns codes [num_quantizers, F_b], int64, of the frames that these samples complete, one tensor per stream.
 
-        samples: [batch_size, C, T] or, for a mono model, [batch_size, T]; [C, T] or [T] for a single stream. Or a list of one tensor
-        [C, T_b] or [T_b] per stream, with None where a stream has nothing new.  Float32 in the model's scale, usually -1 ... 1.
+        samples: [batch_size, C, T] or, for a mono model, [batch_size, T]; [C, T] or [T] for a single stream.
+        A list holds one tensor [C, T_b] or [T_b] per stream, with None where a stream has nothing new.
+        Values are float32 in the model's scale, usually -1 ... 1.
         Raises ValueError for another shape and for samples of a stream that has ended.
         """
         with self._turn:
@@ -187,7 +193,7 @@ class StreamingEncoder(_Streams):
 
     @torch.no_grad()
     def flush(self, mask: Sequence[bool] | Tensor | None = None) -> list[Tensor]:
-        """Ends streams and gives their last codes: those where `mask` [batch_size] is true, None for all that run."""
+        """Ends streams and returns their last codes: those where `mask` [batch_size] is true, None for all that run."""
         with self._turn:
             return self._search(self._push(self._pieces([None] * self.batch_size), self._last(mask)))
 
@@ -208,33 +214,34 @@ class StreamingEncoder(_Streams):
 
 
 class StreamingDecoder(_Streams):
-    """`batch_size` streams of codes on their way to audio.  Raises as `StreamingEncoder` does."""
+    """`batch_size` streams from codes to audio.  Raises as `StreamingEncoder` does."""
 
     def __init__(self, model: EncodecModel, batch_size: int = 1) -> None:
         super().__init__(model, "decoder", batch_size)
 
     def samples_ready(self, num_frames: int) -> int:
-        """Samples that a stream has given out once it took `num_frames`.
+        """Returns how many samples a stream has returned after `num_frames`.
 
-        The 24 kHz model gives nothing before its seventh frame (the first convolution reflects six), which completes 2,240 samples, and
-        then 320 with each frame.
+        The 24 kHz model returns nothing before its seventh frame, because the first convolution reflects six.
+        That frame completes 2,240 samples, and each later one 320.
         """
         return self.network.ready_length(num_frames)
 
     @torch.no_grad()
     def push(self, codes: Tensor | Sequence[Tensor | None]) -> list[Tensor]:
-        """Audio [C, T_b] that these codes complete, one tensor per stream.
+        """Returns the audio [C, T_b] that these codes complete, one tensor per stream.
 
-        codes: [batch_size, K, F], or [K, F] for a single stream; or a list of one [K_b, F_b] per stream, with None for nothing new.
-        Raises ValueError for another shape and for codes of a stream that has ended, IndexError for a code outside its codebook; on a GPU
-        the device stops there with an assertion, as with transformers.
+        codes: [batch_size, K, F], or [K, F] for a single stream.
+        A list holds one [K_b, F_b] per stream, with None for nothing new.
+        Raises ValueError for another shape and for codes of a stream that has ended.
+        Raises IndexError for a code outside its codebook; on a GPU the device asserts instead, as with transformers.
         """
         with self._turn:
             return self._push(self._embeddings(codes), [False] * self.batch_size)
 
     @torch.no_grad()
     def flush(self, mask: Sequence[bool] | Tensor | None = None) -> list[Tensor]:
-        """Ends streams and gives their last audio: those where `mask` [batch_size] is true, None for all that run."""
+        """Ends streams and returns their last audio: those where `mask` [batch_size] is true, None for all that run."""
         with self._turn:
             return self._push(self._embeddings([None] * self.batch_size), self._last(mask))
 
@@ -251,7 +258,10 @@ class StreamingDecoder(_Streams):
 
 
 def encode_pieces(model: EncodecModel, pieces: Iterable[Tensor], bandwidth: float | None = None) -> Iterator[Tensor]:
-    """The codes [K, F_i] of one clip that comes in pieces [C, T_i] (or [T_i]), as they are determined; the last ones after its end."""
+    """Yields the codes [K, F_i] of one clip that comes in pieces [C, T_i] (or [T_i]).
+
+    Codes are yielded as they are determined, the last ones after the clip's end.
+    """
     encoder = StreamingEncoder(model, bandwidth)
     for piece in pieces:
         yield from (codes for codes in encoder.push(piece) if codes.shape[1])
@@ -259,7 +269,10 @@ def encode_pieces(model: EncodecModel, pieces: Iterable[Tensor], bandwidth: floa
 
 
 def decode_pieces(model: EncodecModel, pieces: Iterable[Tensor]) -> Iterator[Tensor]:
-    """The audio [C, T_i] of one clip whose codes come in pieces [K, F_i]; whole codec frames, so up to a frame more than was encoded."""
+    """Yields the audio [C, T_i] of one clip whose codes come in pieces [K, F_i].
+
+    It returns whole codec frames, so up to a frame more than was encoded.
+    """
     decoder = StreamingDecoder(model)
     for piece in pieces:
         yield from (audio for audio in decoder.push(piece) if audio.shape[1])
@@ -267,7 +280,7 @@ def decode_pieces(model: EncodecModel, pieces: Iterable[Tensor]) -> Iterator[Ten
 
 
 def _checksum(saved: Any, start: int = 0) -> int:
-    """The CRC-32 of all that a state holds; a single changed byte always changes it."""
+    """Returns the CRC-32 of all that a state holds; a single changed byte always changes it."""
     if isinstance(saved, dict):
         saved = [part for item in saved.items() for part in item]
     if isinstance(saved, (list, tuple)):
