@@ -25,13 +25,13 @@ class Change:
 
 
 class Acceleration:
-    """What `accelerate` changed.  `restore()` undoes it; as a context manager it does so at the end of the block."""
+    """What `accelerate` changed.  `restore()` undoes it; as a context manager it restores at the end of the block."""
 
     def __init__(self, changes: tuple[Change, ...]) -> None:
         self.changes = changes
 
     def restore(self) -> None:
-        """Gives every changed submodule its class back. Doing so twice does no harm."""
+        """Restores the class of every changed submodule; safe to call twice."""
         for change in self.changes:
             if type(change.module) is change.after:
                 change.module.__class__ = change.before
@@ -50,9 +50,10 @@ class Acceleration:
 def accelerate(module: nn.Module) -> Acceleration:
     """Exchanges the classes of all EnCodec models (and of encoders, decoders and quantizers on their own) inside `module`.
 
-    Weights, buffers, device, dtype, hooks and the identity of every object stay. Subclasses of transformers' classes are somebody's own
-    and are left alone. Returns what was changed, with `restore()`.
-    Raises TypeError where `module` is no nn.Module.
+    Weights, buffers, device, dtype, hooks and the identity of every object stay.
+    Subclasses of transformers' classes are left alone, because they are somebody's own.
+    Returns what was changed, with `restore()`.
+    Raises TypeError if `module` is no nn.Module.
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"module: expected a torch.nn.Module, got {type(module).__name__}.")

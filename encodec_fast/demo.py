@@ -1,11 +1,11 @@
 """The built-in models `demo` and `demo-48khz`: the real architectures with seeded weights, UNTRAINED.
 
-They need no download, run at the speed of the real models and give codes that are used and spread like real ones, so
-everything but the sound can be tried and tested with them. Their audio is noise: not for listening.
+They need no download and run at the speed of the real models. Their codes are used and spread like real ones.
+So everything but the sound can be tested with them. Their audio is noise: not for listening.
 
-The weights are the same on every machine and for every number of threads: drawn from torch's integer generator, fitted
-in float64 by transformers' own modules, and rounded to float16 where a value was measured, which hides what the last
-bits of float64 sums differ by.
+The weights are the same on every machine and for every number of threads.
+They are drawn from torch's integer generator and fitted in float64 by transformers' own modules.
+Measured values are rounded to float16, which hides differences in the last bits of float64 sums.
 """
 
 from __future__ import annotations
@@ -22,14 +22,16 @@ from encodec_fast.model import EncodecModel
 from encodec_fast.serving.request import use_backend
 
 SEED = 20220
-# Frames that each codebook is fitted on, 24 s at 75 Hz: they use 580 of 1024 entries of the first codebook, whose frames
-# of silence are alike, and about 800 of each other one; 1200 frames would use under half of the first.
+# Frames that each codebook is fitted on, 24 s at 75 Hz.
+# They use 580 of 1024 entries of the first codebook, whose frames of silence are alike.
+# They use about 800 of each other one. 1200 frames would use under half of the first.
 FIT_FRAMES = 1800
-# An entry moves to the mean of its frames and PRIOR_FRAMES copies of where it was drawn. Plain k-means (0) puts an
-# entry on nearly every one of so few frames: over 32 levels their residual falls to 1e-12 of its energy, that of other
-# audio only to 0.6, and rounding decides the deep levels of other audio.
+# An entry moves to the mean of its frames and PRIOR_FRAMES copies of its drawn position.
+# Plain k-means (0) puts an entry on nearly every one of so few frames.
+# Over 32 levels their residual falls to 1e-12 of its energy, that of other audio only to 0.6.
+# Rounding then decides the deep levels of other audio.
 PRIOR_FRAMES = 8
-# The share of a residual's energy that 10 bits can take away from 128 white values: 1 - 2^(-2 * 10 / 128).
+# Share of a residual's energy that 10 bits can remove from 128 white values: 1 - 2^(-2 * 10 / 128).
 ENTRY_ENERGY = 0.1
 KMEANS_STEPS = 2
 OUTPUT_RMS = 0.1
@@ -41,7 +43,7 @@ DEMO_MODELS = {
 
 
 def demo_config(name: str) -> EncodecConfig:
-    """Config of facebook/encodec_24khz for `demo`, of facebook/encodec_48khz for `demo-48khz`."""
+    """Returns the config of facebook/encodec_24khz for `demo`, of facebook/encodec_48khz for `demo-48khz`."""
     if name == "demo":
         return EncodecConfig()
     if name == "demo-48khz":
@@ -59,18 +61,19 @@ def demo_config(name: str) -> EncodecConfig:
 
 
 def demo_model(name: str = "demo") -> EncodecModel:
-    """The built-in model of that name on the CPU in float32, in eval mode. Untrained: its audio is not for listening.
+    """Returns the built-in model of that name on the CPU, in float32 and eval mode. Untrained: its audio is not for listening.
 
-    Takes a few seconds; leaves torch's global random state as it was.
+    Takes a few seconds; preserves torch's global random state.
     """
     config = demo_config(name)
     return drawn_model(config, fitting_audio(config))
 
 
 def drawn_model(config: EncodecConfig, audio: Tensor) -> EncodecModel:
-    """A model in float32 and eval mode on the device of `audio`: weights drawn from SEED, scales and codebooks fitted to the audio.
+    """Returns a model in float32 and eval mode on the device of `audio`.
 
-    audio: [B, C, T] float32, B >= 2, as many frames as the codebooks are to be fitted on, scaled as the encoder sees it.
+    Weights are drawn from SEED; scales and codebooks are fitted to the audio.
+    audio: [B, C, T] float32, B >= 2, scaled as the encoder sees it. It holds the frames that the codebooks are fitted on.
     """
     generator = torch.Generator().manual_seed(SEED)
     with torch.random.fork_rng(devices=[]):
@@ -79,7 +82,7 @@ def drawn_model(config: EncodecConfig, audio: Tensor) -> EncodecModel:
         seed_weights(model, generator)
         model.to(audio.device, torch.float64)
         audio = audio.double()
-        # two pieces, of different clips, are enough for the layers' means and deviations
+        # two pieces of different clips are enough for the layers' means and deviations
         embeddings = _calibrate(model.encoder, audio[:: len(audio) // 2][:2])
         fit_codebooks(model, audio, generator)
         _calibrate(model.decoder, model.quantizer.decode(model.quantizer.encode(embeddings)))
@@ -89,14 +92,14 @@ def drawn_model(config: EncodecConfig, audio: Tensor) -> EncodecModel:
 
 
 def bundled_clips() -> list[Path]:
-    """The audio files inside this package: speech in several voices, and one stereo music clip at 48 kHz."""
+    """Returns the audio files inside this package: speech in several voices, and one stereo music clip at 48 kHz."""
     return sorted((Path(__file__).parent / "assets").glob("*.flac"))
 
 
 def fitting_audio(config: EncodecConfig, frames: int = FIT_FRAMES) -> Tensor:
-    """One-second pieces of the bundled clips, [B, C, T] float32, scaled as the encoder sees them.
+    """Returns one-second pieces of the bundled clips, [B, C, T] float32, scaled as the encoder sees them.
 
-    As many pieces, evenly spread over all clips, as give at least `frames` codec frames, or all there are.
+    The pieces are spread evenly over all clips. They hold at least `frames` codec frames, or are all there are.
     """
     rate, channels = config.sampling_rate, config.audio_channels
     whole = torch.cat([torch.from_numpy(read_audio(path, rate, channels)[0]) for path in bundled_clips()], dim=-1)
@@ -111,7 +114,7 @@ def fitting_audio(config: EncodecConfig, frames: int = FIT_FRAMES) -> Tensor:
 def seed_weights(model: nn.Module, generator: torch.Generator) -> None:
     """Draws every weight of the model's convolutions and LSTMs in place, uniform, with unit gain by fan-in.
 
-    torch.rand and not randn: its values come from integers, randn's from the log and cos of the machine's library.
+    torch.rand, not randn: its values come from integers, randn's from the log and cos of the machine's library.
     """
 
     def draw(tensor: Tensor, bound: float) -> None:
@@ -134,12 +137,12 @@ def seed_weights(model: nn.Module, generator: torch.Generator) -> None:
 
 
 def _portable(value: Tensor) -> Tensor:
-    """value rounded to float16: machines and thread counts agree on it, though not on a sum's last bits."""
+    """Rounds value to float16: machines and thread counts agree on it, though not on a sum's last bits."""
     return value.half().to(value.dtype)
 
 
 def _calibrate(stack: nn.Module, inputs: Tensor) -> Tensor:
-    """The stack's output, after giving that of each layer zero mean per channel and unit deviation in place.
+    """Scales each layer's output in place to zero mean per channel and unit deviation; returns the stack's output.
 
     That takes a bias per channel and one factor per layer, found on `inputs`.
     """
@@ -161,7 +164,7 @@ def _calibrate(stack: nn.Module, inputs: Tensor) -> Tensor:
 
 
 def _calibrated_modules(stack: nn.Module) -> list[nn.Module]:
-    """The group norms if there are any, since they undo the scale of the convolution before; else the convolutions."""
+    """Returns the group norms if there are any, since they undo the scale of the convolution before; else the convolutions."""
     norms: list[nn.Module] = [module for module in stack.modules() if isinstance(module, nn.GroupNorm)]
     return norms or [module for module in stack.modules() if isinstance(module, nn.Conv1d | nn.ConvTranspose1d)]
 
@@ -174,11 +177,11 @@ def _rescale(module: Any, factor: Tensor | float) -> None:
 
 
 def fit_codebooks(model: Any, audio: Tensor, generator: torch.Generator) -> list[int]:
-    """How many entries of each codebook the frames of `audio` use, after fitting the codebooks to them in place.
+    """Fits the codebooks to `audio` in place; returns how many entries of each its frames use.
 
     audio: [B, C, T], scaled as the encoder sees it, of the model's dtype (float64: the same codebooks on any machine).
-    At each level, entries are drawn from the covariance of the residual and moved by KMEANS_STEPS of k-means that
-    keep PRIOR_FRAMES of weight on the drawn entry.
+    At each level, entries are drawn from the covariance of the residual.
+    KMEANS_STEPS of k-means then move them, with a weight of PRIOR_FRAMES on the drawn entry.
     """
     embeddings = torch.cat([model.encoder(piece) for piece in audio.split(2)])
     residual = embeddings.transpose(1, 2).reshape(-1, embeddings.shape[1])  # [B*F, D]
@@ -200,7 +203,7 @@ def fit_codebooks(model: Any, audio: Tensor, generator: torch.Generator) -> list
 
 
 def _draw_entries(residual: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """[size, D]: random vectors with the frames' mean and ENTRY_ENERGY of their covariance. residual: [frames, D]."""
+    """Draws random vectors [size, D] with the frames' mean and ENTRY_ENERGY of their covariance.  residual: [frames, D]."""
     mean = residual.mean(0)
     covariance = (residual - mean).T @ (residual - mean) / len(residual)
     # fewer frames than dimensions leave the covariance singular
@@ -210,12 +213,12 @@ def _draw_entries(residual: Tensor, size: int, generator: torch.Generator) -> Te
 
 
 def _nearest(vectors: Tensor, entries: Tensor) -> Tensor:
-    """Index of the nearest entry for each vector, int64 [frames]."""
+    """Returns the index of the nearest entry for each vector, int64 [frames]."""
     return (entries.square().sum(1) - 2 * vectors @ entries.T).argmin(1)
 
 
 def _weight_norm_parts(conv: Any) -> tuple[Tensor | None, Tensor]:
-    """(g, v) of a weight-normed convolution, under torch's new or old names for them; (None, weight) of a plain one."""
+    """Returns (g, v) of a weight-normed convolution, under torch's new or old names; (None, weight) of a plain one."""
     if hasattr(conv, "parametrizations"):
         parts = conv.parametrizations.weight
         return parts.original0, parts.original1

@@ -1,4 +1,4 @@
-"""Locks that a forked child can take, whoever held them when it was made."""
+"""Locks that a forked child can acquire, whoever held them at the fork."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from functools import cache
 
 
 class ForkSafeLock:
-    """A reentrant lock that is free in a forked child, which has none of the threads that may have held it.
+    """A reentrant lock that is free in a forked child, where no thread that held it exists.
 
-    abandoned: called in such a child where one did; what the lock guards is half done there.
+    abandoned: called in a child whose lock such a thread held; what the lock guards is half done there.
     """
 
     def __init__(self, abandoned: Callable[[], None] | None = None) -> None:
@@ -28,7 +28,7 @@ class ForkSafeLock:
         self._lock.release()
 
     def renew(self) -> None:
-        """Makes the lock one that this thread can take; for a forked child, while it has no other."""
+        """Frees the lock for this thread. A forked child calls it while it has no other thread."""
         if self._lock.acquire(blocking=False):
             self._lock.release()
             return

@@ -13,9 +13,9 @@ from encodec_fast.demo import DEMO_MODELS, demo_model
 from encodec_fast.errors import first_line
 from encodec_fast.model import EncodecModel
 
-# transformers asks an unreachable hub six times over 23 s (46 s before 5.0); one question of this many seconds decides
+# transformers asks an unreachable hub six times over 23 s (46 s before 5.0); one request with this timeout decides
 HUB_TIMEOUT_S = 5.0
-# Buffers of the codebooks' training, which encoding and decoding never read
+# Buffers for training the codebooks, which encoding and decoding never read
 TRAINING_STATE = (".inited", ".cluster_size", ".embed_avg")
 
 
@@ -24,11 +24,12 @@ class ModelNotFound(ValueError):
 
 
 def load_model(name_or_path: str, device: str | torch.device = "cpu") -> tuple[EncodecModel, str]:
-    """Returns the model in eval mode on the device, and its id: the name, or the folder's full path.
+    """Loads the model in eval mode on the device; returns it and its id, which is the name or the folder's full path.
 
-    name_or_path: `demo` or `demo-48khz` (built in, untrained), a folder made by `save_pretrained`, or a name on the
-    Hugging Face hub, such as facebook/encodec_24khz. device: as torch takes it, or "auto": the GPU if there is one.
-    A model that was downloaded before is taken from the hub's cache without asking the hub. Its `name_or_path` is the id.
+    name_or_path: `demo` or `demo-48khz` (built in, untrained), or a folder made by `save_pretrained`.
+    It may also be a name on the Hugging Face hub, such as facebook/encodec_24khz.
+    device: any name that torch knows, or "auto" for the GPU if there is one.
+    A model in the hub's cache is loaded without asking the hub. Its `name_or_path` is the id.
     Raises ModelNotFound if there is no such model or the hub can't be reached, ValueError for an unknown device.
     """
     target = torch_device(device)
@@ -43,7 +44,7 @@ def load_model(name_or_path: str, device: str | torch.device = "cpu") -> tuple[E
 
 
 def torch_device(device: str | torch.device) -> torch.device:
-    """The device; "auto" is the current CUDA (or ROCm) GPU where there is one, else the CPU.
+    """Returns the device; "auto" is the current CUDA (or ROCm) GPU where there is one, else the CPU.
 
     Raises ValueError for a name that torch doesn't know and for a GPU that isn't there.
     """
@@ -59,9 +60,10 @@ def torch_device(device: str | torch.device) -> torch.device:
 
 
 def weights_sha256(model: torch.nn.Module) -> str:
-    """SHA-256 in hex over the name, dtype, shape and bytes of every tensor in the state dict, in order of name.
+    """Returns the SHA-256 in hex over every tensor in the state dict, in order of name.
 
-    Equal for equal weights on any device; a safetensors file's own hash also depends on how it was written.
+    It covers names, dtypes, shapes and bytes, so equal weights have equal hashes on any device.
+    A safetensors file's own hash also depends on how it was written.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
@@ -93,7 +95,7 @@ def _from_hub(name: str) -> EncodecModel:
     try:
         return _from_pretrained(name, local_files_only=True)
     except OSError:
-        pass  # not downloaded before: the hub is asked next
+        pass  # not in the cache: the hub is asked next
     _reach_hub(name)
     try:
         return _from_pretrained(name)
@@ -102,13 +104,13 @@ def _from_hub(name: str) -> EncodecModel:
 
 
 def _reach_hub(name: str) -> None:
-    """Raises ModelNotFound where one plain request, sent as the hub's own client sends it, gets no answer."""
+    """Raises ModelNotFound if one plain request, sent by the hub's own client, gets no answer."""
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
 
     try:
         get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT_S)
-    # the hub's client has changed its HTTP library twice, and with it what it raises when there is no connection
+    # the version of the hub's client decides its HTTP library, and so the error of a failed connection
     except Exception as error:
         raise ModelNotFound(
             f"{name}: not on this machine, and the Hugging Face hub can't be reached ({type(error).__name__}); "
@@ -117,7 +119,7 @@ def _reach_hub(name: str) -> None:
 
 
 def _from_pretrained(name_or_path: str, **options: Any) -> EncodecModel:
-    """The model, refused where transformers would only warn: for another architecture, and for missing weights."""
+    """Loads the model; raises ModelNotFound where transformers only warns, for another architecture or missing weights."""
     config, _ = EncodecConfig.get_config_dict(name_or_path, **options)
     if config.get("model_type", "encodec") != "encodec":
         raise ModelNotFound(f"{name_or_path}: this is a {config['model_type']} model; an encodec model is needed.")

@@ -1,6 +1,6 @@
-"""Python programs that work for this one: started with its import path, told what to do by pickles on standard input. No torch.
+"""Python programs that work for this one: started with its import path, told what to do by pickles on standard input.
 
-Programs of their own and not multiprocessing's, which would import the caller's main module and whatever that imports.
+Without torch. They are not multiprocessing's, which would import the caller's main module and whatever that imports.
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ from typing import IO
 
 
 def start(module: str, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """A process that runs `main()` of the module, with pipes to its standard input and from its standard output.
+    """Starts a process that runs `main()` of the module, with pipes to its standard input and from its standard output.
 
-    It ignores Ctrl-C, which reaches every process of a terminal: its parent decides what becomes of it.
-
+    It ignores Ctrl-C, which reaches every process of a terminal: its parent decides when it ends.
     environment: variables that it has besides this process's own.
     """
-    # before the module is imported, which may take seconds
+    # set before the import of the module, which may take seconds
     ignoring = "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN)"
     program = f"{ignoring}; sys.path[:] = sys.argv[1:]; from {module} import main; main()"
     command = [sys.executable, "-c", program, *sys.path]
@@ -29,7 +28,7 @@ def start(module: str, environment: Mapping[str, str]) -> subprocess.Popen[bytes
 
 
 def take_output() -> IO[bytes]:
-    """Standard output as a stream for messages, in the child; what a library prints goes to standard error from now on."""
+    """Returns standard output as a stream for messages, in the child; what a library prints goes to standard error from then on."""
     output = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     return output
@@ -48,5 +47,5 @@ def end_with_parent() -> None:
 
 
 def how_it_ended(code: int) -> str:
-    """A process's exit code in words."""
+    """Describes a process's exit code in words."""
     return f"signal {-code}" if code < 0 else f"exit code {code}"
