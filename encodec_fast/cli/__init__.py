@@ -109,7 +109,7 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 def _leave_closed_output() -> None:
-    """Where the reader of standard output is gone, lets it end in nothing: the interpreter would fail to flush it, with exit code 120."""
+    """Lets standard output end in nothing where its reader is gone: the interpreter would fail to flush it, with exit code 120."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:

@@ -1,4 +1,4 @@
-"""What the commands of `encodec-fast` share: options, exit codes, errors in one line, a model ready to use."""
+"""What the commands of `encodec-fast` share: options, exit codes, errors in one line, and loading a model."""
 
 from __future__ import annotations
 
@@ -65,14 +65,14 @@ class Fault(Exception):
 
 
 def exit_code_table() -> str:
-    """EXIT_CODES as the end of a --help."""
+    """Returns EXIT_CODES as the end of a --help."""
     return "[bold]Exit codes[/bold]\n\n" + "\n\n".join(f"{code}: {meaning}" for code, meaning in EXIT_CODES.items())
 
 
 def command(examples: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
     """Adds a command to the app: with examples and the exit codes in its --help, and with one exit code for each kind of end.
 
-    typer would take an EOFError for an interrupt, and end with 1, as if clips had failed, where the standard output is closed.
+    typer would take an EOFError for an interrupt. Where the standard output is closed it would end with 1, as if clips had failed.
     """
 
     def add(function: Callable[..., int]) -> Callable[..., int]:
@@ -135,7 +135,7 @@ def announce_model(name: str) -> None:
 
 @contextmanager
 def prepared_model(name: str, device: str, backend: str, threads: int) -> Iterator[tuple[EncodecModel, str]]:
-    """The model and its id, with the backend in force for the block. Says what is being loaded."""
+    """Loads a model; yields it and its id, with the backend in force for the block. Says of a built-in model what it is."""
     with ExitStack() as stack:
         with checking_arguments():
             import torch

@@ -70,7 +70,7 @@ def demo(
 
 
 def demo_column(kind: str, model: EncodecModel, encoded: Summary, decoded: Summary, report: VerifyReport, good: bool) -> dict[str, str]:
-    """The column of one model in the demo's table."""
+    """Returns the column of one model in the demo's table."""
     rate, channels = model.config.sampling_rate, model.config.audio_channels
     embeddings, waveform = report.embeddings, report.waveform
     assert embeddings is not None and waveform is not None

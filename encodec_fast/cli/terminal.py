@@ -22,22 +22,22 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 def console() -> Console:
-    """Standard output as it is now; made anew each time because tests and callers replace sys.stdout."""
+    """Returns standard output as it is now; made anew each time because tests and callers replace sys.stdout."""
     return Console(highlight=False)
 
 
 def say(text: str) -> None:
-    """A line on standard output, never wrapped or coloured: it may hold a path that somebody copies."""
+    """Prints a line on standard output, never wrapped or coloured: it may hold a path that somebody copies."""
     print(text, flush=True)
 
 
 def complain(text: str) -> None:
-    """A line on standard error."""
+    """Prints a line on standard error."""
     print(text, file=sys.stderr, flush=True)
 
 
 class _Live:
-    """A bar in a terminal, else a plain line now and then."""
+    """A bar in a terminal; elsewhere a plain line from time to time."""
 
     def __init__(self, *columns: ProgressColumn, **task: Any):
         out = console()
@@ -54,7 +54,7 @@ class _Live:
         self._bar.stop()
 
     def _line_is_due(self) -> bool:
-        """Whether it is time for a plain line; the next one is then SECONDS_BETWEEN_LINES away."""
+        """Tells whether it is time for a plain line; the next one is then SECONDS_BETWEEN_LINES away."""
         now = time.perf_counter()
         due = self._plain and now - self._last_line >= SECONDS_BETWEEN_LINES
         self._last_line = now if due else self._last_line
@@ -62,7 +62,7 @@ class _Live:
 
 
 class ProgressBar(_Live):
-    """How many of how many."""
+    """A count of things: how many of how many."""
 
     def __init__(self, total: int, things: str = "clips"):
         self._total, self._things = total, things
@@ -70,7 +70,7 @@ class ProgressBar(_Live):
         super().__init__(MofNCompleteColumn(), words, TimeRemainingColumn(), total=total, speed="")
 
     def update(self, done: int, total: int | None = None, speed: str = "") -> None:
-        """done: so far, failed ones included. total: where it turns out to be another. speed: in words."""
+        """Shows the state.  done: so far, failed ones included.  total: where it turns out to be another.  speed: in words."""
         self._total = self._total if total is None else total
         self._bar.update(self._task, completed=done, total=self._total, speed=f"{speed}  " if speed else "")
         if done < self._total and self._line_is_due():
@@ -79,7 +79,7 @@ class ProgressBar(_Live):
 
 
 class RunProgress(_Live):
-    """A tokenizing run: clips, hours, x real time, errors, both rates, time left by audio."""
+    """A run of `tokenize`: clips, hours, x real time, errors, both rates, time left by audio."""
 
     def __init__(self) -> None:
         super().__init__(TextColumn("{task.fields[text]}"), total=None, text="")
@@ -93,12 +93,12 @@ class RunProgress(_Live):
 
 
 def counted(number: int, thing: str) -> str:
-    """`1 clip`, `2 clips`."""
+    """Returns `1 clip`, `2 clips`."""
     return f"{number} {thing}{'s' * (number != 1)}"
 
 
 def progress_line(summary: Summary) -> str:
-    """`120/568 clips, 0.12/0.42 h, 95.1 x real time (encoder 97, readers 2400), 1 error, about 12 s left`."""
+    """Returns `120/568 clips, 0.12/0.42 h, 95.1 x real time (encoder 97, readers 2400), 1 error, about 12 s left`."""
     errors = len(summary.failures)
     left = (summary.planned_seconds - summary.seconds) / summary.times_real_time if summary.times_real_time else 0.0
     return (
@@ -109,7 +109,7 @@ def progress_line(summary: Summary) -> str:
 
 
 def summary_lines(summary: Summary, failures: int) -> Iterator[str]:
-    """What a tokenizing run did. failures: of all runs into that folder."""
+    """Yields lines about what a run did.  failures: of all runs into that folder."""
     yield speed_line(summary)
     if summary.clips:
         waited = 100 * summary.waited / summary.wall_seconds if summary.wall_seconds else 0.0
@@ -132,12 +132,12 @@ def summary_lines(summary: Summary, failures: int) -> Iterator[str]:
 
 
 def shown(text: str) -> str:
-    """The text without what a terminal would obey: ids and file names come from data."""
+    """Returns the text without what a terminal would obey: ids and file names come from data."""
     return "".join(char if char.isprintable() or char == " " else char.encode("unicode_escape").decode() for char in text)
 
 
 def report_failures(failures: Sequence[ClipFailure]) -> None:
-    """The clips without a result and why, on standard error."""
+    """Prints the clips without a result and why, on standard error."""
     complain(f"{len(failures)} of the clips failed:")
     for failure in failures[:FAILURES_SHOWN]:
         complain(f"  {shown(failure.id)}: {shown(failure.reason)}")

@@ -66,7 +66,7 @@ def verify(
 
 
 def verify_tasks(tasks: Sequence[Task], model: EncodecModel, bandwidth: float | None) -> tuple[VerifyReport | None, list[ClipFailure]]:
-    """The comparison with HF on the files that can be read (None if none can), and those that can't."""
+    """Compares with HF on the files that can be read. Returns the report, or None without such a file, and the failures."""
     import torch
 
     from encodec_fast.corpus.reader import LongClip, Reader, UnreadableClip

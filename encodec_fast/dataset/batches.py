@@ -1,4 +1,4 @@
-"""Read clips to finished batches: what runs together, with the next batch's samples on their way to the device meanwhile."""
+"""Clips that were read to finished batches, while the samples of the next batch are copied to the device."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class BatchEncoder:
         self._encoder, self._verifier = encoder, verifier
 
     def finished(self, sizes: Iterable[tuple[int, int]], clips: Iterator[Clip | LongClip | UnreadableClip]) -> Iterator[FinishedBatch]:
-        """The batches of `sizes` (number, clips), in that order, from the clips that were read for them."""
+        """Yields the batches of `sizes` (number, clips), in that order, from the clips that were read for them."""
         waiting: _ReadBatch | None = None
         for number, size in sizes:
             batch = self._collect(number, size, clips)

@@ -20,10 +20,11 @@ from encodec_fast.plan.geometry import encoded_length
 
 
 class StoredRows:
-    """The rows of a folder of codes, as often as they are asked for: a ClipRow each, or a failure where it, or its shard, is damaged.
+    """The rows of a folder of codes, which can be iterated any number of times.
 
-    ids: of all of them, in order. A shard's name stands for its rows where it can't be read at all, and for those that the ledger
-    counts and that it does not hold.
+    Each is a ClipRow, or a failure where the row or its shard is damaged.
+    ids: of all of them, in order. A shard that can't be read stands for its rows with its own name. So does one that holds fewer rows
+    than the ledger counts, for those that are gone.
     """
 
     def __init__(self, folder: str | os.PathLike[str]):
@@ -60,7 +61,10 @@ def _ids(path: Path) -> list[str]:
 def decode(
     model: EncodecModel, rows: Iterable[ClipRow | ClipFailure], *, batch_seconds: float = BATCH_SECONDS
 ) -> Iterator[tuple[ClipRow, np.ndarray | str] | tuple[ClipFailure, None]]:
-    """Each row with its audio, float32 [C, num_samples], in the order of the rows; or with why it has none. A failure stays one."""
+    """Yields each row with its audio, float32 [C, num_samples], in the order of the rows; or with the reason why it has none.
+
+    A failure among the rows is yielded with None.  batch_seconds: audio per call of the model.
+    """
     batch: list[ClipRow | ClipFailure] = []
     seconds = 0.0
     for row in rows:
@@ -99,7 +103,7 @@ def _decode_batch(model: EncodecModel, rows: Sequence[ClipRow]) -> Iterator[tupl
 
 
 def _row_problem(row: ClipRow, model: EncodecModel) -> str | None:
-    """Why the model can't decode the row, or None. On a GPU a code out of range would end the process."""
+    """Returns why the model can't decode the row, or None. On a GPU a code out of range would end the process."""
     config = model.config
     chunks, levels, frames = row.codes.shape
     if row.sampling_rate != config.sampling_rate:
@@ -120,7 +124,7 @@ def _row_problem(row: ClipRow, model: EncodecModel) -> str | None:
 
 
 def encoded_clip(row: ClipRow) -> EncodedClip:
-    """The row as decode_batch takes it, on the CPU."""
+    """Returns the row as decode_batch takes it, on the CPU."""
     return EncodedClip(
         codes=torch.from_numpy(row.codes.astype(np.int64)),
         scales=None if row.scales is None else torch.from_numpy(row.scales),

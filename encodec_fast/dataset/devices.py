@@ -49,7 +49,7 @@ class DeviceError(RuntimeError):
 
 
 def parse_devices(text: str) -> list[str]:
-    """Devices of `cuda:0,cuda:1`; `cuda` stands for all GPUs, `cpu,cpu` for the cores in two groups. Raises ValueError."""
+    """Returns the devices of `cuda:0,cuda:1`; `cuda` stands for all GPUs, `cpu,cpu` for the cores in two groups. Raises ValueError."""
     import torch
 
     from encodec_fast.pretrained import torch_device
@@ -66,7 +66,7 @@ def parse_devices(text: str) -> list[str]:
 
 
 def core_groups(devices: Sequence[str]) -> list[tuple[int, ...] | None]:
-    """The cores of each device: those of the machine dealt out to the `cpu` ones; None where the system can't say."""
+    """Returns the cores of each device: the machine's are dealt out to the `cpu` ones. None: all, also where the system can't say."""
     groups = devices.count("cpu")
     if groups < 2 or not hasattr(os, "sched_getaffinity"):
         return [None] * len(devices)
@@ -79,10 +79,10 @@ def core_groups(devices: Sequence[str]) -> list[tuple[int, ...] | None]:
 
 
 def run_on_devices(jobs: Sequence[DeviceJob], progress: Callable[[Summary], None] | None = None) -> Summary:
-    """Runs the jobs side by side; the sum of what they did.
+    """Runs the jobs side by side; returns the sum of what they did.
 
-    Raises the LedgerError, OSError, BackendError or ValueError that one of them met, and DeviceError if one ended otherwise than by
-    finishing; the others are then stopped, keeping what they finished.
+    Raises the LedgerError, OSError, BackendError or ValueError that one of them met, and DeviceError if one ended without finishing.
+    The others are then stopped, and what they finished is kept.
     """
     messages: queue.Queue[tuple[int, Any]] = queue.Queue()
     processes = [_Child(job, number, messages) for number, job in enumerate(jobs)]
@@ -140,7 +140,7 @@ class _Child:
 
 
 def _sum(summaries: Sequence[Summary]) -> Summary:
-    """What several writers did at the same time. reading, encoding: rates of all together."""
+    """Returns what several writers did at the same time.  reading, encoding: rates of all together."""
     total = Summary()
     for summary in summaries:
         for each in fields(Summary):
@@ -158,7 +158,7 @@ def _sum(summaries: Sequence[Summary]) -> Summary:
 
 
 def main() -> None:
-    """A device's process: a job on standard input, summaries or an error on standard output, an end when its parent's is."""
+    """Runs a device's process: a job on standard input, summaries or an error on standard output. It ends when its parent does."""
     # whatever it was for the parent
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     output, code = processes.take_output(), 0

@@ -29,7 +29,7 @@ Result = TypeVar("Result")
 
 
 def failure_of(task: Task, reason: str) -> ClipFailure:
-    """The failure of one clip, its path as text that can be stored."""
+    """Returns the failure of one clip, its path as text that can be stored."""
     return ClipFailure(task.id, task.shown_path, reason)
 
 
@@ -46,9 +46,9 @@ class ClipEncoder:
         self._copies = torch.cuda.Stream(model.device) if model.device.type == "cuda" else None
 
     def upload(self, clips: Sequence[Clip]) -> Callable[[], list[Tensor]]:
-        """Begins to copy the clips to the model's device; calling the result waits for it and gives them, [C, T] each.
+        """Begins to copy the clips to the model's device; calling the result waits for the copy and returns it, [C, T] each.
 
-        On CUDA the copy runs from pinned memory on a stream of its own, beside the batch that is being encoded.
+        On CUDA the copy runs from pinned memory on its own stream, while another batch is being encoded.
         """
         if self._copies is None:
             return lambda: [torch.from_numpy(clip.samples) for clip in clips]
@@ -68,7 +68,7 @@ class ClipEncoder:
         return waveforms
 
     def encode(self, clips: Sequence[Clip], uploaded: Callable[[], list[Tensor]] | None = None) -> list[ClipRow | ClipFailure]:
-        """One row per clip. If the model fails on a batch, its clips are tried one by one and only the culprits fail.
+        """Returns one row per clip. If the model fails on a batch, its clips are tried one by one and only the culprits fail.
 
         uploaded: what upload(clips) gave.
         """
@@ -89,7 +89,7 @@ class ClipEncoder:
         return rows
 
     def encode_long(self, clip: LongClip) -> ClipRow | ClipFailure:
-        """The row of a clip that comes in blocks, as `encode` gives it for the whole clip; memory is bounded."""
+        """Returns the row of a clip that comes in blocks: the one that `encode` returns for the whole clip. Memory is bounded."""
         try:
             encoded = self._encode_blocks(torch.from_numpy(block) for block in clip)
         except AudioError as error:
@@ -118,7 +118,7 @@ class ClipEncoder:
         return EncodedClip(codes[None], None, 0, counted.samples)
 
     def _encode_chunk_groups(self, blocks: _Counted) -> EncodedClip:
-        """Chunks depend on nothing but themselves, so a block's worth of them is encoded at a time."""
+        """Encodes the chunks of one block at a time: chunks are independent of each other."""
         stride, length = self.model.config.chunk_stride, self.model.config.chunk_length
         parts: list[EncodedClip] = []
         rest = torch.zeros(self.model.config.audio_channels, 0)
@@ -166,7 +166,7 @@ class _Counted:
 
 
 def each_or_reason(call: Callable[[Sequence[Item]], Sequence[Result]], batch: Sequence[Item]) -> list[Result | str]:
-    """call(batch); or, if that fails, call on each item alone: its result, or the reason why it has none.
+    """Returns call(batch); or, if that fails, the result of each item alone, or the reason why it has none.
 
     Raises what is no clip's fault: BackendError where a backend that was asked for by name can't run, RuntimeError of a lost GPU.
     """
@@ -184,7 +184,7 @@ def each_or_reason(call: Callable[[Sequence[Item]], Sequence[Result]], batch: Se
 
 
 def is_lost_gpu(error: BaseException) -> bool:
-    """Whether it is an error of CUDA, after which every call of the process fails; one for want of memory is not."""
+    """Tells whether it is an error of CUDA after which every call of the process fails. A lack of memory is none."""
     text = str(error)
     # cuBLAS says ALLOC_FAILED
     memory = "out of memory" in text or "ALLOC_FAILED" in text
@@ -199,7 +199,7 @@ def check_bandwidth(model: EncodecModel, bandwidth: float) -> None:
 
 
 def check_made_alike(model: EncodecModel, info: DatasetInfo, where: str) -> None:
-    """Raises ValueError where the model, in this process, would make other codes than the run of `info`.  where: this process in words."""
+    """Raises ValueError where the model in this process would make other codes than those of `info`.  where: this process in words."""
     found = dataset_info(model, info.model_id, weights_sha256(model), {})
     if found.weights_sha256 != info.weights_sha256:
         raise ValueError(f"{where} has weights {found.weights_sha256[:16]}, the run was begun with {info.weights_sha256[:16]}.")
@@ -208,7 +208,7 @@ def check_made_alike(model: EncodecModel, info: DatasetInfo, where: str) -> None
 
 
 def dataset_info(model: EncodecModel, model_id: str, weights_sha256: str, options: Mapping[str, Any]) -> DatasetInfo:
-    """What makes the codes of a run, for the metadata of its files. options: of the run, as JSON can hold them."""
+    """Returns what makes the codes of a run, for the metadata of its files.  options: of the run, as JSON can hold them."""
     second = torch.zeros(1, model.config.audio_channels, model.config.sampling_rate, device=model.device)
     backends = dict.fromkeys(row.backend for row in explain(model, second).rows)
     return DatasetInfo(

@@ -105,7 +105,7 @@ class Engine:
         )
 
     def _device_jobs(self, devices: Sequence[str], ledger: Ledger) -> list[DeviceJob]:
-        """Each device's part of this part: writers are numbered through all of them."""
+        """Returns each device's part of the ledger's part: writers are numbered through the devices of all parts."""
         first, count = ledger.index * len(devices), ledger.count * len(devices)
         return [
             DeviceJob(

@@ -8,9 +8,9 @@
     removal.jsonl             what an --overwrite is removing
     lock, writer-I-of-N.lock  held while a process plans, or writes
 
-A line is on the disk before the next shard is begun, and after its shard is. So whatever ends a process, a batch is either in a line
-and in a shard, or in neither and done again: into the same file name, for a shard is named after its first batch. A line that is
-damaged, or whose shard is gone or cut, counts for nothing.
+A line is on the disk after its shard, and before the next shard is begun. So whatever ends a process, a batch is in a line and in a
+shard, or in neither. Then it is done again, into the same file name: a shard is named after its first batch. A line that is damaged,
+or whose shard is gone or cut, counts for nothing.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Ledger:
 
     @contextmanager
     def planning(self) -> Iterator[None]:
-        """Only one process at a time is in here; the others wait."""
+        """Keeps other processes waiting while this one plans."""
         self.out.mkdir(parents=True, exist_ok=True)
         if self.folder.is_symlink():
             raise LedgerError(f"{self.folder} is a link; a run writes and removes files in its own folder only. Choose another folder.")
@@ -82,9 +82,9 @@ class Ledger:
     def writing(self, check: bool = False) -> Iterator[None]:
         """Holds the right to write this writer's batches, after removing what a killed one left of them.
 
-        What its lines vouch for is looked at: a shard that is gone, cut or of another size is made again. check: all of it is read.
-        Raises LedgerError if another process has it, if processes are at work that split the batches otherwise, or if another run has
-        taken the folder since this one planned.
+        Looks at what its lines vouch for: a shard that is gone, cut or of another size is made again.  check: reads all of it.
+        Raises LedgerError if another process has it, or if processes are at work that split the batches otherwise. Also if another run
+        has taken the folder since this one planned.
         """
         path = self.folder / f"writer-{self.index}-of-{self.count}.lock"
         with ExitStack() as held:
@@ -109,7 +109,7 @@ class Ledger:
                 self._log = None
 
     def active_writers(self) -> list[str]:
-        """Names of the locks that processes hold."""
+        """Returns the names of the locks that processes hold."""
         active = []
         for path in sorted(self.folder.glob("writer-*.lock")):
             try:
@@ -227,7 +227,7 @@ class Ledger:
             write_atomically(path, json.dumps({**stored, _RUN: self.run}, indent=1, ensure_ascii=False).encode())
 
     def _refuse_strangers(self, names: Sequence[str]) -> None:
-        """Raises LedgerError if the folder of a first run holds what the run would replace, or what would be read as its codes."""
+        """Raises LedgerError if the folder of a first run holds what it would replace, or what would be read as its codes."""
         if shards := shard_paths(self.out):
             raise LedgerError(f"{self.out} holds {len(shards)} shards and no ledger of them; choose another folder.")
         taken = [name for name in names if os.path.lexists(self.out / name)]
@@ -246,7 +246,7 @@ class Ledger:
     # What is to be done
 
     def schedules(self) -> list[Schedule]:
-        """The schedules in the order they were made. Raises LedgerError where one is damaged or missing."""
+        """Returns the schedules in the order they were made. Raises LedgerError where one is damaged or missing."""
         schedules = []
         end = 0
         for path in self._schedule_paths():
@@ -263,7 +263,7 @@ class Ledger:
         return sorted(self.folder.glob("schedule-*.arrow"), key=_schedule_number)
 
     def add_schedule(self, tasks: Sequence[Task], batch_seconds: float) -> None:
-        """Schedules the tasks behind what is there; to be called while planning."""
+        """Schedules the tasks after what is there; to be called while planning."""
         number = max((_schedule_number(path) + 1 for path in self._schedule_paths()), default=0)
         first_batch = max((schedule.end_batch for schedule in self.schedules()), default=0)
         # else the clips of the new one would count as done
@@ -271,7 +271,7 @@ class Ledger:
         write_schedule(self.folder / f"schedule-{number:03d}.arrow", tasks, batch_seconds, first_batch)
 
     def new_tasks(self, tasks: Sequence[Task]) -> list[Task]:
-        """Those of the tasks that no schedule holds; an id that is taken gets ~2, ~3, ... after it."""
+        """Returns the tasks that no schedule holds; an id that is taken gets ~2, ~3, ... after it."""
         keys, ids, problems = set(), set(), set()
         for schedule in self.schedules():
             for task in schedule.tasks():
@@ -282,9 +282,9 @@ class Ledger:
         return unique_ids([task for task in tasks if task.key not in keys and (task.path, task.problem) not in problems], ids)
 
     def failed_tasks(self, tasks: Sequence[Task]) -> list[Task]:
-        """Those of the clips that failed, and wait for no other attempt, to be tried again from the start. tasks: of the sources.
+        """Returns the tasks of the clips that failed and wait for no other attempt, to be tried again.  tasks: of the sources.
 
-        What the sources don't hold any more, or hold with a problem, is no audio to be tried.
+        A clip that the sources don't hold any more, or hold with a problem, is left out.
         """
         schedules, undone = self.schedules(), self.undone()
         failed = {failure.id for failure in self.failures()}
@@ -303,7 +303,7 @@ class Ledger:
     # What is done
 
     def records(self) -> list[Record]:
-        """Every line of every writer that counts, in the order of their batches."""
+        """Returns every line of every writer that counts, in the order of their batches."""
         records = [line.record for line in self._sound_lines() if line.record is not None]
         return sorted(records, key=lambda record: record.batches[0])
 
@@ -311,13 +311,13 @@ class Ledger:
         return sorted(self.folder.glob("ledger-*.jsonl"))
 
     def _sound_lines(self) -> list[Line]:
-        """The lines that hold a record and that no other line voids."""
+        """Returns the lines that hold a record and that no other line voids."""
         lines = [line for path in self._ledger_paths() for line in read_lines(path)[0]]
         void = {line.void for line in lines}
         return [line for line in lines if line.record is not None and line.crc not in void]
 
     def undone(self) -> np.ndarray:
-        """Numbers of the batches that no line holds, int64, increasing."""
+        """Returns the numbers of the batches that no line holds, int64, increasing."""
         schedules = self.schedules()
         undone = np.ones(schedules[-1].end_batch if schedules else 0, bool)
         for record in self._check_records(len(undone)):
@@ -325,14 +325,14 @@ class Ledger:
         return np.flatnonzero(undone)
 
     def _check_records(self, end_batch: int) -> list[Record]:
-        """The records. Raises LedgerError if one is of a batch that no schedule holds."""
+        """Returns the records. Raises LedgerError if one is of a batch that no schedule holds."""
         records = self.records()
         if last := [batch for record in records for batch in record.batches if batch >= end_batch]:
             raise LedgerError(f"{self.folder}: the schedule of batch {last[0]}, which is done, is gone. {_RESTORE}")
         return records
 
     def failures(self) -> list[ClipFailure]:
-        """The clips that have no codes after their last attempt, by id."""
+        """Returns the clips that have no codes after their last attempt, by id."""
         schedules, records = self.schedules(), self.records()
         own = [{failure.id: failure for failure in record.failures} for record in records]
         failed = {id: failure for failures in own for id, failure in failures.items()}
@@ -351,12 +351,12 @@ class Ledger:
         return [failed[id] for id in sorted(failed)]
 
     def write_errors(self) -> Path | None:
-        """The errors table, brought up to date for all writers."""
+        """Brings the errors table up to date for all writers; returns its path, or None if no clip failed."""
         with self.planning():
             return write_errors(self.out, self.failures())
 
     def begin(self, name: str) -> None:
-        """To be called before a shard is begun, and before it gets its name. Raises LedgerError if somebody else's file has its name."""
+        """Marks a shard, before it is begun and before it gets its name. Raises LedgerError if somebody else's file has the name."""
         try:
             self.own.begin(name)
         except ForeignFile as error:
@@ -376,7 +376,7 @@ class Ledger:
 
 
 def _number(shard: str) -> int:
-    """The first batch of a shard, by its name."""
+    """Returns the first batch of a shard, by its name."""
     return int(shard.removeprefix("part-").partition(".")[0])
 
 
@@ -387,7 +387,7 @@ def _schedule_number(path: Path) -> int:
 
 @contextmanager
 def _locked(path: Path, wait: bool = False) -> Iterator[IO[bytes]]:
-    """The file, open, with a lock that ends with the process however it ends. Raises BlockingIOError if another has it."""
+    """Opens and locks the file; the lock ends with the process however that ends. Raises BlockingIOError if another has it."""
     try:
         import fcntl
     except ImportError:  # Windows: the file can't be locked, so that nobody is kept out

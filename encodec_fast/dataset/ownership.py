@@ -1,9 +1,14 @@
 """Which files of an --out folder a run may replace or remove: its own. Whatever else lies there is left alone, or the run refused.
 
-Its own are: shards that a line of the ledger names; shards with a mark in `_encodec_fast/begun/`, which is there from before the shard
-is begun until its line is on the disk, that say they are of the run's weights; the side files of either, or of a shard that was never
-finished; temporary names that no other program makes. What has such a name and can't be told from a foreign file is moved to
-`_encodec_fast/set-aside/`. What a format writes beside its shards, the format itself says (see formats.Format).
+Its own are:
+
+- shards that a line of the ledger names
+- shards that say they are of the run's weights and have a mark in `_encodec_fast/begun/`; the mark is there from before the shard is
+  begun until its line is on the disk
+- the side files of either, or of a shard that was never finished; the format says which (see formats.Format)
+- temporary names that no other program makes
+
+What has such a name and can't be told from a foreign file is moved to `_encodec_fast/set-aside/`.
 """
 
 from __future__ import annotations
@@ -60,9 +65,9 @@ class OwnFiles:
     # A shard's life
 
     def begin(self, name: str) -> None:
-        """Puts on the disk that the shard of this name is ours. Raises ForeignFile if somebody else's file has the name."""
+        """Marks on the disk that the shard of this name is ours. Raises ForeignFile if somebody else's file has the name."""
         path = self.out / name
-        # ours is there where a task of Ray is done again
+        # ours is there where Ray repeats the writing of a group
         if os.path.lexists(path) and not ((self._marks / name).exists() and self.made(path)):
             raise ForeignFile(f"{path} is there already, and this run did not make it; move it away or choose another folder.")
         self.claim(name)
@@ -80,7 +85,7 @@ class OwnFiles:
         (self._marks / name).unlink(missing_ok=True)
 
     def begun(self) -> list[str]:
-        """Names with a mark."""
+        """Returns the names with a mark."""
         return sorted(path.name for path in self._marks.glob("*") if is_shard_name(path.name)) if self._marks.is_dir() else []
 
     def remove(self, name: str) -> None:
@@ -116,7 +121,7 @@ class OwnFiles:
     # Shards that nobody named
 
     def made(self, path: Path) -> bool:
-        """Tells whether a shard says that the weights of this run made it, and names its side files, if it has to, as its format does."""
+        """Tells whether a shard says that the weights of this run made it, and whether its side files are named as its format does."""
         if path.is_symlink() or not path.is_file():
             return False
         try:
@@ -131,7 +136,7 @@ class OwnFiles:
             return False
 
     def set_aside(self, path: Path) -> Path:
-        """Moves a shard, whose line is damaged or was never written, out of the readers' way; its new path."""
+        """Moves a shard whose line is damaged, or was never written, out of the readers' way; returns its new path."""
         folder = self.folder / SET_ASIDE
         folder.mkdir(exist_ok=True)
         target, number = folder / path.name, 1
@@ -144,9 +149,9 @@ class OwnFiles:
     # Everything
 
     def begin_removal(self, shards: Iterable[str], others: Iterable[str]) -> None:
-        """Puts on the disk that the run, its shards with their files, and others are to be removed.
+        """Notes on the disk that the run, its shards with their side files, and `others` are to be removed.
 
-        `finish_removal` does it, now or, if this process ends before, in the next one.
+        `finish_removal` does it: now, or in the next process if this one ends before.
         """
         names: list[str] = []
         for name in sorted(set(shards)):
@@ -168,7 +173,7 @@ class OwnFiles:
         return names
 
     def finish_removal(self) -> bool:
-        """Removes what `begin_removal` noted; whether there was anything."""
+        """Removes what `begin_removal` noted; returns whether there was anything."""
         path = self.folder / REMOVAL
         if not path.exists():
             return False

@@ -1,8 +1,8 @@
 """A run on a Ray cluster: Ray Data reads groups of batches, a pool of actors encodes them, Ray writes the shards.
 
-The same schedule, ledger, batches and shards as the local engine, so the rows are the same and either continues the other's run. The
-folder of the codes, and the audio, have to be where every node can reach them. The ledger is written here, by the driver: of a group
-that a dead node or actor was working on no line exists, and Ray gives it to another.
+Schedule, ledger, batches and shards are those of the local engine. So the rows are the same, and either continues the other's run.
+Every node must reach the folder of the codes and the audio. The driver, which runs here, writes the ledger. A group that a dead node
+or actor was working on has no line, and Ray gives it to another.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from encodec_fast.dataset.run import Summary
 from encodec_fast.dataset.schedule import Schedule, schedule_of
 from encodec_fast.dataset.writing import add_counts
 
-# Audio of a group, which travels from a reading task to an actor: 10 minutes at 24 kHz are 58 MB
+# Audio of a group, which is sent from where it is read to an actor: 10 minutes at 24 kHz are 58 MB
 GROUP_SECONDS = 600.0
 
 
@@ -37,7 +37,7 @@ class RayLost(RuntimeError):
 
 
 def connect(address: str | None) -> Any:
-    """The module ray, connected: to a cluster's address, or to one on this machine that is started for it.
+    """Connects to a cluster, or to one on this machine that is started for it; returns the module ray.
 
     Raises RayError if ray is not installed or nothing answers at the address.
     """
@@ -57,9 +57,9 @@ def connect(address: str | None) -> Any:
 
 
 def run_on_ray(job: RayJob, ledger: Ledger, address: str | None, progress: Callable[[Summary], None] | None = None) -> Summary:
-    """Encodes everything that the ledger has left to do; says what was done. Continues what was begun, by either engine.
+    """Encodes everything that the ledger has left to do; returns what was done. Continues what either engine began.
 
-    Raises RayError if there is no cluster, LedgerError if another process is at it, ValueError for a ledger of one of several writers.
+    Raises RayError if there is no cluster, LedgerError if another process is at work, ValueError for the ledger of one writer of several.
     """
     if ledger.count != 1:
         # each would do all of the work, and remove the shards of the others as leftovers
@@ -93,7 +93,7 @@ def _alive(ray: Any) -> set[str]:
 
 
 def _noticing_loss(ray: Any, rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The rows. Raises RayLost where Ray gives up for want of a node, an actor or memory; what code of a stage raised stays as it is."""
+    """Yields the rows. Raises RayLost where Ray gives up for lack of a node, an actor or memory; errors of a stage's code pass."""
     try:
         yield from rows
     except Exception as error:
@@ -105,7 +105,7 @@ def _noticing_loss(ray: Any, rows: Iterator[dict[str, Any]]) -> Iterator[dict[st
 
 
 def _loss(kinds: Any, error: BaseException) -> BaseException | None:
-    """The error of the cluster that is behind an error, or None."""
+    """Returns the error of the cluster that is behind an error, or None."""
     of_stages = (kinds.RayTaskError, getattr(kinds, "UserCodeException", kinds.RayTaskError))
     cause: BaseException | None = error
     while cause is not None:
@@ -127,7 +127,7 @@ def _count(summary: Summary, record: Record, out: str) -> None:
 
 
 def _groups(schedules: Sequence[Schedule], batches: Sequence[int], options: TokenizeOptions) -> list[dict[str, Any]]:
-    """Batches in groups of GROUP_SECONDS and rows_per_shard at most, each with its tasks; a longer batch is a group of its own."""
+    """Returns the batches with their tasks in groups of at most GROUP_SECONDS and rows_per_shard; a longer batch is its own group."""
     groups: list[dict[str, Any]] = []
     seconds, clips = math.inf, 0
     for number in batches:
@@ -143,7 +143,7 @@ def _groups(schedules: Sequence[Schedule], batches: Sequence[int], options: Toke
 
 
 def _pipeline(ray: Any, job: RayJob, groups: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """A row per group, as each is on the disk."""
+    """Yields a row per group, once it is on the disk."""
     if not groups:
         return
     context = ray.data.DataContext.get_current()

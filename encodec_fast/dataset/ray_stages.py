@@ -1,4 +1,4 @@
-"""What runs on the nodes of a Ray cluster: tasks that read and write, for which torch is not loaded, and actors that encode."""
+"""What runs on the nodes of a Ray cluster: functions that read and write, for which torch is not loaded, and actors that encode."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from encodec_fast.formats import DatasetInfo
 
 @dataclass(frozen=True)
 class RayJob:
-    """What every task and actor has to know.
+    """What every reading, encoding and writing stage has to know.
 
     threads: CPUs, and threads of the engine, per actor. gpus: per actor. actors: of the pool; 0: as many as fit into the cluster.
     """
@@ -39,7 +39,7 @@ class RayJob:
 
 
 class MemoryLedger(Ledger):
-    """Takes a shard's line down instead of writing it: the driver does that."""
+    """Collects the lines of shards instead of writing them: the driver does that."""
 
     def __init__(self, out: str):
         super().__init__(out)
@@ -55,7 +55,7 @@ def _carried(error: Exception) -> Exception:
 
 
 def _reader(job: RayJob, tasks: Sequence[Task]) -> Reader:
-    """One that reads the tasks by a process of its own: a file that ends it, or never ends, costs itself and not this stage."""
+    """Returns a reader with a process of its own: a file that ends it, or never ends, costs its clip and not this stage."""
     options = job.options
     return Reader(
         job.sampling_rate,
@@ -71,7 +71,7 @@ def _reader(job: RayJob, tasks: Sequence[Task]) -> Reader:
 
 
 def read_group(batch: dict[str, Any], job: RayJob) -> dict[str, Any]:
-    """The group's clips, decoded, in place of its tasks; a long clip stays a task."""
+    """Returns the group with its clips, decoded, in place of its tasks; a long clip stays a task."""
     batches = pickle.loads(batch["group"][0])
     tasks = [task for _, tasks in batches for task in tasks]
     short = [task for task in tasks if task.seconds <= job.options.long_clip_seconds]
@@ -115,7 +115,7 @@ class GroupEncoder:
 
 
 def write_group(batch: dict[str, Any], job: RayJob) -> dict[str, Any]:
-    """The ledger's lines of the group's shards, which are on the disk then; or the error, pickled, that kept them from it."""
+    """Writes the group's shards; returns the ledger's lines of them, and the error, pickled, that ended it early, if any."""
     ledger, options = MemoryLedger(job.out), job.options
     error = b""
     try:

@@ -64,7 +64,7 @@ class Record:
 
 
 def _runs(numbers: list[int]) -> list[tuple[int, int, int]]:
-    """Increasing numbers as few (first, end, step): a writer takes every n-th batch."""
+    """Returns increasing numbers as few (first, end, step): a writer takes every n-th batch."""
     runs: list[tuple[int, int, int]] = []
     for number in numbers:
         if runs:
@@ -88,18 +88,18 @@ class Line(NamedTuple):
 
 
 def checked_line(body: str) -> bytes:
-    """The line, with its end, that holds a JSON object and its checksum."""
+    """Returns the line, with its end, that holds a JSON object and its checksum."""
     data = body.encode()
     return data[:-1] + b', "crc32": "%08x"}\n' % zlib.crc32(data)
 
 
 def void_line(crc: str, reason: str) -> bytes:
-    """A line that says that the record of that checksum counts no more."""
+    """Returns a line that says that the record of that checksum counts no more."""
     return checked_line(json.dumps({"void": crc, "reason": reason}, ensure_ascii=False))
 
 
 def read_lines(path: Path) -> tuple[list[Line], list[int]]:
-    """The sound lines of a ledger, and the numbers, from 1, of the damaged ones. What no line end follows was never finished."""
+    """Returns the sound lines of a ledger, and the numbers, from 1, of the damaged ones. What has no line end was never finished."""
     lines: list[Line] = []
     damaged = []
     checked = False
@@ -115,7 +115,7 @@ def read_lines(path: Path) -> tuple[list[Line], list[int]]:
 
 
 def _line(data: bytes, checked: bool) -> tuple[Line, bool]:
-    """A line, and whether it has a checksum. checked: it must. Raises ValueError for a damaged one."""
+    """Returns a line, and whether it has a checksum.  checked: it must. Raises ValueError for a damaged one."""
     found = _CHECKED.fullmatch(data)
     body = found["body"] + b"}" if found else data
     crc = f"{zlib.crc32(body):08x}"

@@ -1,4 +1,4 @@
-"""report.html: what a data set of codes holds and how its run went, in numbers and pictures, in one file without links."""
+"""report.html: what a data set holds and how its run went, in numbers and pictures, in one file without links."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class CodebookUse:
 
 
 def codebook_use(folder: str | os.PathLike[str], codebook_size: int) -> CodebookUse:
-    """How often the entries are used, counted on SAMPLED_SHARDS shards, spread evenly, up to SAMPLED_CODES codes."""
+    """Counts how often the entries are used, on SAMPLED_SHARDS shards, spread evenly, up to SAMPLED_CODES codes."""
     shards = shard_paths(folder)
     chosen = [shards[len(shards) * index // min(len(shards), SAMPLED_SHARDS)] for index in range(min(len(shards), SAMPLED_SHARDS))]
     counts = np.zeros((0, codebook_size), np.int64)
@@ -74,7 +74,7 @@ def codebook_use(folder: str | os.PathLike[str], codebook_size: int) -> Codebook
 
 
 def write_report(folder: str | os.PathLike[str]) -> Path:
-    """The report's path, written into the data set's folder.
+    """Writes the report into the data set's folder; returns its path.
 
     Raises ReportError without matplotlib, and where there are no codes.
     """

@@ -1,4 +1,4 @@
-"""A run of one writer: what is not done yet, read, encoded and written."""
+"""A run of one writer: reads, encodes and writes what is not done yet."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _CONFIG = (
 
 
 def identity(info: DatasetInfo, model: EncodecModel, options: TokenizeOptions, sources: Sequence[str]) -> dict[str, Any]:
-    """Everything that the codes, and which clips have some, depend on; a run is only continued with the same."""
+    """Returns everything that the codes, and which clips have some, depend on; a run is continued with the same only."""
     kept = ("bandwidth", "format", "packed", "batch_seconds", "long_clip_seconds", "audio_column")
     return {
         "weights": info.weights_sha256[:16],
@@ -86,11 +86,16 @@ def plan(
 
 @dataclass
 class Summary:
-    """What a run did. clips, seconds of audio: with codes. busy: seconds that the encoder worked. waited: that it had nothing to do.
+    """What a run did.
 
-    planned_clips, planned_seconds: what the run began with. reading: x real time of all reading processes.
-    done_before: clips that were done or had failed when it began. left: clips that other writers have to do. warnings: of what
-    happened to the machines and cost nothing but time, a sentence each.
+    clips: that got codes.  seconds: of their audio.  failures: clips that got none, with the reason.
+    files: the shards that were written.  wall_seconds: that the run took.
+    done_before: clips that were done, or had failed, when the run began: they were skipped.
+    left: clips that other writers have to do.
+    planned_clips, planned_seconds: what the run had to do when it began.
+    busy: seconds that the encoder worked.  waited: seconds that it had nothing to do.  reading: x real time of all reading processes.
+    verified: counts of the comparison with transformers (see ShareVerifier.compare); None if nothing was compared.
+    warnings: a sentence each on what happened to the machines and cost nothing but time.
     """
 
     clips: int = 0
@@ -131,7 +136,7 @@ class Summary:
             self.verified = add_counts(self.verified, batch.verified)
 
     def plan(self, schedules: Sequence[Schedule], own: np.ndarray, undone: np.ndarray) -> None:
-        """Takes down what there is to do: in the batches `own`, and in all that are undone."""
+        """Notes what there is to do: in the batches `own`, and in all that are undone."""
         totals = []
         for numbers in (own, undone):
             parts = [(0, 0.0)]
@@ -153,11 +158,11 @@ class Run:
         self.summary = Summary()
 
     def run(self, progress: Callable[[Summary], None] | None = None) -> Summary:
-        """Encodes every batch that is this writer's and not done; says what was done.
+        """Encodes every batch that is this writer's and not done; returns what was done.
 
-        A clip that can't be read or encoded becomes a failure and stops nothing. progress: called after each batch.
-        Raises LedgerError if another process is at it, OSError if the disk is full: what was finished stays, and the next run
-        goes on from there. So it does after KeyboardInterrupt, or kill.
+        A clip that can't be read or encoded becomes a failure and stops nothing.  progress: called after each batch.
+        Raises LedgerError if another process is at work, OSError if the disk is full. What was finished stays, and the next run goes
+        on from there; also after KeyboardInterrupt, or kill.
         """
         start = time.perf_counter()
         config, options, summary = self._model.config, self._options, self.summary

@@ -14,7 +14,7 @@ import pyarrow as pa
 from encodec_fast.corpus.tasks import Task
 from encodec_fast.formats.atomic import AtomicFile, file_crc32
 
-# pyarrow imports pandas, if there is one, at its first array: in the midst of a run, where an interrupt leaves half a module behind
+# pyarrow imports pandas, if there is one, at its first array: in the middle of a run an interrupt would leave half a module
 with contextlib.suppress(ImportError):
     import pandas  # noqa: F401
 
@@ -38,7 +38,7 @@ _BUILD_ROWS = 65_536
 
 
 def order(tasks: Sequence[Task]) -> list[Task]:
-    """The tasks, longest first and ids in order where lengths are equal; rows of a table stay with their row group.
+    """Returns the tasks, longest first and ids in order where lengths are equal; rows of a table stay with their row group.
 
     A row group is read whole, so jumping between them would read each many times.
     """
@@ -50,7 +50,7 @@ def order(tasks: Sequence[Task]) -> list[Task]:
 
 
 def batches(seconds: Sequence[float], batch_seconds: float) -> np.ndarray:
-    """The batch of each clip, int64, counted from 0: consecutive clips of at most batch_seconds together.
+    """Returns the batch of each clip, int64, counted from 0: consecutive clips of at most batch_seconds together.
 
     A longer clip is a batch of its own. Nothing is padded, so a batch costs the sum of its lengths.
     """
@@ -66,7 +66,7 @@ def batches(seconds: Sequence[float], batch_seconds: float) -> np.ndarray:
 
 
 def write_schedule(path: Path, tasks: Sequence[Task], batch_seconds: float, first_batch: int) -> Path:
-    """The path of a schedule of the tasks, whose batches count from first_batch on: the path given, with its bytes' CRC-32 in its name."""
+    """Writes a schedule of the tasks, whose batches count from first_batch on; returns its path, with its bytes' CRC-32 in the name."""
     ordered = order(tasks)
     numbers = first_batch + batches([task.seconds for task in ordered], batch_seconds)
     atomic = AtomicFile(path)
@@ -87,7 +87,7 @@ def write_schedule(path: Path, tasks: Sequence[Task], batch_seconds: float, firs
 
 
 def is_sound(path: Path) -> bool:
-    """Whether a schedule has the bytes that its name says; by earlier versions it says nothing."""
+    """Tells whether a schedule has the bytes that its name says; a name by an earlier version says nothing."""
     crc32 = path.stem.split("-")[2:]
     return not crc32 or crc32 == [file_crc32(path)]
 
@@ -113,17 +113,17 @@ class Schedule:
         return self._seconds
 
     def clips_of(self, batches: np.ndarray) -> tuple[int, float]:
-        """(clips, seconds) of the batches [n] together."""
+        """Returns (clips, seconds) of the batches [n] together."""
         totals = np.concatenate([[0.0], np.cumsum(self._seconds)])
         first, end = (self._starts[batches - self.first_batch + more] for more in (0, 1))
         return int((end - first).sum()), float((totals[end] - totals[first]).sum())
 
     def size(self, batch: int) -> int:
-        """Clips in the batch."""
+        """Returns the number of clips in the batch."""
         return self._bounds(batch)[1]
 
     def tasks(self, batch: int | None = None) -> Iterator[Task]:
-        """The tasks of a batch; None: of all."""
+        """Yields the tasks of a batch; None: of all."""
         rows = self._table if batch is None else self._table.slice(*self._bounds(batch))
         for part in rows.drop_columns(["batch"]).to_batches(_BUILD_ROWS):
             for row in part.to_pylist():
@@ -135,5 +135,5 @@ class Schedule:
 
 
 def schedule_of(schedules: Sequence[Schedule], batch: int) -> Schedule:
-    """The one of them that holds the batch."""
+    """Returns the one of them that holds the batch."""
     return next(schedule for schedule in schedules if batch < schedule.end_batch)

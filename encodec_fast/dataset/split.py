@@ -30,7 +30,7 @@ def device_of_process(device: str, environment: Mapping[str, str]) -> str:
 
 
 def parse_shard(text: str) -> tuple[int, int]:
-    """(index, count) of `i/n`, counted from 0. Raises ValueError for anything else."""
+    """Returns (index, count) of `i/n`, counted from 0. Raises ValueError for anything else."""
     found = re.fullmatch(r"(\d+)/(\d+)", text)
     index, count = (int(part) for part in found.groups()) if found else (0, 0)
     if index >= count:
@@ -39,7 +39,7 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 
 def shard_of_environment(environment: Mapping[str, str]) -> tuple[int, int, str]:
-    """(index, count, which variables say so): those of torchrun, of an srun step, of a SLURM array; else (0, 1, "").
+    """Returns (index, count, which variables say so): of torchrun, of an srun step, of a SLURM array; else (0, 1, "").
 
     SLURM_NTASKS alone means nothing: it is set in a batch script too, which is one process.
     """
@@ -63,7 +63,7 @@ def shard_of_environment(environment: Mapping[str, str]) -> tuple[int, int, str]
 
 
 def local_rank(environment: Mapping[str, str]) -> int | None:
-    """Which of its machine's processes this one is, where torchrun or an srun step says so: the GPU it should take."""
+    """Returns which of its machine's processes this is, where torchrun or an srun step says so: the GPU it should take."""
     for name in ("LOCAL_RANK", "SLURM_LOCALID"):
         if name in environment and ("WORLD_SIZE" in environment or "SLURM_STEP_NUM_TASKS" in environment):
             return int(environment[name])

@@ -48,7 +48,7 @@ class CodesDataset(IterableDataset[dict[str, Any]]):
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the order of the next iteration, as DistributedSampler's does; without it each one takes the next."""
+        """Chooses the order of the next iteration, as DistributedSampler's does; without it each iteration takes the next."""
         self._epoch = epoch
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -83,7 +83,7 @@ class CodesDataset(IterableDataset[dict[str, Any]]):
             yield _tensors(row)
 
     def _interleaved(self, shards: list[str], random: np.random.Generator) -> Iterator[Any]:
-        """Rows of open_shards shards at a time, each next one of a random one of them."""
+        """Yields rows of open_shards shards at a time, each from a random one of them."""
         waiting = iter(shards)
         opened = [read_shard(Path(shard)) for _, shard in zip(range(self.open_shards), waiting, strict=False)]
         while opened:

@@ -68,7 +68,8 @@ def tokenize(
     sources: files, folders, patterns, manifests, tar shards, tables, or URLs of them; see corpus.sources.find_tasks.
     out: folder of the shards; made if it is not there. Read it with load_codes or CodesDataset.
     model: name or folder, as load_model takes it; or a model in memory, which is stored under its `name_or_path`.
-    bandwidth: kbps, one of the model's.  format: parquet, webdataset or npy.  None: that of `options`, which are 6 kbps and parquet.
+    bandwidth: kbps, one of the model's; None: that of `options`, by default 6.
+    format: of formats.FORMATS; None: that of `options`, by default parquet.
     device: "auto", "cpu", "cuda" or "cuda:1". Several in a list work at once, in a process each; "cpu" twice halves the cores.
     backend: as use_backend takes it; "auto" leaves the choice to ENCODEC_FAST_BACKEND.
     threads: CPU threads of the model; 0: torch's choice.
@@ -81,9 +82,13 @@ def tokenize(
     progress: called as the run goes on. What it raises ends the run as an interrupt does.
 
     Returns what was done: clips, failures, seconds of audio, shards (`files`), wall seconds and more; see dataset.run.Summary.
-    Raises ValueError for an argument that is wrong, or does not go with the codes in `out` (LedgerError) or with the model;
-    FileNotFoundError for a source that is not there; BackendError where the backend can't run;
-    RunStopped where the machine ended the run, such as by a full disk, a lost GPU or a lost node; RayError without a cluster.
+    Raises:
+        ValueError: an argument is wrong, or the model can't serve it.
+        LedgerError (a ValueError): `out` holds codes that were made otherwise, or another process is at work there.
+        FileNotFoundError: a source is not there.
+        BackendError: the backend can't run.
+        RayError: there is no cluster.
+        RunStopped: the machine ended the run: a full disk, a lost GPU, a lost node.
     """
     names, settings = _names(sources), _settings(options, bandwidth, format)
     _check_split(device, part, ray, overwrite)

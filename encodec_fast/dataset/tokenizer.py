@@ -1,4 +1,4 @@
-"""`EncodecTokenizer`: audio to codes as one picklable callable, for Ray Data, Hugging Face datasets and everything that maps batches."""
+"""`EncodecTokenizer`: audio to codes as a picklable callable, for Ray Data, Hugging Face datasets and all that maps batches."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ class EncodecTokenizer:
         ds.map_batches(EncodecTokenizer, fn_constructor_args=["facebook/encodec_24khz", 6.0],             # Ray Data
                        batch_size=32, concurrency=4, num_gpus=1)
 
-    pretrained_model_name_or_path: as load_model takes it. bandwidth: kbps. audio_column: holds, per row, a file's path or URL, its
-    bytes, samples as an array [T] or [C, T] (at the rate in the column `sampling_rate`), or what datasets' Audio feature gives, decoded
-    or not. batch_seconds: audio per call of the model. device, backend: see load_model and use_backend.
-    keep_audio: leave the audio column in the result.
+    pretrained_model_name_or_path: as load_model takes it.  bandwidth: kbps.
+    audio_column: holds, per row, a file's path or URL, or its bytes; or samples as an array [T] or [C, T], at the rate in the column
+    `sampling_rate`; or what datasets' Audio feature gives, decoded or not.
+    batch_seconds: audio per call of the model.  device, backend: see load_model and use_backend.
+    keep_audio: leaves the audio column in the result.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class EncodecTokenizer:
 
     @property
     def encoder(self) -> ClipEncoder:
-        """The encoder, with the model loaded at first use.
+        """The encoder; the model is loaded at first use.
 
         Raises ModelNotFound if there is no such model, ValueError for a bandwidth it lacks.
         """
@@ -61,8 +62,8 @@ class EncodecTokenizer:
         return self._encoder
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """The batch's columns and, per row: `codes` (integers, flat), `codes_shape` [n_chunks, K, F], `scales` [n_chunks] or [],
-        `num_samples` and `last_frame_pad_length`; where the audio can't be used, `codes` is empty and `error` says why.
+        """Returns the batch's columns and, per row: `codes` (integers, flat), `codes_shape` [n_chunks, K, F], `scales` [n_chunks] or [],
+        `num_samples` and `last_frame_pad_length`. Where the audio can't be used, `codes` is empty and `error` says why.
 
         `np.array(row["codes"]).reshape(row["codes_shape"])` is what EncodecModel gives for that row alone.
         Raises KeyError if the audio column is missing.
@@ -77,7 +78,7 @@ class EncodecTokenizer:
         return {**kept, **_columns(rows)}
 
     def _rows(self, clips: list[Clip | str]) -> list[ClipRow | str]:
-        """Longest first, batch_seconds at a time; back in the order of the clips."""
+        """Encodes longest first, batch_seconds at a time; returns the rows in the order of the clips."""
         from encodec_fast.serving import request
 
         rows: list[ClipRow | str] = [clip if isinstance(clip, str) else "" for clip in clips]
@@ -92,7 +93,7 @@ class EncodecTokenizer:
         return rows
 
     def _clip(self, index: int, cell: Any, rate: Any) -> Clip | str:
-        """The cell's samples at the model's rate and channels, or why there are none."""
+        """Returns the cell's samples at the model's rate and channels, or why there are none."""
         config = self.encoder.model.config
         task = Task(str(index), f"row {index}")
         if hasattr(cell, "get_all_samples"):  # datasets >= 4 gives a decoder of torchcodec

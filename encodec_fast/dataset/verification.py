@@ -29,7 +29,7 @@ class ShareVerifier:
         self._changed = 0
 
     def add(self, clip: Clip, row: ClipRow) -> dict[str, Any] | None:
-        """Takes note of a clip and its row; the counts of a comparison, where enough clips have come together."""
+        """Collects a clip and its row; returns the counts of a comparison once CLIPS_AT_ONCE have come together, else None."""
         if not self._chosen(clip.task.id):
             return None
         samples = torch.from_numpy(clip.samples)
@@ -39,7 +39,7 @@ class ShareVerifier:
         return self.compare() if len(self._clips) >= CLIPS_AT_ONCE else None
 
     def compare(self) -> dict[str, Any] | None:
-        """Counts of the comparison of the clips that wait for one; None if none does.
+        """Compares the clips that were collected; returns the counts, or None if there are none.
 
         clips, codes: compared. flips: frames whose codes differ from HF's. reference_flips: from HF in float64, of HF's own.
         failed: comparisons that verify doesn't pass. changed: frames whose stored codes are not those of the clip alone.

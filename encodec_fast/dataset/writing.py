@@ -1,4 +1,4 @@
-"""Finished batches to shards and lines of the ledger, in a thread of its own."""
+"""Finished batches to shards and lines of the ledger, in a thread."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ class FinishedBatch:
 
 
 def shard_name(first_batch: int) -> str:
-    """The name, without suffix, of the shard that begins with this batch."""
+    """Returns the name, without suffix, of the shard that begins with this batch."""
     return f"part-{first_batch:08d}"
 
 
 class ShardWriter:
     """Writes batches, in the order they are put, into shards and their lines into the ledger.
 
-    A shard ends after rows_per_shard clips, SHARD_BYTES of codes or shard_seconds of time, so that this is the most work a kill
-    can cost. As a context manager it finishes what was put, also where the block raises: after Ctrl-C that is kept.
+    A shard ends after rows_per_shard clips, SHARD_BYTES of codes or shard_seconds of time: a kill costs no more work than that.
+    As a context manager it finishes what was put, also where the block raises: after Ctrl-C that is kept.
     Errors of writing, such as a full disk, are raised by `put` and `close`.
     """
 

@@ -115,7 +115,7 @@ class Format(Protocol):
 
     A shard is one file of rows. A format may put side files beside it, such as a file of codes per clip, which the shard names.
     What makes the codes stands in the shard, or in a file that all shards of a folder share. A side file is named in the shard before
-    it is written. Where its name is taken, by a file of others or of a shard that is lost, it gets another one.
+    it is written. Where its name is taken, by a file of others or of a lost shard, it gets another one.
 
     SUFFIX: of a shard's name, with its dot; no other format's ends like it.
     SHARED_FILES: names, below the folder, of files that all of its shards share. A format that has some needs side files too: in such

@@ -1,4 +1,4 @@
-"""Files that are either whole and on the disk, or not there; and names out of files, which may point anywhere."""
+"""Files that are either whole and on the disk, or not there; and names read from files, which may point anywhere."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _TEMPORARY = re.compile(r"\.(?P<name>.+?)(\.[0-9a-f]{16})?\.tmp")
 
 
 def temporary_of(name: str) -> str | None:
-    """The name that a temporary file of ours would have got, or None where the name isn't that of one."""
+    """Returns the name that a temporary file of ours would have got, or None for any other name."""
     found = _TEMPORARY.fullmatch(name)
     return found["name"] if found else None
 
@@ -33,7 +33,7 @@ class AtomicFile:
         self.file = self.temporary.open("xb")
 
     def finish(self) -> Path:
-        """The path, where the file now stands. After an error nothing does."""
+        """Gives the file its own name and returns the path. After an error there is no file."""
         try:
             self.file.flush()
             os.fsync(self.file.fileno())
@@ -53,7 +53,7 @@ class AtomicFile:
 
 
 def write_atomically(path: Path, data: bytes) -> Path:
-    """The path, whose file now holds the data; or holds what it did before, after an error."""
+    """Writes the data to the path and returns it. After an error the file holds what it did before."""
     file = AtomicFile(path)
     try:
         file.file.write(data)
@@ -64,7 +64,7 @@ def write_atomically(path: Path, data: bytes) -> Path:
 
 
 def file_crc32(path: Path) -> str:
-    """CRC-32 of a file's bytes, eight hexadecimal digits."""
+    """Returns the CRC-32 of a file's bytes, eight hexadecimal digits."""
     crc = 0
     with path.open("rb") as file:
         while data := file.read(1 << 20):
@@ -83,7 +83,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def inside(folder: Path, name: object) -> Path:
-    """The path of a name that stands in a file, below the folder.
+    """Returns the path below the folder of a name that was read from a file.
 
     Raises ValueError for what is no relative name, leaves the folder, or lies behind a link that does.
     """

@@ -25,9 +25,9 @@ def format_of(name: str) -> Format | None:
 
 
 def load_codes(path: str | os.PathLike[str]) -> Iterator[ClipRow]:
-    """Every clip's codes, in stored order, of a folder that `encodec-fast tokenize` wrote, or of one of its shards.
+    """Returns an iterator over every clip's codes, in stored order, of a folder that `tokenize` wrote or of one of its shards.
 
-    Rows are ClipRow: `row.codes` is a numpy array [n_chunks, K, F]; one shard is held in memory in parts.
+    Rows are ClipRow: `row.codes` is a numpy array [n_chunks, K, F]. No shard is held in memory as a whole.
     Raises FormatError if there are no codes, or they can't be read.
     """
     shards = [Path(path)] if Path(path).is_file() else shards_of(path)
@@ -35,7 +35,7 @@ def load_codes(path: str | os.PathLike[str]) -> Iterator[ClipRow]:
 
 
 def read_shard(path: Path) -> Iterator[ClipRow]:
-    """The rows of one shard in order. Raises FormatError at the first that is damaged; `read_rows` goes on behind it."""
+    """Yields the rows of one shard in order. Raises FormatError at the first that is damaged; `read_rows` goes on after it."""
     for row in read_rows(path):
         if isinstance(row, ClipFailure):
             raise FormatError(f"{path}: the shard can't be read ({row.id!r}: {row.reason}).")
@@ -43,18 +43,18 @@ def read_shard(path: Path) -> Iterator[ClipRow]:
 
 
 def read_rows(path: Path) -> Iterator[ClipRow | ClipFailure]:
-    """The rows of one shard in order, a failure for each that is damaged. Raises FormatError where it can't be read on."""
+    """Yields the rows of one shard in order, a failure for each that is damaged. Raises FormatError where it can't be read on."""
     return _module(path).read_rows(path)
 
 
 def is_shard_name(name: object) -> bool:
-    """Whether a name is one that the tokenizer gives to shards, without any folder."""
+    """Tells whether a name is one that `tokenize` gives to shards, without any folder."""
     found = format_of(name) if isinstance(name, str) else None
     return isinstance(name, str) and found is not None and _SHARD_STEM.fullmatch(name.removesuffix(found.SUFFIX)) is not None
 
 
 def shard_problem(path: Path, clips: int, size: int | None) -> str | None:
-    """What is wrong with a shard of so many clips, by its size (bytes, where known) and its end; a sentence without its full stop."""
+    """Returns what is wrong with a shard, by its size (bytes, where known) and rows: a sentence without its full stop; or None."""
     if path.is_symlink() or not path.is_file():
         return f"{path} is gone"
     if size is not None and path.stat().st_size != size:
@@ -67,7 +67,7 @@ def shard_problem(path: Path, clips: int, size: int | None) -> str | None:
 
 
 def shard_problem_inside(path: Path, clips: int, crc32: str | None) -> str | None:
-    """What reading all of a shard finds wrong with it; as `shard_problem`.  crc32: of its bytes, where known."""
+    """Returns what reading all of a shard finds wrong with it; as `shard_problem`.  crc32: of its bytes, where known."""
     if crc32 is not None and file_crc32(path) != crc32:
         return f"{path} has other bytes than it had"
     try:
@@ -78,18 +78,18 @@ def shard_problem_inside(path: Path, clips: int, crc32: str | None) -> str | Non
 
 
 def read_info_of(path: Path) -> DatasetInfo:
-    """What made one shard. Raises FormatError if nothing says so."""
+    """Returns what made one shard. Raises FormatError if nothing says so."""
     return _module(path).read_shard_info(path)
 
 
 def shard_paths(folder: str | os.PathLike[str]) -> list[Path]:
-    """The shards of a folder in the order of their rows."""
+    """Returns the shards of a folder in the order of their rows."""
     suffixes = tuple(module.SUFFIX for module in all_formats())
     return sorted(path for path in Path(folder).glob(SHARD_PATTERN) if path.name.endswith(suffixes))
 
 
 def shards_of(folder: str | os.PathLike[str]) -> list[Path]:
-    """As `shard_paths`.  Raises FormatError if there are none."""
+    """Returns what `shard_paths` does. Raises FormatError if there are none."""
     shards = shard_paths(folder)
     if not shards:
         first, *others = (module.SUFFIX for module in all_formats())
@@ -99,9 +99,9 @@ def shards_of(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def read_info(folder: str | os.PathLike[str], skip_damaged: bool = False) -> DatasetInfo:
-    """What made the codes of a folder.
+    """Returns what made the codes of a folder.
 
-    Raises FormatError if the folder holds no shards, one isn't ours or can't be read, or they differ in what made them.
+    Raises FormatError if there are no shards, if one isn't ours or can't be read, or if they were made differently.
     skip_damaged: leaves out the shards that aren't ours or can't be read, as long as there is another.
     """
     infos: dict[Path, DatasetInfo] = {}
@@ -123,12 +123,12 @@ def read_info(folder: str | os.PathLike[str], skip_damaged: bool = False) -> Dat
 
 
 def read_ids(folder: str | os.PathLike[str]) -> list[str]:
-    """The id of every row of a folder, in order."""
+    """Returns the id of every row of a folder, in order."""
     return [id for path in shard_paths(folder) for id in shard_ids(path)]
 
 
 def shard_ids(path: Path) -> list[str]:
-    """The id of every row of one shard, in order; a name in its place where a damaged row has none. Raises FormatError."""
+    """Returns the id of every row of one shard, in order; see Format.read_shard_ids. Raises FormatError."""
     return _module(path).read_shard_ids(path)
 
 

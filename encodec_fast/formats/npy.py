@@ -1,4 +1,4 @@
-"""Codes as a tree of `.npy` files, one [n_chunks, K, F] per clip under codes/, with manifests of JSON lines beside it.
+"""Codes as a tree of `.npy` files under codes/, one [n_chunks, K, F] per clip, with manifests of JSON lines beside it.
 
 `part-*.jsonl` holds a line per clip: its id, where its `npy` lies, and everything else about it. A manifest appears when all of its
 files are on the disk. `info.json` says what made the codes.
@@ -32,7 +32,7 @@ MAX_PATH_BYTES = 1024
 
 
 class Shard:
-    """A manifest and its files; see formats.ShardFile."""
+    """Writes a manifest and its files; see formats.ShardFile."""
 
     def __init__(self, folder: Path, name: str, info: DatasetInfo, packed: bool = False):
         refuse_packed(packed)
@@ -57,7 +57,7 @@ class Shard:
             file.write(codes.getvalue())
 
     def _free_name(self, id: str) -> str:
-        """Where the clip's codes are to lie: what stands there already is somebody's, is left alone, and so is a link."""
+        """Returns a free name for the clip's codes. A file or link that has the name already is somebody's and is left alone."""
         first, number = npy_path(id), 1
         try:
             path = inside(self._folder, str(first))
@@ -87,7 +87,7 @@ class Shard:
 
 
 def npy_path(id: str) -> PurePosixPath:
-    """Where the clip's codes lie below the data set's folder: its id, safe on every file system, no two alike."""
+    """Returns where the clip's codes lie below the data set's folder: its id, safe on every file system, no two alike."""
     parts = [part for part in re.split(r"[/\\]", id) if part not in ("", ".", "..")] or ["clip"]
     safe = [re.sub(r'[<>:"|?*\x00-\x1f\x7f]', "_", part).rstrip(". ").encode()[:180].decode(errors="ignore") or "_" for part in parts]
     # a name that had to be changed, or differs from others by case alone, is told apart by its hash
@@ -98,7 +98,7 @@ def npy_path(id: str) -> PurePosixPath:
 
 
 def is_own_name(record: Mapping[str, Any]) -> bool:
-    """Whether a row's record names its file as we name it."""
+    """Tells whether a row's record names its file as `npy_path` does."""
     id, name = record.get("id"), record.get("npy")
     if not isinstance(id, str) or not isinstance(name, str):
         return False
@@ -107,7 +107,7 @@ def is_own_name(record: Mapping[str, Any]) -> bool:
 
 
 def read_shard_info(path: Path) -> DatasetInfo:
-    """What made the codes of a manifest. Raises FormatError if nothing says so."""
+    """Returns what made the codes of a manifest. Raises FormatError if nothing says so."""
     try:
         stored: dict[str, Any] = dict(json.loads((path.parent / INFO_FILE).read_bytes()))
     except (OSError, ValueError, TypeError) as error:
@@ -116,7 +116,7 @@ def read_shard_info(path: Path) -> DatasetInfo:
 
 
 def read_rows(path: Path) -> Iterator[ClipRow | ClipFailure]:
-    """Every row of a manifest in order; a damaged one, or one whose file is, is a failure. Raises FormatError for no manifest."""
+    """Yields every row of a manifest in order; a failure where it, or its file, is damaged. Raises FormatError for no manifest."""
     read_shard_info(path)
     for index, line in enumerate(_lines(path)):
         record: Any = None
@@ -130,7 +130,7 @@ def read_rows(path: Path) -> Iterator[ClipRow | ClipFailure]:
 
 
 def _lines(path: Path) -> list[bytes]:
-    """The lines of a manifest; the last one was cut where no line end follows it."""
+    """Returns the lines of a manifest, also a last one that was cut before its line end."""
     try:
         lines = path.read_bytes().split(b"\n")
     except OSError as error:
@@ -139,7 +139,7 @@ def _lines(path: Path) -> list[bytes]:
 
 
 def _codes(path: Path, crc32: str | None) -> np.ndarray:
-    """The codes of one file. Raises ValueError if it is not as it was written; earlier versions noted no checksum."""
+    """Returns the codes of one file. Raises ValueError if it is not as it was written; earlier versions noted no checksum."""
     data = path.read_bytes()
     if crc32 is not None and f"{zlib.crc32(data):08x}" != crc32:
         raise ValueError(f"{path.name} has other bytes than it had")
@@ -147,7 +147,7 @@ def _codes(path: Path, crc32: str | None) -> np.ndarray:
 
 
 def count_rows(path: Path) -> int:
-    """Rows of a manifest; their files are not looked at. Raises FormatError if it can't be read."""
+    """Returns the number of rows of a manifest; does not look at their files. Raises FormatError if it can't be read."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -158,7 +158,7 @@ def count_rows(path: Path) -> int:
 
 
 def read_shard_ids(path: Path) -> list[str]:
-    """The id of every row of a manifest, in order."""
+    """Returns the id of every row of a manifest, in order."""
     ids = []
     for index, line in enumerate(_lines(path)):
         try:

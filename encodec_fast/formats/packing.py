@@ -8,18 +8,18 @@ import numpy as np
 
 
 def code_bits(codebook_size: int) -> int:
-    """Bits per code."""
+    """Returns the bits per code."""
     return max(1, (codebook_size - 1).bit_length())
 
 
 def pack_codes(codes: np.ndarray, bits: int) -> bytes:
-    """The codes in C order, `bits` bits each, least significant bit first, the last byte filled up with zeros."""
+    """Returns the codes in C order, `bits` bits each, least significant bit first, the last byte filled up with zeros."""
     planes = (codes.reshape(-1, 1).astype(np.uint32) >> np.arange(bits, dtype=np.uint32)) & 1
     return np.packbits(planes.astype(np.uint8), bitorder="little").tobytes()
 
 
 def unpack_codes(data: bytes, bits: int, shape: tuple[int, ...], dtype: np.typing.DTypeLike = np.uint16) -> np.ndarray:
-    """What pack_codes was given, as dtype. Raises ValueError for fewer or more bytes than codes of that shape take."""
+    """Returns what pack_codes was given, as dtype. Raises ValueError for fewer or more bytes than codes of that shape take."""
     size = math.prod(shape)
     if len(data) != -(-size * bits // 8):
         raise ValueError(f"{len(data)} bytes of codes, and codes of shape {list(shape)} take {-(-size * bits // 8)}.")

@@ -34,7 +34,7 @@ ERRORS_SCHEMA = pa.schema([pa.field(name, pa.string(), nullable=False) for name 
 
 
 def clip_schema(info: DatasetInfo, packed: bool = False) -> pa.Schema:
-    """Columns of a shard, with the DatasetInfo as JSON under METADATA_KEY."""
+    """Returns the columns of a shard, with the DatasetInfo as JSON under METADATA_KEY."""
     columns = [
         ("id", pa.string()),
         ("path", pa.string()),
@@ -55,7 +55,7 @@ def clip_schema(info: DatasetInfo, packed: bool = False) -> pa.Schema:
 
 
 class Shard:
-    """A Parquet shard; see formats.ShardFile. packed: store codes in as few bits as they need."""
+    """Writes a Parquet shard; see formats.ShardFile.  packed: stores codes in as few bits as they need."""
 
     def __init__(self, folder: Path, name: str, info: DatasetInfo, packed: bool = False):
         self._info = info
@@ -105,7 +105,7 @@ def _table(rows: list[ClipRow], schema: pa.Schema, info: DatasetInfo) -> pa.Tabl
 
 
 def read_shard_info(path: Path) -> DatasetInfo:
-    """What made the codes of a shard. Raises FormatError for a file that isn't one."""
+    """Returns what made the codes of a shard. Raises FormatError for a file that isn't one."""
     try:
         metadata = pq.read_schema(path).metadata or {}
     except (OSError, pa.ArrowException) as error:
@@ -119,7 +119,7 @@ def read_shard_info(path: Path) -> DatasetInfo:
 
 
 def read_rows(path: Path) -> Iterator[ClipRow | ClipFailure]:
-    """Every row of a shard in order, codes as numpy arrays; a damaged row is a failure.
+    """Yields every row of a shard in order, codes as numpy arrays; a damaged row is a failure.
 
     Raises FormatError for a file that can't be read, or where it can't be read on.
     """
@@ -165,7 +165,7 @@ def _rows(table: pa.Table, info: DatasetInfo, path: Path) -> Iterator[ClipRow | 
 
 
 def _lost_rows(shard: pq.ParquetFile, group: int, path: Path, error: Exception) -> Iterator[ClipFailure]:
-    """A failure for each row of a group that can't be read, by its id where at least that can."""
+    """Yields a failure for each row of a group that can't be read, by its id where at least that can."""
     count = shard.metadata.row_group(group).num_rows
     try:
         ids = shard.read_row_group(group, columns=["id"])["id"].to_pylist()
@@ -182,7 +182,7 @@ def _shaped(codes: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
 
 
 def count_rows(path: Path) -> int:
-    """Rows of a shard, by its footer. Raises FormatError for a file that has none."""
+    """Returns the number of rows of a shard, by its footer. Raises FormatError for a file that has none."""
     try:
         return pq.read_metadata(path).num_rows
     except (OSError, pa.ArrowException) as error:
@@ -190,7 +190,7 @@ def count_rows(path: Path) -> int:
 
 
 def read_shard_ids(path: Path) -> list[str]:
-    """The id of every row of a shard, in order."""
+    """Returns the id of every row of a shard, in order."""
     try:
         ids = pq.read_table(path, columns=["id"], partitioning=None)["id"].to_pylist()
     except (OSError, KeyError, pa.ArrowException) as error:
@@ -204,7 +204,7 @@ def side_files(path: Path) -> list[str]:
 
 
 def write_errors(folder: Path, failures: Iterable[ClipFailure]) -> Path | None:
-    """The errors table, of the clips that have no codes; None, and none there, if all have."""
+    """Writes the errors table, of the clips that have no codes; returns its path. Without failures removes it and returns None."""
     path, rows = folder / ERRORS_FILE, [asdict(failure) for failure in failures]
     if not rows:
         path.unlink(missing_ok=True)
@@ -219,6 +219,6 @@ def write_errors(folder: Path, failures: Iterable[ClipFailure]) -> Path | None:
 
 
 def read_failures(folder: str | os.PathLike[str]) -> list[ClipFailure]:
-    """The clips that have no codes, from the errors table; none if there is no such table."""
+    """Returns the clips that have no codes, from the errors table; none if there is no such table."""
     path = Path(folder) / ERRORS_FILE
     return [ClipFailure(**row) for row in pq.read_table(path).to_pylist()] if path.exists() else []

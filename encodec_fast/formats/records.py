@@ -16,12 +16,12 @@ from encodec_fast.formats import FORMAT_VERSION, ClipFailure, ClipRow, DatasetIn
 
 
 def info_record(info: DatasetInfo) -> dict[str, Any]:
-    """The info with the version of the format."""
+    """Returns the info with the version of the format."""
     return {"format_version": FORMAT_VERSION, **asdict(info)}
 
 
 def info_of(record: dict[str, Any], path: Path) -> DatasetInfo:
-    """The info that `info_record` made the record of.  path: for messages.  Raises FormatError for another version."""
+    """Returns the info that `info_record` made the record of.  path: for messages.  Raises FormatError for another version."""
     stored = dict(record)
     version = stored.pop("format_version", None)
     if version != FORMAT_VERSION:
@@ -33,14 +33,14 @@ def info_of(record: dict[str, Any], path: Path) -> DatasetInfo:
 
 
 def row_record(row: ClipRow) -> dict[str, Any]:
-    """The row without its codes, as JSON can hold it."""
+    """Returns the row without its codes, as JSON can hold it."""
     record = {name: value for name, value in vars(row).items() if name not in ("codes", "scales")}
     scales = None if row.scales is None else row.scales.tolist()
     return {**record, "scales": scales, "frames": row.frames, "duration": row.duration, "codes_shape": list(row.codes.shape)}
 
 
 def record_row(record: Mapping[str, Any], codes: np.ndarray) -> ClipRow:
-    """The row of a record and its codes.
+    """Returns the row of a record and its codes.
 
     Raises FormatError, naming the row, for fields that no clip has: a damaged or forged shard must not pass for codes.
     """
@@ -84,7 +84,7 @@ def _scales(id: str, stored: Any, codes: np.ndarray) -> np.ndarray | None:
 
 
 def damaged_row(record: Any, path: Path, index: int, error: Exception) -> ClipFailure:
-    """The failure that stands for a row that can't be read.  index: of the row, for one that doesn't say who it is."""
+    """Returns the failure that stands for a row that can't be read.  index: of the row, to name it by if it has no id."""
     fields = record if isinstance(record, Mapping) else {}
     id, source = fields.get("id"), fields.get("path")
     id = id if isinstance(id, str) else f"{path.name}#{index}"
@@ -92,7 +92,7 @@ def damaged_row(record: Any, path: Path, index: int, error: Exception) -> ClipFa
 
 
 def shape_of(record: Mapping[str, Any]) -> tuple[int, int, int]:
-    """The shape of a row's codes as it is stored, before anything of that size is made. Raises FormatError if it is none."""
+    """Returns the shape of a row's codes as it is stored, before anything of that size is made. Raises FormatError if it is none."""
     shape = record.get("codes_shape")
     if isinstance(shape, list) and len(shape) == 3 and all(type(side) is int and 0 <= side < 1 << 31 for side in shape):
         return shape[0], shape[1], shape[2]
@@ -100,7 +100,7 @@ def shape_of(record: Mapping[str, Any]) -> tuple[int, int, int]:
 
 
 def load_npy(data: bytes) -> np.ndarray:
-    """The array of a `.npy` file. Raises ValueError if it is none, or says another size than it has, before so much memory is taken."""
+    """Returns the array of a `.npy` file. Raises ValueError if it is none, or if it announces another size than it has."""
     file = io.BytesIO(data)
     version = np.lib.format.read_magic(file)
     if version != (1, 0):

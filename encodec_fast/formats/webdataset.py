@@ -27,7 +27,7 @@ HEADER = "ENCODEC_FAST.info"
 
 
 class Shard:
-    """A tar shard; see formats.ShardFile."""
+    """Writes a tar shard; see formats.ShardFile."""
 
     def __init__(self, folder: Path, name: str, info: DatasetInfo, packed: bool = False):
         refuse_packed(packed)
@@ -63,7 +63,7 @@ class Shard:
 
 
 def read_shard_info(path: Path) -> DatasetInfo:
-    """What made the codes of a shard. Raises FormatError for a file that isn't one."""
+    """Returns what made the codes of a shard. Raises FormatError for a file that isn't one."""
     try:
         with tarfile.open(path, "r:") as tar:
             tar.next()
@@ -79,7 +79,7 @@ def read_shard_info(path: Path) -> DatasetInfo:
 
 
 def read_rows(path: Path) -> Iterator[ClipRow | ClipFailure]:
-    """Every row of a shard in order; a damaged one is a failure. Raises FormatError for a file that can't be read, or read on."""
+    """Yields every row of a shard in order; a damaged one is a failure. Raises FormatError where the file can't be read on."""
     try:
         with tarfile.open(path, "r:") as tar:
             index, codes, end = 0, None, 0
@@ -118,7 +118,7 @@ def _row(data: bytes, codes: bytes | None, path: Path, index: int) -> ClipRow | 
 
 
 def count_rows(path: Path) -> None:
-    """None: counting would read all headers. Raises FormatError for a file that does not end as archives end."""
+    """Returns None: counting would read all headers. Raises FormatError for a file that does not end as archives end."""
     try:
         with path.open("rb") as file:
             # two blocks of zeros at least, which tarfile does not ask for
@@ -131,7 +131,7 @@ def count_rows(path: Path) -> None:
 
 
 def read_shard_ids(path: Path) -> list[str]:
-    """The id of every row of a shard, in order; behind the place where it can't be read on its name stands for what is lost."""
+    """Returns the id of every row of a shard, in order; then the shard's name, where it can't be read to its end."""
     ids: list[str] = []
     try:
         for row in read_rows(path):
