@@ -126,8 +126,8 @@ class EncodecModel(hf.EncodecModel):
         `encode` and `decode` of such a batch then replay them: the same bits, two replays in the place of hundreds of launches.
         Every other shape runs launch by launch, with one line in the log. Weights and precision are those of this moment: after a
         change the graphs are gone, which is logged; call `cuda_graphs` again. A graph keeps the memory of its activations.
-        Raises ValueError for a model that is not on a CUDA device. Also for a bucket that is not two positive integers, and for audio so
-        long that it runs in pieces of time. Raises BackendError where a stage does not run on the triton backend.
+        Raises ValueError for a model that is not on a CUDA device. Also for a bucket other than two positive integers, and for audio that
+        runs in pieces of time. Raises BackendError where a stage does not run on the triton backend.
         """
         for bucket in buckets:
             if len(bucket) != 2 or min(bucket) < 1:

@@ -51,7 +51,7 @@ def read_audio(
     All of the file is read, whatever length its header announces: every frame of an MP3, every stream chained in an Ogg.
     Raises AudioError if the file is missing, empty, not regular, too large, not audio, damaged, or made of several formats.
     Raises it if the file is cut short (where the format shows it), holds no samples, or ends before `start`.
-    Raises it for NaN or infinity, for more channels than can be mixed, and for a `channel` that the file lacks.
+    Raises it for NaN or infinity, for too many channels to mix, and for a `channel` that the file lacks.
     """
     with open_audio(source, name, max_bytes) as file:
         blocks = list(_native_blocks(file, channels, start, duration, channel, None))

@@ -118,7 +118,7 @@ def tokenize(
 ) -> int:
     """Turn audio into EnCodec codes, one row per clip, in shards; go on where an earlier run ended.
 
-    WAV, FLAC, OGG, Opus, MP3 and what else libsndfile reads, of any rate, and the rest by ffmpeg where it is installed; channels are
+    Reads WAV, FLAC, OGG, Opus, MP3 and what else libsndfile reads, at any rate. The rest is read by ffmpeg, if installed. Channels are
     mixed to the model's.
     """
     with checking_arguments():
@@ -173,7 +173,7 @@ def tokenize(
 
 
 def _check_alone(part: tuple[int, int], said: str, devices: str | None) -> None:
-    """Raises ValueError if a run of the Ray engine is to be one of several, or has devices of its own."""
+    """Raises ValueError if a run of the Ray engine is one of several, or has devices of its own."""
     if devices is not None:
         raise ValueError("--engine ray deals out the work to the devices of the cluster; leave out --devices.")
     if part[1] > 1:
@@ -272,7 +272,7 @@ def naming_ends() -> Iterator[None]:
 
 @contextmanager
 def ending_on_signals() -> Iterator[None]:
-    """Lets SIGTERM (of a scheduler, before it kills) and SIGHUP (of a terminal that closes) end the run as Ctrl-C does.
+    """Lets SIGTERM (of a scheduler) and SIGHUP (of a terminal that closes) end the run as Ctrl-C does.
 
     That is after the shard that is open. A signal that is ignored, as SIGHUP under nohup, stays so.
     """

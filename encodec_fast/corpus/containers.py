@@ -16,17 +16,17 @@ CONTAINER_SUFFIXES = frozenset({*TAR_SUFFIXES, *TABLE_SUFFIXES})
 
 
 def is_tar(path: str) -> bool:
-    """Whether the name is that of a tar."""
+    """Returns whether the name is that of a tar."""
     return path.lower().endswith(TAR_SUFFIXES)
 
 
 def is_table(path: str) -> bool:
-    """Whether the name is that of a table."""
+    """Returns whether the name is that of a table."""
     return path.lower().endswith(TABLE_SUFFIXES)
 
 
 def tar_tasks(path: str, id: str) -> Iterator[Task]:
-    """A task per audio member; only the headers are read. Each damage is a task with its problem, and what follows it is found."""
+    """Yields a task per audio member; reads the headers only. Each damage is a task with its problem; what follows it is found."""
     try:
         with open_binary(path) as file:
             for found in tar_members(file):

@@ -33,12 +33,12 @@ class ManifestError(ValueError):
 
 
 def is_manifest(path: str) -> bool:
-    """Whether the name is that of a manifest."""
+    """Returns whether the name is that of a manifest."""
     return path.lower().endswith(SUFFIXES)
 
 
 def read_manifest(path: str) -> Iterator[Task]:
-    """The tasks of a manifest, in its order; ids may repeat. Paths are relative to its folder, or else to the current one.
+    """Returns the tasks of a manifest, in its order; ids may repeat. Paths are relative to its folder, or else to the current one.
 
     A file that ends in the middle, as a cut .gz does, ends in a task with that problem.
     Raises ManifestError for a table without a path column and for a file that is no text.

@@ -124,14 +124,14 @@ class Reader:
             self._tables.close()
 
     def read(self, tasks: Iterable[Task]) -> Iterator[Clip | LongClip | UnreadableClip]:
-        """The clip of each task, in order."""
+        """Yields the clip of each task, in order."""
         return self._read_ahead(iter(tasks)) if self._processes else (self._read_here(task) for task in tasks)
 
     def _read_here(self, task: Task) -> Clip | LongClip | UnreadableClip:
         return _first(task, self._results(task, worker.replies))
 
     def _results(self, task: Task, ask: Any) -> Iterator[Block | Failed | np.ndarray]:
-        """What a reading process gives for the task: a Block, its samples, a Block, ... or at some point Failed."""
+        """Yields what a reading process answers for the task: a Block, its samples, a Block, ... or at some point Failed."""
         if task.problem is not None:
             yield Failed(task.problem)
             return
@@ -270,7 +270,7 @@ class _Ahead:
                 self._hand_over(waiting, error)
 
     def _hand_over(self, waiting: queue.Queue[Any], item: Any) -> bool:
-        """Whether somebody still wants it."""
+        """Hands the item over; returns whether somebody still wants it."""
         while not self.stopped:
             try:
                 waiting.put(item, timeout=0.1)
@@ -298,7 +298,7 @@ class _Ahead:
         self.changed.notify_all()
 
     def results(self) -> Iterator[Clip | LongClip | UnreadableClip]:
-        """What was read, in the order of the tasks."""
+        """Yields what was read, in the order of the tasks."""
         index = 0
         while True:
             start = time.perf_counter()

@@ -18,7 +18,7 @@ from encodec_fast.corpus.tables import DamagedTable, TableError
 from encodec_fast.corpus.tasks import Task
 from encodec_fast.corpus.worker import Block, Done, Failed, ListTable, ReadClip, ReadRow, Request, ScanTasks
 
-# A process that takes longer than this to answer when reading ends, at a URL that stalls for instance, is killed
+# When reading ends, a process that takes longer than this to answer is killed: at a URL that stalls, for instance
 ANSWER_SECONDS = 2.0
 # Seconds that a part of a table may take
 TABLE_TIMEOUT = 600.0
@@ -32,8 +32,10 @@ class ReadingProcess:
         self.given_up = False
 
     def ask(self, request: Request) -> Iterator[Any]:
-        """What the request is answered by. Failed is the last where two processes die of it, or one that has answered in part, and
-        where it takes too long."""
+        """Yields what the request is answered by.
+
+        Failed is the last answer: where it takes too long, where two processes die of it, or where one dies that answered in part.
+        """
         started, reason = False, "the reader was closed"
         for _ in range(2):
             if self.given_up:
@@ -71,7 +73,7 @@ class ReadingProcess:
         self._restart()
 
     def _restart(self) -> int:
-        """The exit code of the process that was, in whose place there is a new one, unless it was given up."""
+        """Starts a new process in the place of this one, unless it was given up; returns the old one's exit code."""
         code = self.end()
         if not self.given_up:
             self._popen = self._start()
@@ -83,7 +85,7 @@ class ReadingProcess:
         self._popen.kill()
 
     def end(self) -> int:
-        """Its exit code, after ending it. No other thread may be reading from it: the pipe's lock would be held."""
+        """Ends the process and returns its exit code. No other thread may be reading from it: the pipe's lock would be held."""
         assert self._popen.stdin is not None and self._popen.stdout is not None
         try:
             self._popen.stdin.close()
@@ -118,7 +120,7 @@ class Tables:
         self.close()
 
     def tasks(self, path: str, id: str) -> list[Task]:
-        """A task per row.  id: of the table.  Raises TableError, or DamagedTable, as tables.table_tasks."""
+        """Returns a task per row.  id: of the table.  Raises TableError, or DamagedTable, as tables.table_tasks."""
         tasks: list[Task] = []
         for reply in self._ask(ListTable(TABLE_TIMEOUT, added_protocols(), path, id, self._audio_column)):
             if isinstance(reply, TableError):
@@ -129,7 +131,7 @@ class Tables:
         return tasks
 
     def audio(self, task: Task) -> bytes:
-        """The audio file in the task's row. Raises AudioError where there is none."""
+        """Returns the audio file in the task's row. Raises AudioError where there is none."""
         reply = self._ask(ReadRow(TABLE_TIMEOUT, added_protocols(), task, self._audio_column))[0]
         if isinstance(reply, Failed):
             raise AudioError(task.shown_path, reply.reason)

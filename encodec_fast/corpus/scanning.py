@@ -18,7 +18,7 @@ MEASURED_SECONDS = 10
 
 
 def scan(tasks: Sequence[Task], tables: TableReader, max_bytes: int) -> Iterator[Task]:
-    """Each task with its length, or with the reason why its file can't be read; in their order.
+    """Yields each task with its length, or with the reason why its file can't be read; in their order.
 
     A clip whose header has no length, as browsers record WebM, is decoded once: batches and memory are planned by lengths.
     """

@@ -28,7 +28,7 @@ SCAN_ROWS = 4096
 
 
 def find_tasks(sources: Iterable[str | os.PathLike[str]], audio_column: str = "audio") -> list[Task]:
-    """A task per clip of the sources, ids unique, sorted by id.
+    """Returns a task per clip of the sources, ids unique, sorted by id.
 
     sources: audio files, manifests (.tsv .csv .jsonl .json), tar shards, Parquet and Arrow tables; folders and patterns
     of them. A folder is searched for audio files; for tar shards and tables if it holds none.
@@ -49,7 +49,7 @@ def find_tasks(sources: Iterable[str | os.PathLike[str]], audio_column: str = "a
 
 
 def _manifest_tasks(file: AudioFile, named: bool) -> list[Task]:
-    """Of one that can't be read its problem, unless it was named by itself."""
+    """Returns the tasks of a manifest; of one that can't be read its problem, unless it was named by itself."""
     try:
         return list(read_manifest(file.path))
     except ManifestError as error:
@@ -92,7 +92,7 @@ def _plain_tasks(sources: list[str], audio_column: str) -> list[Task]:
 
 
 def unique_ids(tasks: Iterable[Task], taken: Iterable[str] = ()) -> list[Task]:
-    """The tasks, sorted by id; of several with one id, or of one that is taken, the later ones with ~2, ~3, ... after it."""
+    """Returns the tasks, sorted by id. Where ids are equal or taken, the later ones get ~2, ~3, ... after theirs."""
     known = set(taken)
     # up to which all are taken: a million clips may have one id
     numbers: dict[str, int] = {}
@@ -115,7 +115,7 @@ def scan_seconds(
     max_bytes: int = MAX_CLIP_BYTES,
     timeout: float = CLIP_TIMEOUT,
 ) -> list[Task]:
-    """The tasks with their lengths, read by processes from the headers of those that have none; or with why they can't be read.
+    """Returns the tasks with their lengths, or with why they can't be read. Processes read the headers of those that have none.
 
     progress: called with the tasks scanned so far. max_bytes: a file of more is refused. timeout: seconds that one may take.
     """
@@ -162,7 +162,7 @@ def scan_seconds(
 
 
 def _next(finished: queue.SimpleQueue[Future[list[Task]]]) -> Future[list[Task]]:
-    """The next one; in short waits, for where a library had waiting calls go on after a signal an interrupt would not end a long one."""
+    """Returns the next item; in short waits, for some libraries make waiting calls go on after an interrupt."""
     while True:
         try:
             return finished.get(timeout=0.5)
@@ -171,7 +171,7 @@ def _next(finished: queue.SimpleQueue[Future[list[Task]]]) -> Future[list[Task]]
 
 
 def _parts(wanted: Sequence[int], tasks: Sequence[Task]) -> list[list[int]]:
-    """Indices of tasks by what one process scans at once. Rows of a table in their order: a row group is read whole, and few are kept."""
+    """Returns indices of tasks by what one process scans at once. Rows of a table in their order: a row group is read whole, and few are kept."""
     files = [index for index in wanted if tasks[index].row is None]
     parts = [files[at : at + SCAN_FILES] for at in range(0, len(files), SCAN_FILES)]
     rows = sorted((index for index in wanted if tasks[index].row is not None), key=lambda index: (tasks[index].path, tasks[index].row))
@@ -182,7 +182,7 @@ def _parts(wanted: Sequence[int], tasks: Sequence[Task]) -> list[list[int]]:
 
 
 def _scan_part(process: ReadingProcess, tasks: list[Task], audio_column: str, max_bytes: int, timeout: float) -> list[Task]:
-    """The tasks as the process scans them; where it dies, each that is left alone, to find the one that it dies of."""
+    """Yields the tasks as the process scans them. Where it dies, each one left is scanned alone, to find which it dies of."""
     scanned: list[Task] = []
     # a row's header comes with the whole row group
     timeout = timeout if tasks[0].row is None else max(timeout, TABLE_TIMEOUT)

@@ -32,7 +32,7 @@ class DamagedTable(TableError):
 
 
 def table_tasks(path: str, id: str, audio_column: str) -> Iterator[Task]:
-    """A task per row of a Parquet or Arrow file; a row without bytes is that of the file it names.
+    """Returns a task per row of a Parquet or Arrow file; a row without bytes is that of the file it names.
 
     Where the table has a column `duration` (seconds), that is trusted, and no audio is read here.
     Raises TableError for a file without the column.
@@ -78,7 +78,7 @@ class TableReader:
         self._groups: OrderedDict[tuple[str, int], list[Any]] = OrderedDict()
 
     def audio(self, task: Task) -> bytes:
-        """The audio file in the task's row. Raises AudioError where there is none."""
+        """Returns the audio file in the task's row. Raises AudioError where there is none."""
         assert task.row is not None
         try:
             with self._lock:

@@ -79,7 +79,7 @@ class _Archive:
 
 
 def tar_members(file: BinaryIO) -> Iterator[Member | Damage]:
-    """Every file of the tar, links last, and every damage. An archive that does not end as archives end is damaged.
+    """Yields every file of the tar, links last, and every damage. An archive that does not end as archives end is damaged.
 
     Links are what they lead to in this archive. Sparse files, devices and links to elsewhere have a problem.
     Folders give nothing. Raises OSError where the file can't be read.
@@ -98,7 +98,7 @@ def tar_members(file: BinaryIO) -> Iterator[Member | Damage]:
 
 
 def _run(archive: _Archive, at: int) -> Iterator[Member | Damage]:
-    """Members from a header on, up to the end of the archive. Raises _HeaderError with the place."""
+    """Yields members from a header on, up to the end of the archive. Raises _HeaderError with the place."""
     pending = _Pending()
     while True:
         block = archive.at(at, BLOCK)
@@ -165,7 +165,7 @@ def _member(archive: _Archive, header: _Header, pending: _Pending, at: int) -> I
 
 
 def _after(archive: _Archive, header: _Header, pending: _Pending, at: int) -> int:
-    """Where the next header should be. Raises _HeaderError where that is behind the end of the file."""
+    """Returns where the next header should be. Raises _HeaderError where that is behind the end of the file."""
     size, start = _size(header, pending, at), at + BLOCK
     if header.kind in (_HARD_LINK, _SYMBOLIC_LINK) or header.kind in b"3456":
         return start
@@ -263,7 +263,7 @@ def _padded(size: int) -> int:
 
 
 def _next_header(archive: _Archive, start: int) -> int | None:
-    """Where the next block with a right checksum and magic begins: anywhere, for bytes may be missing; None: nowhere."""
+    """Returns where the next block with a right checksum and magic begins, or None. At any offset: bytes may be missing."""
     at, kept = start, b""
     while True:
         part = archive.at(at + len(kept), _SEARCHED_AT_ONCE)
@@ -290,7 +290,7 @@ def _is_header(block: bytes) -> bool:
 
 
 def _followed(archive: _Archive) -> Iterator[Member]:
-    """The links, as what they lead to."""
+    """Yields the links, as what they lead to."""
     links = {posixpath.normpath(name): posixpath.normpath(target) for name, target, _ in archive.links}
     for name, first, start in archive.links:
         target = posixpath.normpath(first)

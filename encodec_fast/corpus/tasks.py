@@ -52,7 +52,7 @@ class Task:
 
 
 def valid_text(value: Any, name: str) -> str:
-    """The value as text. Raises ValueError for what is none that can be stored, or name a file. name: for the message."""
+    """Returns the value as text. Raises ValueError for what is none that can be stored, or name a file. name: for the message."""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ValueError(f"{name} is a {type(value).__name__}; text is needed.")
     text = str(value)
@@ -76,13 +76,13 @@ class Clip:
 
 @contextmanager
 def open_task(task: Task, data: bytes | None = None, max_bytes: int = MAX_CLIP_BYTES) -> Iterator[OpenAudio]:
-    """The task's audio, open. data: its file's bytes where the caller has them (a row of a table). Raises AudioError."""
+    """Opens the task's audio. data: its file's bytes where the caller has them (a row of a table). Raises AudioError."""
     with open_audio(_source(task, data), task.shown_path, max_bytes) as file:
         yield file
 
 
 def read_task(task: Task, sampling_rate: int, channels: int, data: bytes | None = None, max_bytes: int = MAX_CLIP_BYTES) -> Clip:
-    """The whole clip. Raises AudioError."""
+    """Reads the whole clip. Raises AudioError."""
     samples, info = read_audio(
         _source(task, data),
         sampling_rate,
@@ -97,7 +97,7 @@ def read_task(task: Task, sampling_rate: int, channels: int, data: bytes | None 
 
 
 def read_task_blocks(task: Task, file: OpenAudio, sampling_rate: int, channels: int, block_seconds: float) -> Iterator[np.ndarray]:
-    """The clip in blocks [C, T_i] that make up what read_task gives. Raises AudioError."""
+    """Reads the clip in blocks [C, T_i] that make up what read_task gives. Raises AudioError."""
     return audio_blocks(file, sampling_rate, channels, block_seconds, start=task.start, duration=task.duration, channel=task.channel)
 
 
@@ -108,7 +108,7 @@ def _source(task: Task, data: bytes | None) -> bytes | str:
 
 
 def _member(task: Task) -> bytes:
-    """The bytes of a tar's member."""
+    """Reads the bytes of a tar's member."""
     assert task.offset is not None and task.size is not None
     if is_url(task.path):
         files, path = file_system(task.path)

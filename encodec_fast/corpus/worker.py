@@ -49,7 +49,7 @@ class Request:
 
 @dataclass(frozen=True)
 class ReadClip(Request):
-    """A clip at a rate in Hz and a number of channels, answered by a Block and its samples, or several, or by Failed.
+    """Asks for a clip at a rate in Hz and a number of channels. Blocks with their samples answer it, or Failed.
 
     data: the audio file's bytes, where the caller has them. block_seconds: give the clip in blocks of this length; None: whole.
     max_bytes: a file of more is refused.
@@ -112,7 +112,7 @@ class Done:
 
 
 def replies(request: Request) -> Iterator[Any]:
-    """What a request is answered by; samples come in a pair with their Block."""
+    """Yields what a request is answered by; samples come in a pair with their Block."""
     allow_protocols(request.protocols)
     if isinstance(request, ReadClip):
         yield from read(request)
@@ -139,7 +139,7 @@ def _tables(audio_column: str) -> TableReader:
 
 
 def read(request: ReadClip) -> Iterator[tuple[Block, np.ndarray] | Failed]:
-    """The blocks of a clip; a whole clip is one block. A failure ends it."""
+    """Yields the blocks of a clip; a whole clip is one block. A failure ends it."""
     task, start = request.task, time.perf_counter()
     try:
         if request.block_seconds is None:
@@ -192,7 +192,7 @@ def main() -> None:
 
 
 def _limited(results: Iterator[Any], seconds: float) -> Iterator[Any]:
-    """The results, each within its time; not while this process waits for its parent to take what it has."""
+    """Yields the results, each within its time. Waiting for the parent to take one does not count."""
     while True:
         _limit(seconds)
         try:

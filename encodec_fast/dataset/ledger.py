@@ -227,7 +227,7 @@ class Ledger:
             write_atomically(path, json.dumps({**stored, _RUN: self.run}, indent=1, ensure_ascii=False).encode())
 
     def _refuse_strangers(self, names: Sequence[str]) -> None:
-        """Raises LedgerError if the folder of a first run holds what it would replace, or what would be read as its codes."""
+        """Raises LedgerError if the folder of a first run holds files that it would replace, or read as its codes."""
         if shards := shard_paths(self.out):
             raise LedgerError(f"{self.out} holds {len(shards)} shards and no ledger of them; choose another folder.")
         taken = [name for name in names if os.path.lexists(self.out / name)]

@@ -2,11 +2,11 @@
 
 Its own are:
 
-- shards that a line of the ledger names
-- shards that say they are of the run's weights and have a mark in `_encodec_fast/begun/`; the mark is there from before the shard is
-  begun until its line is on the disk
-- the side files of either, or of a shard that was never finished; the format says which (see formats.Format)
-- temporary names that no other program makes
+- shards that a line of the ledger names.
+- shards of the run's weights that have a mark in `_encodec_fast/begun/`. The mark is made before the shard is begun. It goes when the
+  shard's line is on the disk.
+- the side files of either, or of a shard that was never finished; the format says which (see formats.Format).
+- temporary names that no other program makes.
 
 What has such a name and can't be told from a foreign file is moved to `_encodec_fast/set-aside/`.
 """
@@ -121,7 +121,7 @@ class OwnFiles:
     # Shards that nobody named
 
     def made(self, path: Path) -> bool:
-        """Tells whether a shard says that the weights of this run made it, and whether its side files are named as its format does."""
+        """Tells whether a shard names the weights of this run, and its side files as its format does."""
         if path.is_symlink() or not path.is_file():
             return False
         try:

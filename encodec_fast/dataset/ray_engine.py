@@ -59,7 +59,7 @@ def connect(address: str | None) -> Any:
 def run_on_ray(job: RayJob, ledger: Ledger, address: str | None, progress: Callable[[Summary], None] | None = None) -> Summary:
     """Encodes everything that the ledger has left to do; returns what was done. Continues what either engine began.
 
-    Raises RayError if there is no cluster, LedgerError if another process is at work, ValueError for the ledger of one writer of several.
+    Raises RayError if there is no cluster. Raises LedgerError if another process is at work, ValueError for the ledger of one of several.
     """
     if ledger.count != 1:
         # each would do all of the work, and remove the shards of the others as leftovers
@@ -132,7 +132,7 @@ def _groups(schedules: Sequence[Schedule], batches: Sequence[int], options: Toke
     seconds, clips = math.inf, 0
     for number in batches:
         tasks = list(schedule_of(schedules, number).tasks(number))
-        # long clips too: they don't travel, but have to be encoded, and a group is what one actor does and what its end costs
+        # long clips too: they don't travel, but are encoded. A group is what one actor does, and what its end costs
         length = sum(task.seconds for task in tasks)
         if seconds + length > GROUP_SECONDS or clips + len(tasks) > options.rows_per_shard:
             groups.append({"batches": []})

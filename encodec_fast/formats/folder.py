@@ -25,7 +25,7 @@ def format_of(name: str) -> Format | None:
 
 
 def load_codes(path: str | os.PathLike[str]) -> Iterator[ClipRow]:
-    """Returns an iterator over every clip's codes, in stored order, of a folder that `tokenize` wrote or of one of its shards.
+    """Returns an iterator over every clip's codes, in stored order, of a folder of `tokenize` or one of its shards.
 
     Rows are ClipRow: `row.codes` is a numpy array [n_chunks, K, F]. No shard is held in memory as a whole.
     Raises FormatError if there are no codes, or they can't be read.
@@ -101,7 +101,7 @@ def shards_of(folder: str | os.PathLike[str]) -> list[Path]:
 def read_info(folder: str | os.PathLike[str], skip_damaged: bool = False) -> DatasetInfo:
     """Returns what made the codes of a folder.
 
-    Raises FormatError if there are no shards, if one isn't ours or can't be read, or if they were made differently.
+    Raises FormatError if there are no shards, or one isn't ours or can't be read. Also if they were made differently.
     skip_damaged: leaves out the shards that aren't ours or can't be read, as long as there is another.
     """
     infos: dict[Path, DatasetInfo] = {}

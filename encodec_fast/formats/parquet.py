@@ -165,7 +165,7 @@ def _rows(table: pa.Table, info: DatasetInfo, path: Path) -> Iterator[ClipRow | 
 
 
 def _lost_rows(shard: pq.ParquetFile, group: int, path: Path, error: Exception) -> Iterator[ClipFailure]:
-    """Yields a failure for each row of a group that can't be read, by its id where at least that can."""
+    """Yields a failure for each row of a group that can't be read, by its id if that can."""
     count = shard.metadata.row_group(group).num_rows
     try:
         ids = shard.read_row_group(group, columns=["id"])["id"].to_pylist()

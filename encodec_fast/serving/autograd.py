@@ -17,7 +17,7 @@ class RecomputedBackward(torch.autograd.Function):
         ctx: Any, fast: Callable[[Tensor], Tensor], reference: Callable[[Tensor], Tensor], x: Tensor, *parameters: Tensor
     ) -> Tensor:
         ctx.reference = reference
-        # saving the parameters makes autograd refuse a backward pass after they were edited in place, as it does for the reference
+        # with saved parameters autograd refuses a backward pass after they were edited in place, as for the reference
         ctx.save_for_backward(x, *parameters)
         return fast(x)
 
