@@ -171,7 +171,7 @@ def _next(finished: queue.SimpleQueue[Future[list[Task]]]) -> Future[list[Task]]
 
 
 def _parts(wanted: Sequence[int], tasks: Sequence[Task]) -> list[list[int]]:
-    """Returns indices of tasks by what one process scans at once. Rows of a table in their order: a row group is read whole, and few are kept."""
+    """Returns indices of tasks by what one process scans at once. Rows of a table stay in order: a row group is read whole."""
     files = [index for index in wanted if tasks[index].row is None]
     parts = [files[at : at + SCAN_FILES] for at in range(0, len(files), SCAN_FILES)]
     rows = sorted((index for index in wanted if tasks[index].row is not None), key=lambda index: (tasks[index].path, tasks[index].row))
