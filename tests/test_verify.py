@@ -62,7 +62,7 @@ def test_a_wrong_embedding_fails(model):
 def test_a_margin_is_the_relative_move_that_swaps_two_entries():
     codebooks = torch.tensor([[[1.0, 0.0], [-1.0, 0.0]]], dtype=torch.float64)
     x = torch.tensor([0.3, 0.4], dtype=torch.float64).view(1, 2, 1)
-    (flip,) = verification._flips(torch.tensor([[[1]]]), torch.tensor([[[0]]]), x, torch.zeros(1), codebooks, chunk=0, first_clip=7)
+    (flip,) = verification.code_flips(torch.tensor([[[1]]]), torch.tensor([[[0]]]), x, torch.zeros(1), codebooks, chunk=0, first_clip=7)
     # the plane halfway is x0 = 0, at distance 0.3 from an embedding of length 0.5
     assert flip.margin == pytest.approx(0.6)
     assert (flip.clip, flip.level, flip.ours, flip.reference) == (7, 0, 1, 0)
@@ -71,7 +71,7 @@ def test_a_margin_is_the_relative_move_that_swaps_two_entries():
 def test_only_the_first_differing_level_of_a_frame_counts():
     codebooks = torch.randn(3, 4, 2, dtype=torch.float64)
     ours, theirs = torch.tensor([[[0], [1], [2]]]), torch.tensor([[[0], [2], [3]]])
-    flips = verification._flips(ours, theirs, torch.randn(1, 2, 1, dtype=torch.float64), torch.zeros(1), codebooks, 0, 0)
+    flips = verification.code_flips(ours, theirs, torch.randn(1, 2, 1, dtype=torch.float64), torch.zeros(1), codebooks, 0, 0)
     assert [flip.level for flip in flips] == [1]
 
 
