@@ -17,10 +17,10 @@ import triton
 from rich.console import Console
 from rich.table import Table
 
+from bench_lib.results import RESULTS, read
 from projection.calls import CASES, PARTS, Projection, project
 from projection.cost import PIPES
 from projection.hardware import GPUS
-from results import RESULTS, read
 
 STORED = RESULTS / "projected.jsonl"
 # Columns of --details.

@@ -8,46 +8,15 @@ from typing import Any
 
 import matplotlib
 
-import results
+from bench_lib import results
+from bench_lib.legend import LEGEND
+from bench_lib.results import Row
 from report import threads_of
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-Row = dict[str, Any]
-
-LABELS = {
-    "hf": "transformers",
-    "folded": "transformers, no weight norm",
-    "compile": "transformers, torch.compile",
-    "encodec": "facebookresearch encodec",
-    "openvino": "OpenVINO",
-    "ours-torch": "encodec_fast, torch",
-    "ours-cpu": "encodec_fast, cpu",
-    "ours-triton": "encodec_fast, triton",
-}
-# Greys for the others, one hue for ours: told apart in print and by colour-blind readers by their lightness.
-COLOURS = {
-    "hf": "#444444",
-    "folded": "#6e6e6e",
-    "compile": "#8f8f8f",
-    "encodec": "#b0b0b0",
-    "openvino": "#d98c3f",
-    "ours-torch": "#7db7e8",
-    "ours-cpu": "#0b5fa5",
-    "ours-triton": "#08335c",
-}
-MARKERS = {
-    "hf": "o",
-    "encodec": "s",
-    "openvino": "^",
-    "ours-torch": "v",
-    "ours-cpu": "D",
-    "ours-triton": "P",
-    "folded": "x",
-    "compile": "+",
-}
 STYLE = {
     "figure.dpi": 150,
     "font.size": 10,
@@ -61,18 +30,18 @@ STYLE = {
 
 
 def most_threads(rows: list[Row]) -> int:
-    """The largest number of threads that the rows were measured with: one picture shows one number."""
+    """Returns the largest number of threads that the rows were measured with: one picture shows one number."""
     return max(row["environment"]["threads"] for row in rows)
 
 
 def speed(rows: list[Row], out: Path) -> None:
-    """x real time of each contender, by model, call, batch and length, at one bandwidth."""
+    """Draws x real time of each contender, by model, call, batch and length, at one bandwidth."""
     threads = most_threads(rows)
     rows = [row for row in rows if "median" in row and row["case"]["bandwidth"] == 6 and row["environment"]["threads"] == threads]
     models = [model for model in ("demo", "demo-48khz") if any(row["case"]["model"] == model for row in rows)]
     panels = [(model, call) for model in models for call in ("encode", "decode")]
     figure, axes = plt.subplots(len(models), 2, figsize=(11, 1 + 3.3 * len(models)), layout="constrained", squeeze=False)
-    names = [name for name in LABELS if any(row["contender"] == name for row in rows)]
+    names = [name for name in LEGEND if any(row["contender"] == name for row in rows)]
     for axis, (model, call) in zip(axes.flat, panels):
         shown = [row for row in rows if (row["case"]["model"], row["case"]["call"]) == (model, call)]
         shapes = sorted({(row["case"]["batch"], row["case"]["seconds"]) for row in shown})
@@ -81,7 +50,7 @@ def speed(rows: list[Row], out: Path) -> None:
             width = 0.84 / len(names)
             at = [index + (place - (len(names) - 1) / 2) * width for index, shape in enumerate(shapes) if shape in values]
             heights = [values[shape] for shape in shapes if shape in values]
-            bars = axis.bar(at, heights, width, color=COLOURS[name], label=LABELS[name])
+            bars = axis.bar(at, heights, width, color=LEGEND[name].colour, label=LEGEND[name].label)
             if name.startswith("ours"):
                 axis.bar_label(bars, fmt="%.0f", fontsize=7, padding=1)
         axis.set_xticks(range(len(shapes)), [f"{batch} x {seconds:g} s" for batch, seconds in shapes])
@@ -95,12 +64,12 @@ def speed(rows: list[Row], out: Path) -> None:
 
 
 def stages(rows: list[Row], out: Path) -> None:
-    """Share of its floor that each stage reaches, per contender."""
+    """Draws the share of its floor that each stage reaches, per contender."""
     threads = most_threads(rows)
     rows = [row for row in rows if row["environment"]["threads"] == threads and row["case"]["model"] == "demo"]
     batch = max(row["case"]["batch"] for row in rows)
     figure, axes = plt.subplots(1, 2, figsize=(11, 6.5), layout="constrained")
-    names = [name for name in LABELS if any(row["contender"] == name for row in rows)]
+    names = [name for name in LEGEND if any(row["contender"] == name for row in rows)]
     for axis, call in zip(axes, ("encode", "decode")):
         shown = [row for row in rows if row["case"]["call"] == call and row["case"]["batch"] == batch]
         order = list(dict.fromkeys(row["stage"] for row in shown))
@@ -108,7 +77,9 @@ def stages(rows: list[Row], out: Path) -> None:
             values = {row["stage"]: row["share_of_floor"] for row in shown if row["contender"] == name}
             height = 0.8 / len(names)
             at = [index + (place - (len(names) - 1) / 2) * height for index, stage in enumerate(order) if stage in values]
-            axis.barh(at, [values[stage] for stage in order if stage in values], height, color=COLOURS[name], label=LABELS[name])
+            axis.barh(
+                at, [values[stage] for stage in order if stage in values], height, color=LEGEND[name].colour, label=LEGEND[name].label
+            )
         bound = {row["stage"]: row["bound_by"] for row in shown}
         axis.set_yticks(range(len(order)), [_stage_label(stage) + ("  (memory)" if bound[stage] == "memory" else "") for stage in order])
         axis.invert_yaxis()
@@ -127,18 +98,18 @@ def stages(rows: list[Row], out: Path) -> None:
 
 
 def lengths(rows: list[Row], out: Path) -> None:
-    """Time and peak memory against the length of one clip."""
+    """Draws time and peak memory against the length of one clip."""
     threads = most_threads(rows)
     rows = [row for row in rows if "median" in row and row["environment"]["threads"] == threads]
     figure, axes = plt.subplots(2, 2, figsize=(11, 7.5), layout="constrained", sharex=True)
     for column, call in enumerate(("encode", "decode")):
         shown = [row for row in rows if row["case"]["call"] == call]
-        for name in LABELS:
+        for name in LEGEND:
             points = sorted((row["case"]["seconds"], row["median"], row["peak_bytes"] / 2**20) for row in shown if row["contender"] == name)
             if not points:
                 continue
             seconds, times, peaks = zip(*points)
-            style = dict(color=COLOURS[name], marker=MARKERS[name], markersize=5, label=LABELS[name])
+            style = dict(color=LEGEND[name].colour, marker=LEGEND[name].marker, markersize=5, label=LEGEND[name].label)
             axes[0, column].plot(seconds, times, **style)
             axes[1, column].plot(seconds, [max(peak, 1) for peak in peaks], **style)
         _slope(axes[0, column], shown)
@@ -158,7 +129,7 @@ def lengths(rows: list[Row], out: Path) -> None:
 
 
 def _slope(axis: Axes, rows: list[Row]) -> None:
-    """A thin line of linear growth through our longest clip."""
+    """Draws a thin line of linear growth through our longest clip."""
     own = [row for row in rows if row["contender"] == "ours-cpu"]
     if own:
         last = max(own, key=lambda row: row["case"]["seconds"])
@@ -169,7 +140,7 @@ def _slope(axis: Axes, rows: list[Row]) -> None:
 
 
 def margins(rows: list[Row], out: Path) -> None:
-    """How many codes have less than a given margin, and where each way of computing lies."""
+    """Draws how many codes have less than a given margin, and where each way of computing lies."""
     studies = [row for row in rows if "margin_histogram" in row]
     if not studies:
         return

@@ -12,26 +12,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import results
+from bench_lib import results
+from bench_lib.legend import LEGEND
+from bench_lib.results import Row
 from gpu.tables import grids, sentences
-from instructions import STORED
 
-Row = dict[str, Any]
 Group = tuple[dict[str, Any], str, dict[str, Row]]
 ROOT = Path(__file__).parents[1]
 PAGE, README = ROOT / "docs" / "benchmarks.md", ROOT / "README.md"
 BEGIN, END = "<!-- benchmarks: written by bench/report.py -->", "<!-- /benchmarks -->"
 
-COLUMNS = {
-    "hf": "transformers",
-    "folded": "weight norm removed",
-    "compile": "torch.compile",
-    "encodec": "facebookresearch encodec",
-    "openvino": "OpenVINO",
-    "ours-torch": "ours, torch",
-    "ours-cpu": "ours, cpu",
-    "ours-triton": "ours, triton",
-}
 # Within this factor two medians of a few runs are not told apart.
 EQUAL = 1.03
 
@@ -77,7 +67,7 @@ def ahead(found: dict[str, Row]) -> tuple[str, float] | None:
 
 def speed_table(groups: list[Group]) -> str:
     """x real time; the fastest of each line in bold, a disturbed measurement with an asterisk."""
-    names = [name for name in COLUMNS if any(name in found for *_, found in groups)]
+    names = [name for name in LEGEND if any(name in found for *_, found in groups)]
     lines = []
     for case, threads, found in groups:
         fastest = min((row["median"] for row in found.values() if "median" in row), default=None)
@@ -85,7 +75,7 @@ def speed_table(groups: list[Group]) -> str:
         reference, own = found.get("hf", {}), found.get("ours-cpu", {})
         factor = f"{reference['median'] / own['median']:.1f}" if "median" in reference and "median" in own else ""
         lines.append([case_name(case), threads, *cells, factor])
-    return table(["x real time", "threads", *(COLUMNS[name] for name in names), "cpu / transformers"], lines)
+    return table(["x real time", "threads", *(LEGEND[name].heading for name in names), "cpu / transformers"], lines)
 
 
 def _speed_cell(row: Row | None, fastest: float | None) -> str:
@@ -105,7 +95,7 @@ def ahead_list(groups: list[Group]) -> str:
         other = ahead(found)
         if other is not None:
             equal = ", which these runs do not tell apart" if other[1] < EQUAL else ""
-            lines.append(f"- {case_name(case)}, {threads}: {COLUMNS[other[0]]} is {other[1]:.2f} times as fast{equal}")
+            lines.append(f"- {case_name(case)}, {threads}: {LEGEND[other[0]].heading} is {other[1]:.2f} times as fast{equal}")
     return "\n".join(lines) or "In no cell of this table."
 
 
@@ -113,12 +103,12 @@ def details_table(groups: list[Group]) -> str:
     """Median, spread, share of floor and answer of every measurement."""
     lines = []
     for case, threads, found in groups:
-        for name in COLUMNS:
+        for name in LEGEND:
             row = found.get(name)
             if row is None:
                 continue
             if "failed" in row:
-                lines.append([case_name(case), threads, COLUMNS[name], *[""] * 5, row["failed"], ""])
+                lines.append([case_name(case), threads, LEGEND[name].heading, *[""] * 5, row["failed"], ""])
                 continue
             check = row["check"]
             answer = (
@@ -126,7 +116,7 @@ def details_table(groups: list[Group]) -> str:
             )
             figures = f"{row['median']:.3f}", str(len(row["seconds"])), f"{row['spread']:.0%}", f"{row['share_of_floor']:.2f}"
             setup = f"{row['setup_seconds']:.1f}"
-            lines.append([case_name(case), threads, COLUMNS[name], *figures, setup, answer, row["disturbed"] or ""])
+            lines.append([case_name(case), threads, LEGEND[name].heading, *figures, setup, answer, row["disturbed"] or ""])
     headings = (
         "case",
         "threads",
@@ -144,7 +134,7 @@ def details_table(groups: list[Group]) -> str:
 
 def stage_table(rows: list[Row]) -> str:
     """Milliseconds and share of floor of each stage and contender."""
-    names = [name for name in COLUMNS if any(row["contender"] == name for row in rows)]
+    names = [name for name in LEGEND if any(row["contender"] == name for row in rows)]
     stages: dict[tuple[str, str], dict[str, Row]] = {}
     for row in rows:
         stages.setdefault((case_name(row["case"]), row["stage"]), {})[row["contender"]] = row
@@ -154,14 +144,14 @@ def stage_table(rows: list[Row]) -> str:
         cells = [f"{1e3 * found[name]['median']:.2f} ({found[name]['share_of_floor']:.2f})" if name in found else "" for name in names]
         mark = "\\*" if any_row["disturbed"] else ""
         lines.append([case, stage + mark, any_row["bound_by"], f"{1e3 * any_row['floor_seconds']:.2f}", *cells])
-    return table(["case", "stage", "bound by", "floor ms", *(f"{COLUMNS[name]} ms (share)" for name in names)], lines, left=3)
+    return table(["case", "stage", "bound by", "floor ms", *(f"{LEGEND[name].heading} ms (share)" for name in names)], lines, left=3)
 
 
 def length_table(rows: list[Row]) -> str:
     """Time and memory against length."""
     lines = []
     for row in rows:
-        what = [row["case"]["call"], COLUMNS[row["contender"]], f"{row['case']['seconds']:g} s"]
+        what = [row["case"]["call"], LEGEND[row["contender"]].heading, f"{row['case']['seconds']:g} s"]
         if "failed" in row:
             lines.append([*what, "", "", "", row["failed"], ""])
             continue
@@ -340,13 +330,13 @@ def dataset_table(rows: list[Row]) -> str:
 def energy_table(rows: list[Row]) -> str:
     """Joules that the GPU takes per hour of audio, where NVML counts them."""
     metered = [row for row in rows if "joules_per_hour" in row]
-    lines = [[case_name(row["case"]), COLUMNS[row["contender"]], f"{row['joules_per_hour']:.0f}"] for row in metered]
+    lines = [[case_name(row["case"]), LEGEND[row["contender"]].heading, f"{row['joules_per_hour']:.0f}"] for row in metered]
     return table(["case", "contender", "joules per hour of audio"], lines, left=2) if lines else "No energy was metered."
 
 
 def instruction_table() -> str:
     """The stored counts, a column per compiler and tier."""
-    stored = json.loads(STORED.read_text())
+    stored = json.loads(results.INSTRUCTIONS.read_text())
     names = list(dict.fromkeys(name for counts in stored.values() for name in counts))
     rows = [[name.replace("_", " "), *(f"{counts.get(name, 0):,}" for counts in stored.values())] for name in names]
     return table(["kernel", *stored], rows)
@@ -430,7 +420,7 @@ NO_GPU = (
     "`bench/results/gpu_report-CARD.jsonl`, become a section of this page. `python bench/run.py --suite gpu` adds joules per hour of audio."
 )
 INSTRUCTIONS = (
-    """Counted by callgrind at small sizes, the same in every run; `tests/test_instructions.py` fails on a rise of more than 3 %."""
+    """Counted by callgrind at small sizes, the same in every run; `tests/bench/test_instructions.py` fails on a rise of more than 3 %."""
 )
 
 SUITES = ("cpu", "kernels", "memory", "precision", "dataset", "gpu")

@@ -7,9 +7,10 @@ documentation come from run.py, which gives each contender a process of its own 
 import pytest
 import torch
 
-from cases import SETS
-from contenders import CONTENDERS
-from harness import REFERENCE, check
+from bench_lib.cases import SETS
+from bench_lib.check import check
+from bench_lib.contenders import CONTENDERS
+from bench_lib.harness import REFERENCE
 
 CPU = torch.device("cpu")
 CASES = {str(case): case for case in SETS["quick"]}

@@ -108,7 +108,9 @@ def test_the_bundled_clips_are_real_audio_under_a_megabyte():
 
 def test_the_music_clip_is_what_the_script_makes():
     script = "import runpy, sys; m = runpy.run_path(sys.argv[1])['music'](); sys.stdout.buffer.write(m.tobytes())"
-    made = subprocess.run([sys.executable, "-c", script, str(ROOT / "bench" / "make_assets.py")], stdout=subprocess.PIPE, check=True).stdout
+    made = subprocess.run(
+        [sys.executable, "-c", script, str(ROOT / "bench" / "tools" / "make_assets.py")], stdout=subprocess.PIPE, check=True
+    ).stdout
     bundled = soundfile.read(next(path for path in bundled_clips() if path.stem == "music_stereo"))[0]
     # one step of 16 bits: another machine's sine may round the other way
     assert np.abs(np.frombuffer(made).reshape(-1, 2) - bundled).max() <= 1.01 / 32768

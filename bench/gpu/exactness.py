@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench_lib.margins import Tally, Truth
+from bench_lib.roofline import stage_label
 from encodec_fast import EncodecModel
 from encodec_fast.backends.torch_backend import TorchBackend
 from encodec_fast.backends.triton_backend import TritonBackend
@@ -59,7 +61,7 @@ def stages(setting: Setting, model: str, precision: str, part: str) -> Iterator[
             theirs = torch_backend.prepare((stage,)).run(x)
         row: Row = {
             "model": model,
-            "stage": f"{part}.{stage.name} {type(stage).__name__} {stage.in_channels} -> {stage.out_channels}",
+            "stage": f"{part}.{stage_label(stage)}",
             "precision": precision,
             "error": relative_error(runs[0], expected),
             "torch_error": relative_error(theirs, expected),
@@ -77,8 +79,7 @@ def _run(network: Network, x: Tensor) -> Tensor:
 
 
 def quantizer(setting: Setting, model: str) -> Iterator[Row]:
-    """Codes against float64's by the margin of `bench/precision.py`; the sum of entries against float64's."""
-    from precision import Tally, Truth
+    """Codes against float64's by the margin of encodec_fast/verify.py; the sum of entries against float64's."""
 
     stock = setting.stock(model)
     plan = read_plan(stock)
@@ -341,7 +342,6 @@ def code_rows(setting: Setting, model: str) -> Iterator[Row]:
     """Frames whose codes differ from float64's at all levels, and the share of codes that differ at each."""
     from encodec_fast import use_precision
     from encodec_fast.verify import Reference
-    from precision import Tally, Truth
 
     stock = setting.stock(model)
     config = stock.config

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from bench_lib.roofline import stage_label
 from encodec_fast.backends.triton_layers import Signal, lstm_refusal
 from encodec_fast.plan import LSTM, Stage
 from encodec_fast.plan.reader import read_plan
@@ -58,7 +59,7 @@ def longest(setting: Setting) -> list[tuple[str, int, str]]:
     stages: dict[str, tuple[str, int, Stage]] = {}
     for part, network in (("encoder", plan.encoder), ("decoder", plan.decoder)):
         for index, stage in enumerate(network.stages):
-            stages[f"{part}.{stage.name} {type(stage).__name__} {stage.in_channels} -> {stage.out_channels}"] = part, index, stage
+            stages[f"{part}.{stage_label(stage)}"] = part, index, stage
     times: dict[str, float] = {}
     for line in setting.results.read_text().splitlines() if setting.results.exists() else ():
         row = json.loads(line)

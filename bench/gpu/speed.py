@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import results
+from bench_lib import results
+from bench_lib.cases import stock_modules
+from bench_lib.roofline import PEAKS, Peak, stage_label
 from encodec_fast import use_precision
 from encodec_fast.backends.triton_backend import MODES as PRODUCTS
 from encodec_fast.backends.triton_backend import TritonBackend
@@ -17,8 +19,6 @@ from encodec_fast.plan import LSTM, fused_bytes, multiply_adds
 from encodec_fast.plan.reader import read_plan
 from gpu.setting import MODELS, Codec, Item, Row, Setting, signals, tf32
 from gpu.timing import in_turn, median, spread
-from roofline import PEAKS, Peak
-from stages import stock_modules
 
 # Clips of the stages: 32 of 10 s; of the 48 kHz model as many chunks of a second as 8 clips of 10 s have
 STAGE_BATCH = {"24 kHz": (32, 10.0), "48 kHz": (88, 1.0)}
@@ -65,7 +65,7 @@ def stage_rows(setting: Setting, model: str, part: str) -> Iterator[Row]:
         with torch.no_grad(), tf32(True):
             times = in_turn(calls, setting.device, STAGE_SECONDS)
         work = clips * fused_bytes(stage, x.shape[2]), 2 * clips * multiply_adds(stage, x.shape[2])
-        name = f"{part}.{stage.name} {type(stage).__name__} {stage.in_channels} -> {stage.out_channels}"
+        name = f"{part}.{stage_label(stage)}"
         row = _stage_row(setting, model, name, times, *work)
         yield row | {f"{way} projected ms": projected[way, name] for way in codecs if (way, name) in projected}
         inputs = {way: layer.run(inputs[way], None) for way, layer in layers.items()}

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from bench_lib.roofline import PEAKS, meta_plan
 from encodec_fast.backends.triton_backend import MODES
 from encodec_fast.demo import demo_config
 from encodec_fast.plan import Network, fused_bytes, multiply_adds
@@ -14,7 +15,6 @@ from projection import compile_ahead
 from projection.cost import Cost, launch_cost
 from projection.hardware import GPUS
 from projection.launches import model_launches
-from roofline import PEAKS, meta_plan
 
 PARTS = {"encode": ("encoder.", "quantizer.encode"), "decode": ("quantizer.decode", "decoder.", "overlap_add")}
 # Chunks of a second that 10 s of the 48 kHz model have: the next begins 0.99 s later.

@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 import torch
 from transformers import EncodecConfig, EncodecModel
 
+from bench_lib.roofline import stage_label
 from encodec_fast.backends.triton_layers import LSTMLayer, Signal, make_layers
 from encodec_fast.backends.triton_program import TritonQuantizerProgram
 from encodec_fast.kernels.overlap_add import overlap_add_triton
 from encodec_fast.kernels.rvq_decode import rvq_decode_triton
-from encodec_fast.plan import Network, Stage
+from encodec_fast.plan import Network
 from encodec_fast.plan.reader import read_plan
 from projection.compile_ahead import Launch, as_on, record_launches
 
@@ -84,10 +85,6 @@ def _network_launches(name: str, network: Network, x: Signal, lengths: torch.Ten
             # of a launch for each step the one in the middle, at which every layer works
             recorded = [[one for one in recorded if one.name == name] for name in times]
             recorded = [alike[len(alike) // 2] for alike in recorded]
-        launches += [StageLaunch(f"{name}.{_describe(stage)}", launch, times.get(launch.name, 1)) for launch in recorded]
+        launches += [StageLaunch(f"{name}.{stage_label(stage)}", launch, times.get(launch.name, 1)) for launch in recorded]
         x = outputs[0]
     return launches
-
-
-def _describe(stage: Stage) -> str:
-    return f"{stage.name} {type(stage).__name__} {stage.in_channels} -> {stage.out_channels}"

@@ -18,10 +18,12 @@ BENCH = ROOT / "bench"
 
 @pytest.fixture(scope="module", autouse=True)
 def bench_on_path():
-    """The scripts of bench/ import each other by their bare names."""
-    sys.path.insert(0, str(BENCH))
+    """The commands of bench/ import its packages by their bare names."""
+    paths = [str(BENCH), str(BENCH / "tools")]
+    sys.path[:0] = paths
     yield
-    sys.path.remove(str(BENCH))
+    for path in paths:
+        sys.path.remove(path)
 
 
 def module(name):
@@ -63,28 +65,82 @@ def test_a_second_run_measures_nothing_again(quick_rows):
 
 
 def test_a_wrong_answer_gets_no_time():
-    harness, case = module("harness"), module("cases").SETS["quick"][0]
+    checks, case = module("bench_lib.check"), module("bench_lib.cases").SETS["quick"][0]
     codes = torch.zeros(1, 1, 8, 75, dtype=torch.int64)
-    with pytest.raises(harness.WrongAnswer, match="75 of 75 frames"):
-        harness.check(case, codes + 1, codes)
-    with pytest.raises(harness.WrongAnswer, match="shape"):
-        harness.check(case, codes[..., 1:], codes)
-    decode, audio = module("cases").SETS["quick"][1], torch.ones(1, 1, 24_000)
-    with pytest.raises(harness.WrongAnswer, match="audio"):
-        harness.check(decode, audio * 1.01, audio)
-    with pytest.raises(harness.WrongAnswer, match="audio"):
-        harness.check(decode, audio * float("nan"), audio)
+    with pytest.raises(checks.WrongAnswer, match="75 of 75 frames"):
+        checks.check(case, codes + 1, codes)
+    with pytest.raises(checks.WrongAnswer, match="shape"):
+        checks.check(case, codes[..., 1:], codes)
+    decode, audio = module("bench_lib.cases").SETS["quick"][1], torch.ones(1, 1, 24_000)
+    with pytest.raises(checks.WrongAnswer, match="the values"):
+        checks.check(decode, audio * 1.01, audio)
+    with pytest.raises(checks.WrongAnswer, match="the values"):
+        checks.check(decode, audio * float("nan"), audio)
+
+
+def test_one_code_that_float64_refutes_gets_no_time():
+    checks, cases = module("bench_lib.check"), module("bench_lib.cases")
+    case = cases.SETS["quick"][0]
+    with torch.no_grad():
+        codes = cases.stock_model(case.model).encode(cases.audio_of(case), bandwidth=case.bandwidth).audio_codes
+    other = codes.clone()
+    # few enough to pass as rounding
+    other[0, 0, 3, 40] = (other[0, 0, 3, 40] + 1) % 1024
+    with pytest.raises(checks.WrongAnswer, match=r"1 frames have codes that float64 refutes: margin .*, bound 2"):
+        checks.check(case, other, codes)
+    assert checks.check(case, codes, codes) == {"frames": 75, "flips": 0}
+
+
+def test_few_codes_that_float64_can_hardly_tell_apart_are_counted():
+    from encodec_fast.verify import Flip
+
+    checks, codes = module("bench_lib.check"), torch.zeros(1, 1, 8, 750, dtype=torch.int64)
+    other = codes.clone()
+    other[0, 0, 2:, 9] = 1
+    tie, refuted = (Flip(0, 0, 9, 2, 1, 0, margin, bound=2e-5) for margin in (1e-5, 3e-5))
+    assert checks.check_codes(other, codes, lambda: [tie]) == {"frames": 750, "flips": 1}
+    with pytest.raises(checks.WrongAnswer, match="1 frames have codes that float64 refutes"):
+        checks.check_codes(other, codes, lambda: [tie, refuted])
+    with pytest.raises(checks.WrongAnswer, match="1 of 750 frames"):
+        checks.check_codes(other, codes, lambda: [tie], checks.STRICT_SHARE, slack=0)
+
+
+def test_a_data_set_without_a_clip_or_with_other_codes_gets_no_time():
+    dataset, checks = module("suites.dataset"), module("bench_lib.check")
+    codes = torch.zeros(1, 8, 75, dtype=torch.int16).numpy()
+    assert dataset.compare({"a": codes}, {"a": codes}, None, 0.0, 0) == {"frames": 75, "flips": 0}
+    with pytest.raises(checks.WrongAnswer, match="1 of 2 clips"):
+        dataset.compare({"a": codes}, {"a": codes, "b": codes}, None, 0.0, 0)
+    with pytest.raises(checks.WrongAnswer, match="shape"):
+        dataset.compare({"a": codes[..., 1:]}, {"a": codes}, None, 0.0, 0)
+    # one clip's flips count against the frames of all
+    with pytest.raises(checks.WrongAnswer, match="75 of 150 frames"):
+        dataset.compare({"a": codes, "b": codes + 1}, {"a": codes, "b": codes}, None, 0.4, 0)
+
+
+def test_a_bar_is_met_by_the_factor_and_by_the_share_of_the_floor():
+    bars, case = module("suites.bars"), module("bench_lib.cases").Case("demo", "decode", 1, 1, 6)
+    from encodec_fast.backends.registry import get_backend
+
+    if get_backend("cpu").unavailable():
+        pytest.skip(f"cpu backend: {get_backend('cpu').unavailable()}")
+    threads = torch.get_num_threads()
+    with torch.no_grad():
+        for factor, share, met in ((0.0, 0.0, True), (1e9, 0.0, False), (0.0, 1e9, False)):
+            row = bars.measure(bars.Bar(case, {threads: factor}, {threads: share}), "ours-cpu", threads, 1)
+            assert row["met"] is met and row["against"] == "hf"
+            assert ("missed" in bars.sentence(bars.Bar(case, {}), threads, row)) is not met
 
 
 def test_the_canary_marks_a_run_beside_other_work():
-    disturbance = module("harness").disturbance
+    disturbance = module("bench_lib.machine").disturbance
     assert disturbance(0.01, [1e9, 1.05e9, 0.98e9]) is None
     assert "30%" in disturbance(0.3, [1e9])
     assert "matrix product" in disturbance(0.0, [1e9, 1e9, 0.5e9])
 
 
 def test_the_arithmetic_of_a_second_of_audio_is_what_torch_counts():
-    roofline, case = module("roofline"), module("cases").Case("demo", "encode", 1, 1, 6)
+    roofline, case = module("bench_lib.roofline"), module("bench_lib.cases").Case("demo", "encode", 1, 1, 6)
     from torch.utils.flop_counter import FlopCounterMode
     from transformers import EncodecConfig, EncodecModel
 
@@ -102,11 +158,11 @@ def test_the_arithmetic_of_a_second_of_audio_is_what_torch_counts():
 
 def test_an_unknown_contender_is_named():
     with pytest.raises(ValueError, match="nobody"):
-        module("contenders").chosen(["nobody"], torch.device("cpu"))
+        module("bench_lib.contenders").chosen(["nobody"], torch.device("cpu"))
 
 
 def test_the_authors_model_gets_the_weights_of_transformers():
-    contenders, case = module("contenders"), module("cases").SETS["quick"][0]
+    contenders, case = module("bench_lib.contenders"), module("bench_lib.cases").SETS["quick"][0]
     missing = contenders.Original.missing(torch.device("cpu"))
     if missing:
         pytest.skip(f"encodec: {missing}")
@@ -119,7 +175,7 @@ def test_the_authors_model_gets_the_weights_of_transformers():
 
 
 def test_two_revisions_of_equal_speed_are_noise_and_a_tenth_is_not():
-    verdict = module("revisions").verdict
+    verdict = module("suites.base").verdict
     base = [1.0, 1.02, 0.98, 1.01, 0.99, 1.0, 1.03, 0.97, 1.0]
     assert verdict(base, base[::-1]).word == "noise"
     assert verdict(base, [0.9 * time for time in base]).word == "faster"
@@ -132,7 +188,7 @@ def test_two_revisions_of_equal_speed_are_noise_and_a_tenth_is_not():
 
 @pytest.mark.parametrize(("rounds", "cut"), [(6, 0), (8, 0), (9, 1), (11, 1), (12, 2), (20, 5)])
 def test_the_interval_of_the_median_leaves_out_what_the_tables_say(rounds, cut):
-    assert module("revisions").outside(rounds) == cut
+    assert module("suites.base").outside(rounds) == cut
 
 
 def test_energy_is_read_in_joules_from_the_gpu_that_torch_uses(monkeypatch):
@@ -145,8 +201,8 @@ def test_energy_is_read_in_joules_from_the_gpu_that_torch_uses(monkeypatch):
     )
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="abc"))
-    assert module("worker").energy_meter(torch.device("cuda"))() == 5.0
-    assert module("worker").energy_meter(torch.device("cpu"))() is None
+    assert module("bench_lib.worker").energy_meter(torch.device("cuda"))() == 5.0
+    assert module("bench_lib.worker").energy_meter(torch.device("cpu"))() is None
 
 
 def test_the_gpu_suite_says_where_there_is_no_gpu():
@@ -164,8 +220,8 @@ def test_operands_are_rounded_to_the_nearest_even(kind, value, nearest):
 
 
 def test_a_flip_is_counted_once_with_the_margin_of_its_first_level():
-    precision, entries = module("precision"), torch.randn(3, 8, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    truth = precision.Truth(torch.randn(1, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1)), entries)
+    margins_of, entries = module("bench_lib.margins"), torch.randn(3, 8, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    truth = margins_of.Truth(torch.randn(1, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1)), entries)
     codes = truth.codes.clone()
     codes[1, 2] = codes[2, 2] = (codes[1, 2] + 1) % 8
     differs, first, margins = truth.flips(codes)

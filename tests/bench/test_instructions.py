@@ -8,18 +8,18 @@ import pytest
 
 from support.venvs import ROOT
 
-sys.path.insert(0, str(ROOT / "bench"))
+sys.path.insert(0, str(ROOT / "bench" / "tools"))
 instructions = importlib.import_module("instructions")
-sys.path.remove(str(ROOT / "bench"))
+sys.path.remove(str(ROOT / "bench" / "tools"))
 
 
 def test_no_kernel_takes_more_instructions_than_stored():
     reason = instructions.missing()
     if reason:
         pytest.skip(reason)
-    stored = json.loads(instructions.STORED.read_text())
+    stored = json.loads(instructions.INSTRUCTIONS.read_text())
     if instructions.key() not in stored:
-        pytest.skip(f"no counts are stored for {instructions.key()}: python bench/instructions.py --store")
+        pytest.skip(f"no counts are stored for {instructions.key()}: python bench/tools/instructions.py --store")
     risen = instructions.risen(instructions.count(), stored[instructions.key()])
     assert not risen, "\n".join(risen)
 

@@ -1,6 +1,6 @@
 """A file as a microphone would give it: pieces of 20 ms in, frames of codes out, on one core.
 
-python bench/microphone.py FILE [--piece-ms 20] [--model demo] [--bandwidth 6]
+python bench/tools/microphone.py FILE [--piece-ms 20] [--model demo] [--bandwidth 6]
 """
 
 from __future__ import annotations

@@ -12,15 +12,15 @@ from typing import Any
 
 import torch
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 
 from encodec_fast import demo
 from encodec_fast.audio import read_audio
 from encodec_fast.plan.geometry import encoded_length
 
-CACHE = Path(__file__).parent / ".cache"
+CACHE = Path(__file__).parents[1] / ".cache"
 # of this tree, whichever revision of the package is installed
-DEMO_SOURCE = Path(__file__).parents[1] / "encodec_fast" / "demo.py"
+DEMO_SOURCE = Path(__file__).parents[2] / "encodec_fast" / "demo.py"
 KILOHERTZ = {"demo": 24, "demo-48khz": 48}
 
 
@@ -65,6 +65,16 @@ SETS: dict[str, tuple[Case, ...]] = {
     ),
     "full": FULL,
 }
+# Stages by themselves. 0.99 s of the 48 kHz model are one chunk, a second is two.
+STAGE_SETS = {
+    "quick": _cases("demo", (1,), (1,), (6,)),
+    "readme": _cases("demo", (4,), (10,), (6,)) + _cases("demo-48khz", (4,), (0.99,), (6,)),
+}
+STAGE_SETS["full"] = STAGE_SETS["readme"] + _cases("demo", (1,), (10,), (6,))
+# Seconds of the clips whose peak memory is measured.
+MEMORY_LENGTHS = {"quick": (1, 2), "readme": (1, 10, 60, 300, 3600), "full": (1, 10, 60, 300, 600, 1800, 3600)}
+# Copies of the bundled clips that make up a data set.
+DATASET_COPIES = {"quick": 1, "readme": 8, "full": 40}
 
 
 def is_slow_extra(case: Case, contender: str) -> bool:
@@ -100,6 +110,13 @@ def stock_model(model: str) -> transformers.EncodecModel:
     stock = transformers.EncodecModel(demo.demo_config(model)).eval()
     stock.load_state_dict(torch.load(weights_file(model)))
     return stock
+
+
+def stock_modules(network: Any, name: str) -> nn.Sequential:
+    """Returns transformers' modules of a stage: its layer, after the ELU that the plan counts to it."""
+    index = int(name.removeprefix("layers."))
+    before = network.layers[index - 1] if index else None
+    return nn.Sequential(*([before] if isinstance(before, nn.ELU) else []), network.layers[index])
 
 
 def audio_of(case: Case) -> Tensor:

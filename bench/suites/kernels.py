@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import statistics
 import time
@@ -10,35 +11,55 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
 
-from cases import Case, audio_of, codes_of, levels_of, stock_model
+from bench_lib import results
+from bench_lib.cases import STAGE_SETS, Case, audio_of, codes_of, levels_of, stock_model, stock_modules
+from bench_lib.check import WrongAnswer, check_codes, check_values
+from bench_lib.harness import SETTLE_S, SHORTEST_RUN_S
+from bench_lib.machine import busy_seconds, disturbance, environment
+from bench_lib.results import Row
+from bench_lib.roofline import MachineRates, Work, chunk_lengths, stage_work
+from bench_lib.worker import CLOCKS
 from encodec_fast.backends.registry import get_backend
 from encodec_fast.plan.reader import read_plan
-from harness import AUDIO_ERROR, FLIPS_SHARE, FLIPS_SLACK, SETTLE_S, SHORTEST_RUN_S, Row, WrongAnswer, busy_seconds, disturbance
-from roofline import MachineRates, Work, chunk_lengths, stage_work
-from worker import CLOCKS
-
-SETS = {
-    "quick": (Case("demo", "encode", 1, 1, 6), Case("demo", "decode", 1, 1, 6)),
-    # 0.99 s of the 48 kHz model are one chunk, a second is two
-    "readme": tuple(
-        Case(model, call, 4, 0.99 if "48" in model else 10, 6) for model in ("demo", "demo-48khz") for call in ("encode", "decode")
-    ),
-}
-SETS["full"] = (*SETS["readme"], *(Case("demo", call, 1, 10, 6) for call in ("encode", "decode")))
+from encodec_fast.verify import Flip, code_flips
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage ready to run: its work, and a call without arguments per contender."""
+    """One stage ready to run: its work, and a call without arguments per contender.  flips: of a search, judges its codes [K, B, F]."""
 
     work: Work
     calls: dict[str, Callable[[], Tensor]]
+    flips: Callable[[Tensor, Tensor], list[Flip]] | None = None
+
+
+def run(options: argparse.Namespace, console: Console) -> None:
+    """Measures and prints every stage of the set's calls, on the CPU."""
+    backends = [name for name in ("cpu", "torch") if get_backend(name).unavailable() is None]
+    for threads in options.threads:
+        about = {"suite": "kernels", "set": options.set, "environment": environment(threads, clock=options.clock)}
+        kept = results.kept(options, about)
+        for case in STAGE_SETS[options.set]:
+            if any(
+                f'"call": "{case.call}"' in key and f'"model": "{case.model}"' in key and f'"batch": {case.batch},' in key for key in kept
+            ):
+                console.print(f"{case}, {threads} threads: done before")
+                continue
+            rows = [{**about, **row} for row in measure(case, backends, options.rounds, threads, options.clock)]
+            results.append(options.out, rows)
+            table = Table("stage", "contender", "ms", "spread", "bound by", "share of floor", "", title=f"{case}, {threads} threads")
+            for row in rows:
+                cells = f"{1e3 * row['median']:.2f}", f"{row['spread']:.0%}", row["bound_by"], f"{row['share_of_floor']:.2f}"
+                table.add_row(row["stage"], row["contender"], *cells, row["disturbed"] or "")
+            console.print(table)
 
 
 def stages(case: Case, backends: list[str]) -> Iterator[Stage]:
-    """The stages of a call in order; each one's input is what transformers gives it.  Chunked models run all full chunks at once."""
+    """Yields the stages of a call in order; each gets the input that transformers gives it.  Chunked models run all full chunks at once."""
     model = stock_model(case.model)
     plan, works = read_plan(model), {work.name.split(" ")[0]: work for work in stage_work(case)}
     network, modules = (plan.encoder, model.encoder) if case.call == "encode" else (plan.decoder, model.decoder)
@@ -67,18 +88,17 @@ def stages(case: Case, backends: list[str]) -> Iterator[Stage]:
         for name in backends:
             quantizer = get_backend(name).prepare_quantizer(plan.quantizer)
             calls[f"ours-{name}"] = lambda q=quantizer: q.encode(x, levels_of(case))
-        yield Stage(works["quantizer"], calls)
+        exact, codebooks = x.double(), plan.quantizer.codebooks.double()
 
+        def flips(ours: Tensor, theirs: Tensor) -> list[Flip]:
+            # both search the same embeddings, so these have no error of their own
+            return code_flips(ours.transpose(0, 1), theirs.transpose(0, 1), exact, torch.zeros(len(x)), codebooks)
 
-def stock_modules(network: Any, name: str) -> nn.Sequential:
-    """transformers' modules of a stage: its layer, after the ELU that the plan counts to it."""
-    index = int(name.removeprefix("layers."))
-    before = network.layers[index - 1] if index else None
-    return nn.Sequential(*([before] if isinstance(before, nn.ELU) else []), network.layers[index])
+        yield Stage(works["quantizer"], calls, flips)
 
 
 def measure(case: Case, backends: list[str], rounds: int, threads: int, clock: str) -> Iterator[Row]:
-    """One row per stage and contender, in this process, interleaved; answers are compared with transformers' first."""
+    """Yields a row per stage and contender, interleaved in this process; answers are compared with transformers' first."""
     torch.set_num_threads(threads)
     rates = MachineRates(torch.device("cpu"), CLOCKS[clock])
     with torch.no_grad():
@@ -115,20 +135,18 @@ def measure(case: Case, backends: list[str], rounds: int, threads: int, clock: s
 
 
 def _prepare(stage: Stage) -> tuple[dict[str, int], dict[str, Row]]:
-    """Runs per measurement, and how each answer compares.  Raises WrongAnswer."""
+    """Returns runs per measurement, and how each answer compares.  Raises WrongAnswer."""
     times, checks, expected = {}, {}, stage.calls["hf"]()
     for name, call in stage.calls.items():
         answer = call()
-        if answer.dtype == torch.int64:
-            flips, frames = int((answer != expected).any(0).sum()), expected[0].numel()
-            wrong = flips > FLIPS_SLACK + FLIPS_SHARE * frames
-            checks[name] = {"frames": frames, "flips": flips}
-        else:
-            error = ((answer - expected).abs().max() / expected.abs().max()).item()
-            wrong = not error <= AUDIO_ERROR
-            checks[name] = {"largest_error": error}
-        if wrong:
-            raise WrongAnswer(f"{stage.work.name}: {name} gives another answer than transformers: {checks[name]}")
+        try:
+            if stage.flips is None:
+                checks[name] = check_values(answer, expected)
+            else:
+                sides = (codes.transpose(0, 1)[None] for codes in (answer, expected))
+                checks[name] = check_codes(*sides, lambda answer=answer: stage.flips(answer, expected))
+        except WrongAnswer as error:
+            raise WrongAnswer(f"{stage.work.name}: {name}: {error}") from None
         times[name] = max(1, int(0.25 * SHORTEST_RUN_S / _seconds(call, 1, time.perf_counter)))
     return times, checks
 

@@ -1,6 +1,6 @@
 """How many codes change when the same audio is batched, threaded, padded, cut into pieces or streamed: transformers against ours.
 
-    python bench/invariance.py [FILE ...] [--model demo] [--bandwidth 6]
+    python bench/tools/invariance.py [FILE ...] [--model demo] [--bandwidth 6]
 
 Each row compares with the same side's codes of the clip alone, in one piece, on one thread. Prints a Markdown table.
 """

@@ -1,6 +1,6 @@
 """Peak memory of one long clip, encoded and decoded in one call each: ours, or stock transformers with --stock.
 
-    /usr/bin/time -v python bench/long_clip.py --hours 10
+    /usr/bin/time -v python bench/tools/long_clip.py --hours 10
 
 The process holds the model, the audio and the result; what lies above them is printed. --json prints one JSON line per call instead.
 """
@@ -9,16 +9,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from transformers.models.encodec import modeling_encodec as hf
 
+# bench/, which holds bench_lib
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 import encodec_fast
+from bench_lib.resident import forget_peak, peak_bytes, resident_bytes
 from encodec_fast.demo import demo_model
 from encodec_fast.verify import Reference
-from resident import forget_peak, peak_bytes, resident_bytes
 
 MIB = 1 << 20
 

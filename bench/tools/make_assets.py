@@ -1,6 +1,6 @@
 """Writes the audio clips that are bundled with the package, from espeak-ng and numpy alone.
 
-    python bench/make_assets.py [FOLDER]        default: encodec_fast/assets
+    python bench/tools/make_assets.py [FOLDER]        default: encodec_fast/assets
 
 Needs espeak-ng on the PATH (the bundled files were made with 1.51). Speech is kept at espeak-ng's own 22,050 Hz or
 resampled to 24,000 Hz, so that both the resampling and the straight path are used; the music clip is 48,000 Hz stereo.
@@ -17,7 +17,7 @@ import numpy as np
 import soundfile
 import soxr
 
-ASSETS = Path(__file__).resolve().parent.parent / "encodec_fast" / "assets"
+ASSETS = Path(__file__).resolve().parents[2] / "encodec_fast" / "assets"
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Who is compared: each contender turns a case into a call without arguments, and the call's result into a plain tensor.
 
-All have the weights of `cases.stock_model`, in float32. A new contender is one class and one line in CONTENDERS.
+All have the weights of `cases.stock_model`, in float32. A new contender is one class, one line in CONTENDERS
+and one in `legend.LEGEND`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import importlib.util
 import inspect
 import sys
 import types
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -17,16 +19,15 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from cases import CACHE, Case, audio_of, codes_of, levels_of, stock_model, weights_file
+from bench_lib.cases import CACHE, Case, audio_of, codes_of, levels_of, stock_model, weights_file
 
 Call = Callable[[], Any]
 
 
 class Contender(ABC):
-    """One way to encode and decode.  name: as in `--against`; what: in words, for tables."""
+    """One way to encode and decode.  name: as in `--against`."""
 
     name: str
-    what: str
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -80,7 +81,6 @@ class Stock(Contender):
     """transformers as it comes."""
 
     name = "hf"
-    what = "transformers"
 
     def load(self, model: str) -> Any:
         return stock_model(model).to(self.device)
@@ -98,7 +98,6 @@ class Folded(Stock):
     """transformers with the weight norm multiplied into the weights once, instead of in every call."""
 
     name = "folded"
-    what = "transformers, weight norm removed"
 
     def load(self, model: str) -> Any:
         stock = super().load(model)
@@ -112,7 +111,6 @@ class Compiled(Stock):
     """transformers through torch.compile, for the very shapes that are measured; compiling is set-up time."""
 
     name = "compile"
-    what = "transformers, torch.compile"
 
     def encode(self, model: Any, audio: Tensor, case: Case) -> Call:
         torch.compiler.reset()
@@ -129,7 +127,6 @@ class Original(Contender):
     """facebookresearch `encodec`, the authors' own package."""
 
     name = "encodec"
-    what = "facebookresearch encodec"
 
     @staticmethod
     def missing(device: torch.device) -> str | None:
@@ -195,7 +192,6 @@ class OpenVino(Stock):
     """transformers' loop around OpenVINO: both networks and both sides of the quantizer converted, float32."""
 
     name = "openvino"
-    what = "OpenVINO, float32"
 
     @staticmethod
     def missing(device: torch.device) -> str | None:
@@ -265,7 +261,11 @@ class OpenVinoNetwork(nn.Module):
         if not path.exists():
             free = {0: -1, x.dim() - 1: -1} if x.dtype == torch.float32 else {1: -1, 2: -1}
             shape = openvino.PartialShape([free.get(axis, size) for axis, size in enumerate(x.shape)])
-            openvino.save_model(openvino.convert_model(self.module[0], example_input=x, input=[shape]), path, compress_to_fp16=False)
+            with warnings.catch_warnings():
+                # transformers checks lengths in Python; a trace that took the wrong turn would show in the answer
+                warnings.simplefilter("ignore", torch.jit.TracerWarning)
+                converted = openvino.convert_model(self.module[0], example_input=x, input=[shape])
+            openvino.save_model(converted, path, compress_to_fp16=False)
         model = openvino.Core().read_model(path)
         model.reshape(list(x.shape))
         settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
@@ -299,7 +299,6 @@ class Ours(Stock):
 
 class OursCpu(Ours):
     name, backend = "ours-cpu", "cpu"
-    what = "encodec_fast, cpu backend"
 
     @staticmethod
     def missing(device: torch.device) -> str | None:
@@ -310,12 +309,10 @@ class OursCpu(Ours):
 
 class OursTorch(Ours):
     name, backend = "ours-torch", "torch"
-    what = "encodec_fast, torch backend"
 
 
 class OursTriton(Ours):
     name, backend = "ours-triton", "triton"
-    what = "encodec_fast, triton backend"
 
     @staticmethod
     def missing(device: torch.device) -> str | None:

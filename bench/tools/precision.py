@@ -1,4 +1,4 @@
-"""How often a code differs from float64's, for every way of computing: `python bench/precision.py [FILE ...] [--model NAME]`.
+"""How often a code differs from float64's, for every way of computing: `python bench/tools/precision.py [FILE ...] [--model NAME]`.
 
 The truth is transformers in float64 on the same weights. Ways: transformers in float32, ours on each backend, products of rounded
 operands with float32 sums (emulated: tf32 as CUDA's convolutions use it by default, bfloat16, float16), and the whole model cast to
@@ -21,22 +21,26 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+# bench/, which holds bench_lib and gpu
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from transformers import EncodecModel
 
-import results
-from cases import stock_model
-from contenders import CONTENDERS
+from bench_lib import results
+from bench_lib.cases import stock_model
+from bench_lib.contenders import CONTENDERS
+from bench_lib.machine import environment
+from bench_lib.margins import Tally, Truth
+from bench_lib.results import Row
 from encodec_fast import audio as audio_files
 from encodec_fast import demo, use_backend
 from encodec_fast.model import EncodecModel as Ours
 from encodec_fast.pretrained import load_model
-from harness import environment
 
-Row = dict[str, Any]
 LOG_EDGES = [0.5 * step for step in range(-20, 3)]
 FFT_SIZES = (512, 1024, 2048)
 # Mantissa bits that each format keeps of float32's 23.
@@ -138,71 +142,6 @@ def ways(stock: Callable[[], EncodecModel]) -> Iterator[Way]:
     yield Way("tf32 products, search too", "emulated", emulate(stock(), "tf32", search=True))
     for dtype in ("float16", "bfloat16"):
         yield Way(f"all of it in {dtype}", "run", stock().to(getattr(torch, dtype)))
-
-
-class Truth:
-    """float64 codes of one chunk, and what their margins are."""
-
-    def __init__(self, embeddings: Tensor, codebooks: Tensor) -> None:
-        """embeddings: [1, D, F] float64.  codebooks: [K, N, D] float64, the levels in use."""
-        self.x, self.codebooks = embeddings[0].T, codebooks
-        residual, codes, margins = self.x, [], []
-        for entries in codebooks:
-            nearest = torch.cdist(residual, entries).topk(2, largest=False).indices  # [F, 2]
-            codes.append(nearest[:, 0])
-            margins.append(self.margin(residual, entries[nearest[:, 0]], entries[nearest[:, 1]], self.x))
-            residual = residual - entries[nearest[:, 0]]
-        self.codes, self.margins = torch.stack(codes), torch.stack(margins)  # [K, F]
-
-    @staticmethod
-    def margin(residual: Tensor, a: Tensor, b: Tensor, x: Tensor) -> Tensor:
-        """Relative change of x that swaps entries a and b for the residual; all [..., D]."""
-        gap = ((residual - a).square().sum(-1) - (residual - b).square().sum(-1)).abs()
-        return gap / (2 * (a - b).norm(dim=-1) * x.norm(dim=-1)).clamp(min=1e-300)
-
-    def flips(self, codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(codes that differ [K, F], level of each frame's first one [F] or K, its margin [F]); codes: [K, F]."""
-        differs = codes != self.codes
-        levels = torch.arange(len(codes))[:, None]
-        first = torch.where(differs, levels, len(codes)).amin(0)
-        margins = torch.zeros(first.shape, dtype=torch.float64)
-        for frame in (first < len(codes)).nonzero()[:, 0].tolist():
-            level = int(first[frame])
-            above = self.codebooks[torch.arange(level), self.codes[:level, frame]].sum(0)
-            a, b = (self.codebooks[level, side[level, frame]] for side in (codes, self.codes))
-            margins[frame] = self.margin(self.x[frame] - above, a, b, self.x[frame])
-        return differs, first, margins
-
-
-class Tally:
-    """Sums over clips of one way."""
-
-    def __init__(self, levels: int) -> None:
-        self.frames = 0
-        self.differing, self.first = [0] * levels, [0] * levels
-        self.largest_margin = self.error = self.signal = 0.0
-        self.audio: list[tuple[Tensor, Tensor]] = []
-
-    def add(self, truth: Truth, codes: Tensor, embeddings: Tensor) -> None:
-        differs, first, margins = truth.flips(codes)
-        self.frames += codes.shape[1]
-        self.largest_margin = max(self.largest_margin, margins.max().item())
-        for level in range(len(codes)):
-            self.differing[level] += int(differs[level].sum())
-            self.first[level] += int((first == level).sum())
-        exact = truth.x.T[None]
-        self.error += (embeddings.double() - exact).square().sum().item()
-        self.signal += exact.square().sum().item()
-
-    def row(self) -> Row:
-        levels = [{"codes": self.frames, "differing": d, "first": f} for d, f in zip(self.differing, self.first)]
-        return {
-            "frames": self.frames,
-            "flipped_frames": sum(self.first),
-            "levels": levels,
-            "largest_margin": self.largest_margin,
-            "embedding_error": math.sqrt(self.error / self.signal),
-        }
 
 
 def snr_db(audio: Tensor, reference: Tensor) -> float:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from transformers import EncodecModel
 
-from cases import Case, levels_of
+from bench_lib.cases import Case, levels_of
 from encodec_fast.demo import demo_config
 from encodec_fast.plan import Plan, Stage, fused_bytes, multiply_adds, stage_weights
 from encodec_fast.plan.geometry import encoded_length
@@ -111,10 +111,15 @@ def stage_work(case: Case) -> list[Work]:
             moved += case.batch * (fused_bytes(stage, steps) - _weight_bytes(stage))
             totals[stage.name] = flops, moved
             steps = stage.output_length(steps)
-    names = {stage.name: f"{stage.name} {type(stage).__name__} {stage.in_channels} -> {stage.out_channels}" for stage in network.stages}
+    names = {stage.name: stage_label(stage) for stage in network.stages}
     work = [Work(names[name], *total) for name, total in totals.items()]
     quantizer = _quantizer_work(case, plan)
     return [*work, quantizer] if case.call == "encode" else [quantizer, *work]
+
+
+def stage_label(stage: Stage) -> str:
+    """Returns how a stage is called in rows of results, e.g. 'layers.3 Conv 32 -> 64'."""
+    return f"{stage.name} {type(stage).__name__} {stage.in_channels} -> {stage.out_channels}"
 
 
 def _weight_bytes(stage: Stage) -> int:

@@ -1,8 +1,8 @@
 """The measurement: contenders in processes of their own, checked against transformers, then run in turn, round after round.
 
 Every contender keeps its process and its model for all cases; while one runs, the others wait on their standard input. After each
-round the rates of this machine's matrix product and copy are measured with the same number of threads, so that floors and the
-canary are those of the very minutes in which the contenders ran.
+round the rates of this machine's matrix product and copy are measured with the same threads. Floors and the canary are thus those of
+the minutes in which the contenders ran.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import platform
 import select
 import statistics
 import subprocess
@@ -19,45 +18,27 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from cases import Case, stock_bytes, weights_file
-from encodec_fast.serving.memory import free_bytes
-from roofline import whole_work
+from bench_lib.cases import Case, stock_bytes, weights_file
+from bench_lib.check import WrongAnswer, check
+from bench_lib.machine import busy_seconds, disturbance, room
+from bench_lib.results import Row
+from bench_lib.roofline import whole_work
 
-BENCH = Path(__file__).parent
-ROOT = BENCH.parent
+BENCH = Path(__file__).parents[1]
 REFERENCE = "hf"
 MACHINE = "machine"
-PACKAGES = ("torch", "transformers", "encodec", "openvino", "triton", "numpy")
 
 # A timed run is repeated until it lasts this long: the kernel counts CPU time in hundredths of a second.
 SHORTEST_RUN_S = 0.2
 # Idle threads of OpenMP spin for some milliseconds after their work; the next contender starts after them.
 SETTLE_S = 0.03
-# What other processes may take of the machine's cores, and how far the matrix product may fall behind its median, before a
-# measurement is marked. An idle machine shows up to 2 % and 8 %.
-OTHERS_LIMIT, SLOWDOWN_LIMIT = 0.05, 0.8
-# A whole call may use this share of the memory that is free when it starts.
-MEMORY_SHARE = 0.6
 CALL_TIMEOUT_S = 900.0
-
-# Answers. A flip is a frame of which any code differs from transformers'. float32 in another order of summation flips about one
-# frame in a thousand of the demo models (docs/benchmarks.md), and in a small case that may be one of few.
-FLIPS_SHARE, FLIPS_SLACK = 0.005, 2
-AUDIO_ERROR = 1e-4
-
-Row = dict[str, Any]
-
-
-class WrongAnswer(Exception):
-    """A contender's answer is not that of transformers: its speed is not printed."""
 
 
 class ContenderFailed(Exception):
@@ -73,10 +54,10 @@ class Process:
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
         if packages is not None:
             environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(packages), environment.get("PYTHONPATH"))))
-        command = [sys.executable, str(BENCH / "worker.py"), contender, "--threads", str(threads), "--device", device, "--clock", clock]
+        command = [sys.executable, "-m", "bench_lib.worker", contender, "--threads", str(threads), "--device", device, "--clock", clock]
         self.log = tempfile.TemporaryFile("w+")
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, env=environment, text=True, bufsize=1
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, cwd=BENCH, env=environment, text=True, bufsize=1
         )
 
     def ask(self, **message: Any) -> Row:
@@ -228,22 +209,6 @@ class Harness:
 HUNGRY = ("hf", "folded", "compile", "encodec", "openvino")
 
 
-def check(case: Case, answer: Tensor, expected: Tensor) -> Row:
-    """How far an answer is from that of transformers.  Raises WrongAnswer where it is another one."""
-    if answer.shape != expected.shape:
-        raise WrongAnswer(f"the answer has shape {list(answer.shape)}, that of transformers {list(expected.shape)}")
-    if case.call == "encode":
-        differs = (answer != expected).any(2)
-        flips, frames = int(differs.sum()), differs.numel()
-        if flips > FLIPS_SLACK + FLIPS_SHARE * frames:
-            raise WrongAnswer(f"{flips} of {frames} frames have other codes than those of transformers")
-        return {"frames": frames, "flips": flips}
-    error = ((answer - expected).abs().max() / expected.abs().max()).item()
-    if not error <= AUDIO_ERROR:
-        raise WrongAnswer(f"the audio is {error:.1e} of its peak away from that of transformers; allowed is {AUDIO_ERROR:g}")
-    return {"largest_error": error}
-
-
 def row(case: Case, name: str, measured: Measured, rates: list[Row], clock: str) -> Row:
     """What is kept of one contender's runs.  spread: (slowest - fastest) / median."""
     median = statistics.median(measured.seconds)
@@ -269,93 +234,3 @@ def row(case: Case, name: str, measured: Measured, rates: list[Row], clock: str)
     if measured.joules:
         result["joules_per_hour"] = statistics.median(measured.joules) / case.audio_seconds * 3600
     return result
-
-
-def disturbance(others_share: float, flop_rates: list[float]) -> str | None:
-    """The canary: what says that the machine was not ours alone, or None."""
-    if others_share > OTHERS_LIMIT:
-        return f"other processes used {others_share:.0%} of the cores"
-    slowest = min(flop_rates) / statistics.median(flop_rates)
-    if slowest < SLOWDOWN_LIMIT:
-        return f"the matrix product fell to {slowest:.0%} of its median rate"
-    return None
-
-
-def busy_seconds() -> float:
-    """Seconds that all cores of this machine have worked since it started, those stolen by its host included; 0 off Linux."""
-    stat = Path("/proc/stat")
-    if not stat.exists():
-        return 0.0
-    user, nice, system, _, _, irq, softirq, steal, *_ = map(int, stat.read_text().split("\n", 1)[0].split()[1:])
-    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
-
-
-def room() -> float:
-    """Bytes that a whole call may use now."""
-    return MEMORY_SHARE * free_bytes(torch.device("cpu"))
-
-
-def environment(threads: int, device: str = "cpu", clock: str = "wall") -> Row:
-    """Machine, versions, revision and command, as every row of results carries them."""
-    machine = {
-        "cpu": _cpu_name(),
-        "cores": os.cpu_count(),
-        "memory_gib": _memory_gib(),
-        "system": platform.system(),
-        "arch": platform.machine(),
-    }
-    if device == "cuda":
-        machine["gpu"] = torch.cuda.get_device_name()
-    versions = {name: metadata.version(name) for name in PACKAGES if _is_installed(name)}
-    return {
-        "machine": machine,
-        "threads": threads,
-        "clock": clock,
-        "dtype": "float32",
-        "tier": _tier(),
-        "python": platform.python_version(),
-        "versions": versions,
-        "revision": revision(),
-        "command": " ".join(["python", "bench/" + Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
-
-
-def revision() -> str:
-    """The short hash of the commit, with a + where tracked files other than results differ from it; "" outside a git checkout."""
-    commit = _git("rev-parse", "--short=12", "HEAD")
-    return commit + "+" * bool(_git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!bench/results"))
-
-
-def _git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith(("model name", "CPU part"))]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def _memory_gib() -> int:
-    return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30)
-
-
-def _is_installed(name: str) -> bool:
-    try:
-        metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
-
-
-def _tier() -> str | None:
-    from encodec_fast.kernels.cpu import library
-
-    try:
-        engine = library.load()
-    except library.LibraryMissing:
-        return None
-    requested = library.requested_tier()
-    return requested.decode() if requested else library.tiers(engine)[0]

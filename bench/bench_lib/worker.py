@@ -32,7 +32,7 @@ class Worker:
     """Answers the commands of the harness."""
 
     def __init__(self, contender: str, device: torch.device, clock: Callable[[], float]) -> None:
-        from contenders import CONTENDERS
+        from bench_lib.contenders import CONTENDERS
 
         self.device, self.clock = device, clock
         self.contender = CONTENDERS[contender](device)
@@ -42,7 +42,7 @@ class Worker:
 
     def prepare(self, message: Message) -> Message:
         """Loads the model, makes the inputs and runs a first time, which is where some contenders compile."""
-        from cases import Case
+        from bench_lib.cases import Case
 
         self.call = lambda: None  # lets go of the inputs of the case before
         self.case = Case(**message["case"])
@@ -60,7 +60,7 @@ class Worker:
 
     def answer_in_pieces(self, message: Message) -> Message:
         """Saves the answer to a case whose whole batch does not fit into memory."""
-        from cases import Case
+        from bench_lib.cases import Case
 
         torch.save(self.contender.answer_in_pieces(Case(**message["case"]), message["clips"]), message["path"])
         return {}
@@ -80,9 +80,9 @@ class Worker:
 
     def once(self, message: Message) -> Message:
         """Time and peak memory of a single run, after one of the clip's first second; for clips too long to run twice."""
-        from cases import Case
-        from harness import busy_seconds
-        from resident import forget_peak, peak_bytes, resident_bytes
+        from bench_lib.cases import Case
+        from bench_lib.machine import busy_seconds
+        from bench_lib.resident import forget_peak, peak_bytes, resident_bytes
 
         case = Case(**message["case"])
         self.contender.prepare(replace(case, seconds=1))()
@@ -106,7 +106,7 @@ class Machine:
     """The rates that floors are computed from."""
 
     def __init__(self, device: torch.device, clock: Callable[[], float]) -> None:
-        from roofline import MachineRates
+        from bench_lib.roofline import MachineRates
 
         self.rates = MachineRates(device, clock)
 

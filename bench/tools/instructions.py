@@ -1,8 +1,8 @@
-"""Instructions that each native kernel takes at a small size, counted by callgrind: `python bench/instructions.py [--store]`.
+"""Instructions that each native kernel takes at a small size, counted by callgrind: `python bench/tools/instructions.py [--store]`.
 
 The same for every run on any machine of one instruction set, compiler and C library, however busy it is; so a rise is a change
-of the code. The stored counts (instructions.json) are per compiler and tier; more than LIMIT above them fails
-tests/test_instructions.py. A change that is worth its instructions stores new counts in its own commit, and says why.
+of the code. The stored counts (bench/results/instructions.json) are per compiler and tier; more than LIMIT above them fails
+tests/bench/test_instructions.py. A change that is worth its instructions stores new counts in its own commit, and says why.
 Valgrind knows no AVX-512: the tiers are avx2 and neon.
 """
 
@@ -18,11 +18,14 @@ import sys
 import tempfile
 from pathlib import Path
 
+# bench/, which holds bench_lib
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from bench_lib.results import INSTRUCTIONS
 from encodec_fast.kernels.cpu import library
 from encodec_fast.kernels.cpu.build import find_compiler
 
-BENCH = Path(__file__).parent
-STORED = BENCH / "instructions.json"
+PROGRAM = Path(__file__).with_name("instructions.cpp")
 LIMIT = 0.03
 HEADER = Path("/usr/include/valgrind/callgrind.h")
 
@@ -62,7 +65,7 @@ def count() -> dict[str, int]:
     """Instructions of each kernel.  Raises RuntimeError with the tool's own words where something fails."""
     with tempfile.TemporaryDirectory() as folder:
         program = Path(folder) / "instructions"
-        sources = [str(BENCH / "instructions.cpp"), str(engine())]
+        sources = [str(PROGRAM), str(engine())]
         command = [str(find_compiler()), "-std=c++17", "-O1", f"-I{library.SOURCES}", *sources, f"-Wl,-rpath,{library.SOURCES}"]
         _run([*command, "-o", str(program)], folder)
         out = f"--callgrind-out-file={folder}/counts"
@@ -100,14 +103,14 @@ def main() -> None:
     options = parser.parse_args()
     reason = missing()
     if reason:
-        sys.exit(f"bench/instructions.py: {reason}")
-    stored = json.loads(STORED.read_text()) if STORED.exists() else {}
+        sys.exit(f"bench/tools/instructions.py: {reason}")
+    stored = json.loads(INSTRUCTIONS.read_text()) if INSTRUCTIONS.exists() else {}
     before, counts = stored.get(key(), {}), count()
     for name, instructions in counts.items():
         change = f"{instructions / before[name] - 1:+.2%}" if name in before else "not stored"
         print(f"{name:24} {instructions:>12,}  {change}")
     if options.store:
-        STORED.write_text(json.dumps({**stored, key(): counts}, indent=1, sort_keys=True) + "\n")
+        INSTRUCTIONS.write_text(json.dumps({**stored, key(): counts}, indent=1, sort_keys=True) + "\n")
     elif before and risen(counts, before):
         sys.exit("\n".join(risen(counts, before)))
 
