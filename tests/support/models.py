@@ -17,7 +17,7 @@ from encodec_fast.plan import geometry
 KMEANS_STEPS = 2
 # Against a float64 run ours may err this many times as much as HF's own float32 run, plus the slack times the signal's peak: on a few
 # dozen values either error can come out near zero by luck.
-ERROR_FACTOR, ERROR_SLACK = 4.0, 5e-6
+PEAK_ERROR_FACTOR, PEAK_ERROR_SLACK = 4.0, 5e-6
 
 
 def config_24khz(**changes: Any) -> EncodecConfig:
@@ -141,13 +141,13 @@ def is_error(result: Any) -> bool:
 
 
 def assert_close_to_reference(ours: Tensor, reference: Tensor, truth: Tensor) -> None:
-    """Ours errs at most ERROR_FACTOR times as much as the reference against the float64 truth, plus the slack."""
+    """Ours errs at most PEAK_ERROR_FACTOR times as much as the reference against the float64 truth, plus the slack."""
     assert (ours.shape, ours.dtype) == (reference.shape, reference.dtype)
     if not truth.isfinite().all():
         assert torch.equal(ours.isfinite(), reference.isfinite())
         return
     own, stock = ((side.double() - truth).abs().max().item() if truth.numel() else 0.0 for side in (ours, reference))
-    bound = ERROR_FACTOR * stock + ERROR_SLACK * (truth.abs().max().item() if truth.numel() else 0.0)
+    bound = PEAK_ERROR_FACTOR * stock + PEAK_ERROR_SLACK * (truth.abs().max().item() if truth.numel() else 0.0)
     assert own <= bound, f"error {own:.2e} against float64, HF's own float32 errs {stock:.2e}, bound {bound:.2e}"
 
 
