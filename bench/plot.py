@@ -11,7 +11,7 @@ import matplotlib
 from bench_lib import results
 from bench_lib.legend import LEGEND
 from bench_lib.results import Row
-from report import threads_of
+from bench_lib.tables import threads_of
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
