@@ -14,6 +14,7 @@ from encodec_fast import EncodecModel, explain, use_backend, use_precision
 from encodec_fast.audio import read_audio
 from encodec_fast.backends.triton_backend import TritonBackend
 from encodec_fast.backends.triton_layers import LibraryLSTMLayer
+from encodec_fast.demo import fit_codebooks
 from encodec_fast.plan import Conv
 from encodec_fast.plan.reader import PAD_MODES, read_plan
 from support.models import audio_like, config_24khz, config_48khz, pair
@@ -34,16 +35,6 @@ def speech(config, samples):
     audio, _ = read_audio(SPEECH, config.sampling_rate, config.audio_channels)
     audio = torch.as_tensor(audio)[:, config.sampling_rate // 2 :][:, :samples]
     return audio[None].contiguous()
-
-
-def fit_codebooks(model, audio):
-    """Entries drawn from the residuals of the audio itself: a fresh model has all-zero codebooks."""
-    with torch.no_grad():
-        residual = model.encoder(audio).transpose(1, 2).reshape(-1, model.config.hidden_size)
-        for layer in model.quantizer.layers:
-            spread = residual.std(0) * torch.randn(layer.codebook.embed.shape)
-            layer.codebook.embed.copy_(residual.mean(0) + spread)
-            residual = residual - layer.codebook.embed[layer.codebook.quantize(residual)]
 
 
 def relative_error(y, exact):
@@ -80,7 +71,9 @@ def test_real_models_err_no_more_than_transformers_in_float32(config, samples):
     torch.manual_seed(0)
     model = Reference(config).eval()
     audio = speech(config, samples)
-    fit_codebooks(model, audio)
+    with torch.no_grad():
+        # a fresh model has all-zero codebooks
+        fit_codebooks(model, audio, torch.Generator().manual_seed(0))
     plan, backend = read_plan(model), TritonBackend()
     with torch.no_grad():
         embeddings = backend.prepare(plan.encoder.stages).run(audio)
