@@ -28,7 +28,7 @@ TIMES = (*PIPES, "l2", "memory", "latency")
 
 
 def summary(found: Projection, call: str) -> Table:
-    """A row per launch, in 80 columns."""
+    """Returns a row per launch, in 80 columns."""
     table = Table(title=f"{call}: {found.case} on {GPUS[found.arch].name}", caption=_total(found, call), pad_edge=False)
     for heading in ("stage", "kernel", "times", "bound by", "PROJECTED ms", "floor ms"):
         table.add_column(heading, justify="left" if heading in ("stage", "kernel", "bound by") else "right")
@@ -40,7 +40,7 @@ def summary(found: Projection, call: str) -> Table:
 
 
 def details(found: Projection, call: str) -> Table:
-    """What each launch takes, ms by what could bound it, and the loops that bank conflicts bound."""
+    """Returns what each launch takes, ms by what could bound it, and the loops that bank conflicts bound."""
     table = Table(title=f"{call}: {found.case} on {GPUS[found.arch].name}, ms", caption=_total(found, call))
     headings = ("stage", "kernel", "blocks", "waves", "registers", "shared KiB", *TIMES, "conflicts", "sectors", "bound by conflicts")
     for heading in headings:
@@ -97,7 +97,7 @@ def main() -> None:
 
 
 def write(console: Console, archs: list[str], workers: int | None) -> None:
-    """Every case, in place of what was stored for these architectures and this version of Triton."""
+    """Stores every case, in place of what was stored for these architectures and this version of Triton."""
     lines = [json.dumps(row) for row in read(STORED) if row["triton"] != triton.__version__ or row["arch"] not in archs]
     for arch in archs:
         for case in CASES:

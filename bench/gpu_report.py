@@ -1,8 +1,8 @@
 """Everything that one GPU can tell in minutes: python bench/gpu_report.py [--out FOLDER]
 
 It runs from a bare checkout: nothing has to be installed but torch, triton, transformers and rich, and nothing is downloaded.
-Each phase is a process of its own with a limit of time. What it finds is a line of JSON in FOLDER/gpu_report.jsonl at once, so that
-a crash, a hang or a full clock costs one row: a phase that died, or that was silent for too long, goes on behind the piece it died in.
+Each phase is a process of its own with a limit of time. What it finds is a line of JSON in FOLDER/gpu_report.jsonl at once. A crash, a
+hang or a full clock thus costs one row: a phase that died, or was silent for too long, goes on behind the piece it died in.
 A check that fails marks its row and stops nothing. The last thing printed is the tables, which also stand in FOLDER/gpu_report.txt;
 what the phases printed is in FOLDER/gpu_report.log.
 
@@ -107,7 +107,7 @@ def _storable(value: Any) -> Any:
 
 
 def import_path() -> Path:
-    """A folder that holds the package as an installation would: encodec_fast, and kernels/ as encodec_fast.kernels."""
+    """Returns a folder that holds the package as an installation would: encodec_fast, and kernels/ as encodec_fast.kernels."""
     site = ROOT / "build" / "site"
     package = site / "encodec_fast"
     package.mkdir(parents=True, exist_ok=True)
@@ -124,7 +124,7 @@ def import_path() -> Path:
 
 
 def environment(interpret: bool) -> dict[str, str]:
-    """Of a phase: this checkout before whatever is installed.  interpret: the kernels, for want of a GPU."""
+    """Returns the environment of a phase: this checkout before whatever is installed.  interpret: the kernels, for want of a GPU."""
     paths = [str(import_path()), *filter(None, [os.environ.get("PYTHONPATH")])]
     own = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1", "TRITON_INTERPRET": str(int(interpret))}
     return {**os.environ, **own}
@@ -228,7 +228,7 @@ def run_items(phase: str, items: Iterable[Any], report: Report, fatal: Callable[
 
 
 def device_is_lost(error: Exception) -> bool:
-    """After an illegal address every call of the process fails."""
+    """Returns whether the device is lost: after an illegal address every call of the process fails."""
     import torch
 
     if not torch.cuda.is_initialized():
@@ -241,7 +241,7 @@ def device_is_lost(error: Exception) -> bool:
 
 
 def demanded_backend() -> AbstractContextManager[None]:
-    """Ours runs on triton or fails: another backend's figures would stand under the GPU's name."""
+    """Demands triton, on which ours runs or fails: another backend's figures would stand under the GPU's name."""
     from encodec_fast import use_backend
     from encodec_fast.backends.registry import get_backend
 
@@ -270,7 +270,7 @@ def child(options: argparse.Namespace, report: Report) -> None:
 
 
 def verdict(rows: list[Row]) -> tuple[str, bool]:
-    """The last line, and whether nothing was red."""
+    """Returns the last line, and whether nothing was red."""
     checks = [row for row in rows if "passed" in row]
     red = [row for row in checks if not row["passed"]]
     failed = [row for row in rows if "failed" in row]

@@ -20,7 +20,7 @@ BEGIN, END = "<!-- benchmarks: written by bench/report.py -->", "<!-- /benchmark
 
 
 def page(read: dict[str, list[Row]]) -> str:
-    """The whole of docs/benchmarks.md."""
+    """Returns the whole of docs/benchmarks.md."""
     parts = [
         "# Benchmarks",
         "Written by `python bench/report.py` from the rows in `bench/results/`; no figure here is typed by hand. "
@@ -86,7 +86,7 @@ def page(read: dict[str, list[Row]]) -> str:
 
 
 def gpu_part(path: Path) -> str:
-    """The tables of one report of `bench/gpu_report.py`, under the card's name."""
+    """Returns the tables of one report of `bench/gpu_report.py`, under the card's name."""
     rows = results.read(path)
     cards = [row["device"] for row in rows if "device" in row]
     measured = "Measured by `python bench/gpu_report.py`; what failed or was left out is said below the tables."
@@ -94,7 +94,7 @@ def gpu_part(path: Path) -> str:
 
 
 def readme_part(read: dict[str, list[Row]]) -> str:
-    """What stands between the markers of the README."""
+    """Returns what stands between the markers of the README."""
     rows = [row for row in read["cpu"] if row["contender"] not in ("folded",)]
     if not rows:
         return ""
@@ -122,7 +122,7 @@ def readme_part(read: dict[str, list[Row]]) -> str:
 
 
 def with_part(readme: str, part: str) -> str:
-    """The README with the text between its markers replaced.  Raises ValueError where it has no markers."""
+    """Returns the README with the text between its markers replaced.  Raises ValueError where it has no markers."""
     head, begin, rest = readme.partition(BEGIN)
     _, end, tail = rest.partition(END)
     if not begin or not end:

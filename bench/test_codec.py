@@ -18,7 +18,7 @@ CASES = {str(case): case for case in SETS["quick"]}
 
 @pytest.fixture(scope="module")
 def expected():
-    """The answers of transformers."""
+    """Returns the answers of transformers."""
     stock = CONTENDERS[REFERENCE](CPU)
     with torch.no_grad():
         return {name: stock.answer(case, stock.prepare(case)()) for name, case in CASES.items()}
@@ -26,7 +26,7 @@ def expected():
 
 @pytest.fixture(scope="module")
 def loaded():
-    """Contenders with their models, kept over the cases."""
+    """Keeps contenders with their models over the cases."""
     return {}
 
 

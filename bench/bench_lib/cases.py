@@ -78,9 +78,9 @@ DATASET_COPIES = {"quick": 1, "readme": 8, "full": 40}
 
 
 def is_slow_extra(case: Case, contender: str) -> bool:
-    """Whether a short set leaves the contender out of the case.
+    """Returns whether a short set leaves the contender out of the case.
 
-    Those that are about as fast as transformers cost as much time as all others together, and torch.compile a minute more per shape.
+    Those about as fast as transformers cost as much time as all others together; torch.compile takes a minute more per shape.
     """
     core = case.seconds == 10 and case.bandwidth == 6
     return {
@@ -91,7 +91,7 @@ def is_slow_extra(case: Case, contender: str) -> bool:
 
 
 def weights_file(model: str) -> Path:
-    """The state dict of a built-in model, made at the first call: fitting its codebooks takes most of a minute.
+    """Returns the path of a built-in model's state dict, made at the first call: fitting its codebooks takes most of a minute.
 
     The name carries a hash of the code that draws the weights, so that no other weights are taken for them.
     """
@@ -106,7 +106,7 @@ def weights_file(model: str) -> Path:
 
 
 def stock_model(model: str) -> transformers.EncodecModel:
-    """Stock transformers with the built-in weights, on the CPU."""
+    """Returns stock transformers with the built-in weights, on the CPU."""
     stock = transformers.EncodecModel(demo.demo_config(model)).eval()
     stock.load_state_dict(torch.load(weights_file(model)))
     return stock
@@ -120,7 +120,7 @@ def stock_modules(network: Any, name: str) -> nn.Sequential:
 
 
 def audio_of(case: Case) -> Tensor:
-    """[B, C, T] float32: the bundled clips end to end, each clip of the batch from another place, over faint noise.
+    """Returns audio [B, C, T], float32: the bundled clips end to end, each clip of the batch from another place, over faint noise.
 
     The noise keeps digital silence out, where every entry of a codebook is equally near.
     """
@@ -134,9 +134,9 @@ def audio_of(case: Case) -> Tensor:
 
 
 def codes_of(case: Case, levels: int) -> tuple[Tensor, list[Tensor | None], int]:
-    """(codes [chunks, B, levels, F], scale of each chunk or None, frames of zeros at the end of the last chunk), drawn at random.
+    """Returns codes drawn at random, the scale of each chunk or None, and the frames of zeros at the end of the last chunk.
 
-    Decoding takes as long for any codes, and drawing them costs nothing.
+    codes: [chunks, B, levels, F].  Decoding takes as long for any codes, and drawing them costs nothing.
     """
     config, generator = demo.demo_config(case.model), torch.Generator().manual_seed(0)
     samples = int(case.seconds * config.sampling_rate)
@@ -153,14 +153,14 @@ def codes_of(case: Case, levels: int) -> tuple[Tensor, list[Tensor | None], int]
 
 
 def levels_of(case: Case) -> int:
-    """Codebooks in use at the case's bandwidth."""
+    """Returns the number of codebooks in use at the case's bandwidth."""
     config = demo.demo_config(case.model)
     frame_rate = math.ceil(config.sampling_rate / math.prod(config.upsampling_ratios))
     return int(1000 * case.bandwidth // (frame_rate * math.log2(config.codebook_size)))
 
 
 def stock_bytes(case: Case) -> int:
-    """Memory that transformers needs for a call beyond model and audio: five activations of the widest layer at once, measured.
+    """Returns the bytes that transformers needs for a call beyond model and audio: five activations of the widest layer at once, measured.
 
     14.8 MiB per second of 24 kHz audio on the CPU; of a chunked model one chunk at a time.
     """

@@ -35,21 +35,21 @@ class Contender(ABC):
 
     @staticmethod
     def missing(device: torch.device) -> str | None:
-        """Why the contender can't run here, with what would help, or None."""
+        """Returns why the contender can't run here, with what would help, or None."""
         return None
 
     @abstractmethod
     def load(self, model: str) -> Any:
-        """The model of that name with the common weights."""
+        """Loads the model of that name with the common weights."""
 
     def model(self, name: str) -> Any:
-        """The model of that name, loaded at the first use; the one before it is dropped."""
+        """Returns the model of that name, loaded at the first use; the one before it is dropped."""
         if name not in self.models:
             self.models = {name: self.load(name)}
         return self.models[name]
 
     def prepare(self, case: Case) -> Call:
-        """The call to be measured.  Inputs are made here, and on the contender's device."""
+        """Returns the call to be measured.  Inputs are made here, and on the contender's device."""
         return self._call(case, slice(None))
 
     def _call(self, case: Case, clips: slice) -> Call:
@@ -61,7 +61,7 @@ class Contender(ABC):
         return self.decode(model, codes[:, clips].to(self.device), scales, tail)
 
     def answer_in_pieces(self, case: Case, clips: int) -> Tensor:
-        """The answer to a case that is too large for memory, from calls of `clips` clips each."""
+        """Returns the answer to a case that is too large for memory, from calls of `clips` clips each."""
         starts = range(0, case.batch, clips)
         answers = [self.answer(case, self._call(case, slice(start, start + clips))()) for start in starts]
         return torch.cat(answers, dim=1 if case.call == "encode" else 0)
@@ -73,7 +73,7 @@ class Contender(ABC):
     def decode(self, model: Any, codes: Tensor, scales: list[Tensor | None], tail: int) -> Call: ...
 
     def answer(self, case: Case, result: Any) -> Tensor:
-        """Codes [chunks, B, K, F] or audio [B, C, T] of what the call returned, on the CPU."""
+        """Returns codes [chunks, B, K, F] or audio [B, C, T] of what the call returned, on the CPU."""
         return (result.audio_codes if case.call == "encode" else result.audio_values).cpu()
 
 
@@ -165,7 +165,7 @@ class Original(Contender):
         return lambda: model.decode(frames)
 
     def answer(self, case: Case, result: Any) -> Tensor:
-        """Codes [chunks, B, K, F], the last chunk padded with zeros as transformers does, or audio [B, C, T]."""
+        """Returns codes [chunks, B, K, F], the last chunk padded with zeros as transformers does, or audio [B, C, T]."""
         if case.call == "decode":
             return result.cpu()
         longest = result[0][0].shape[-1]
@@ -330,9 +330,9 @@ OURS = tuple(name for name, kind in CONTENDERS.items() if issubclass(kind, Ours)
 
 
 def chosen(names: list[str], device: torch.device) -> tuple[list[str], list[str]]:
-    """(contenders to run, sentences about those left out).  "ours" stands for every backend of ours that can run on the device.
+    """Returns the contenders to run, and sentences about those left out.  "ours" is every backend of ours that runs on the device.
 
-    Raises ValueError for a name that is no contender, and where one of ours that was asked for by its full name can't run.
+    Raises ValueError for a name that is no contender, and where one of ours, asked for by its full name, can't run.
     """
     unknown = sorted(set(names) - set(CONTENDERS) - {"ours"})
     if unknown:

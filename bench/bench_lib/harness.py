@@ -61,7 +61,7 @@ class Process:
         )
 
     def ask(self, **message: Any) -> Row:
-        """The worker's answer.  Raises ContenderFailed where it has none."""
+        """Returns the worker's answer.  Raises ContenderFailed where it has none."""
         assert self.process.stdin is not None and self.process.stdout is not None
         try:
             self.process.stdin.write(json.dumps(message) + "\n")
@@ -110,7 +110,7 @@ class Measured:
 
     @property
     def others_share(self) -> float:
-        """Share of all cores that other processes used during the runs, at least 0."""
+        """Returns the share of all cores that other processes used during the runs, at least 0."""
         return max(0.0, self.busy - self.cpu_seconds) / max(self.elapsed * (os.cpu_count() or 1), 1e-9)
 
 
@@ -126,7 +126,7 @@ class Harness:
         self.scratch = tempfile.TemporaryDirectory()
 
     def process(self, name: str) -> Process:
-        """The contender's process; a fresh one where the last one has died."""
+        """Returns the contender's process; a fresh one where the last one has died."""
         if name not in self.processes or self.processes[name].process.poll() is not None:
             contender, packages = self.variants.get(name, (name, None))
             self.processes[name] = Process(name, contender, self.threads, self.device, self.clock, packages)
@@ -139,7 +139,7 @@ class Harness:
         self.scratch.cleanup()
 
     def measure(self, case: Case, contenders: Sequence[str], rounds: int, seconds: float) -> list[Row]:
-        """One row per contender: its times, its check and the machine's rates, or why it has none.
+        """Returns a row per contender: its times, its check and the machine's rates, or why it has none.
 
         rounds: how often each contender runs; fewer, though at least 3, where the case would take longer than `seconds`.
         Raises ContenderFailed where the reference itself fails.
@@ -210,7 +210,7 @@ HUNGRY = ("hf", "folded", "compile", "encodec", "openvino")
 
 
 def row(case: Case, name: str, measured: Measured, rates: list[Row], clock: str) -> Row:
-    """What is kept of one contender's runs.  spread: (slowest - fastest) / median."""
+    """Returns what is kept of one contender's runs.  spread: (slowest - fastest) / median."""
     median = statistics.median(measured.seconds)
     flops, copy = (statistics.median(rate[key] for rate in rates) for key in ("flops", "copy"))
     work = whole_work(case)

@@ -26,7 +26,7 @@ MEMORY_SHARE = 0.6
 
 
 def disturbance(others_share: float, flop_rates: list[float]) -> str | None:
-    """The canary: what says that the machine was not ours alone, or None."""
+    """Returns what the canary says: that the machine was not ours alone, or None."""
     if others_share > OTHERS_LIMIT:
         return f"other processes used {others_share:.0%} of the cores"
     slowest = min(flop_rates) / statistics.median(flop_rates)
@@ -36,7 +36,7 @@ def disturbance(others_share: float, flop_rates: list[float]) -> str | None:
 
 
 def busy_seconds() -> float:
-    """Seconds that all cores of this machine have worked since it started, those stolen by its host included; 0 off Linux."""
+    """Returns the seconds that all cores of this machine have worked since it started, those stolen by its host included; 0 off Linux."""
     stat = Path("/proc/stat")
     if not stat.exists():
         return 0.0
@@ -45,12 +45,12 @@ def busy_seconds() -> float:
 
 
 def room() -> float:
-    """Bytes that a whole call may use now."""
+    """Returns the bytes that a whole call may use now."""
     return MEMORY_SHARE * free_bytes(torch.device("cpu"))
 
 
 def environment(threads: int, device: str = "cpu", clock: str = "wall") -> Row:
-    """Machine, versions, revision and command, as every row of results carries them."""
+    """Returns machine, versions, revision and command, as every row of results carries them."""
     machine = {
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
@@ -76,7 +76,7 @@ def environment(threads: int, device: str = "cpu", clock: str = "wall") -> Row:
 
 
 def revision() -> str:
-    """The short hash of the commit, with a + where tracked files other than results differ from it; "" outside a git checkout."""
+    """Returns the short hash of the commit, with a + where tracked files other than results differ from it; "" outside a git checkout."""
     commit = _git("rev-parse", "--short=12", "HEAD")
     return commit + "+" * bool(_git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!bench/results"))
 

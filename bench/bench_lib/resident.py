@@ -7,12 +7,12 @@ from pathlib import Path
 
 
 def resident_bytes() -> int:
-    """What the process holds now."""
+    """Returns the bytes that the process holds now."""
     return _status_bytes("VmRSS")
 
 
 def peak_bytes() -> int:
-    """The most it has held since `forget_peak`, or since it started."""
+    """Returns the most it has held since `forget_peak`, or since it started."""
     return _status_bytes("VmHWM")
 
 

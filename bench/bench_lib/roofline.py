@@ -30,7 +30,7 @@ class Peak(NamedTuple):
     flops: dict[str, float]
 
     def milliseconds(self, moved: float, flops: float, precision: str) -> float:
-        """The longer of the times for `moved` bytes and `flops` operations; nothing for launches or latency."""
+        """Returns the longer of the times for `moved` bytes and `flops` operations; nothing for launches or latency."""
         return max(moved / (self.memory * 1e9), flops / (self.flops[precision] * 1e9))
 
 
@@ -52,14 +52,14 @@ class MachineRates:
         self.product = torch.empty_like(self.square)
 
     def measure(self) -> dict[str, float]:
-        """{"flops": FLOP/s, "copy": byte/s read and written}; the faster of three products and of two copies."""
+        """Returns {"flops": FLOP/s, "copy": byte/s read and written}: the faster of three products and of two copies."""
         source = torch.ones(COPY_FLOATS, device=self.device)
         target = torch.zeros_like(source)
         copy = min(self._seconds(lambda: target.copy_(source)) for _ in range(2))
         return {"flops": self.flops(3), "copy": 2 * source.nbytes / copy}
 
     def flops(self, times: int = 1) -> float:
-        """FLOP/s of the fastest of so many products."""
+        """Returns the FLOP/s of the fastest of so many products."""
         product = min(self._seconds(lambda: torch.mm(self.square, self.square, out=self.product)) for _ in range(times))
         return 2 * self.square.shape[0] ** 3 / product
 
@@ -80,26 +80,26 @@ class Work:
     bytes: float
 
     def floor(self, flop_rate: float, byte_rate: float) -> float:
-        """Seconds: the longer of arithmetic and traffic."""
+        """Returns seconds, the longer of arithmetic and traffic."""
         return max(self.flops / flop_rate, self.bytes / byte_rate)
 
 
 @cache
 def meta_plan(model: str) -> Plan:
-    """The plan of a built-in model's shapes, without weights."""
+    """Returns the plan of a built-in model's shapes, without weights."""
     with torch.device("meta"):
         return read_plan(EncodecModel(demo_config(model)))
 
 
 def chunk_lengths(case: Case) -> list[int]:
-    """Samples of each chunk of one clip."""
+    """Returns the samples of each chunk of one clip."""
     config = demo_config(case.model)
     samples = int(case.seconds * config.sampling_rate)
     return [min(config.chunk_length or samples, samples - start) for start in range(0, samples, config.chunk_stride or samples)]
 
 
 def stage_work(case: Case) -> list[Work]:
-    """The stages of a call in order, each as if it read its input and weights once and wrote its output once."""
+    """Returns the stages of a call in order, each as if it read its input and weights once and wrote its output once."""
     config, plan = demo_config(case.model), meta_plan(case.model)
     network = plan.encoder if case.call == "encode" else plan.decoder
     totals: dict[str, tuple[float, float]] = {}
@@ -137,7 +137,7 @@ def _quantizer_work(case: Case, plan: Plan) -> Work:
 
 
 def whole_work(case: Case) -> Work:
-    """A call as if nothing but its audio, codes and weights ever left the caches: a bound for any implementation."""
+    """Returns the work of a call as if nothing but its audio, codes and weights ever left the caches: a bound for any implementation."""
     config, plan = demo_config(case.model), meta_plan(case.model)
     network = plan.encoder if case.call == "encode" else plan.decoder
     weights = sum(_weight_bytes(stage) for stage in network.stages) + 4 * levels_of(case) * plan.quantizer.codebooks[0].numel()

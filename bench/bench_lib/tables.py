@@ -15,20 +15,20 @@ EQUAL = 1.03
 
 
 def table(headings: Iterable[str], rows: Iterable[Iterable[str]], left: int = 1) -> str:
-    """A Markdown table; all columns but the first `left` are aligned to the right."""
+    """Returns a Markdown table; all columns but the first `left` are aligned to the right."""
     headings = list(headings)
     rule = ["---"] * left + ["---:"] * (len(headings) - left)
     return "\n".join("| " + " | ".join(line) + " |" for line in [headings, rule, *map(list, rows)])
 
 
 def threads_of(about: Row) -> str:
-    """Threads and clock of a row's environment, in words."""
+    """Returns threads and clock of a row's environment, in words."""
     count = f"{about['threads']} thread{'s' if about['threads'] > 1 else ''}"
     return f"{count}, CPU time" if about.get("clock") == "cpu" else count
 
 
 def by_case(rows: list[Row]) -> list[Group]:
-    """(case, threads, row of each contender), in the order measured."""
+    """Returns (case, threads, row of each contender), in the order measured."""
     groups: dict[str, Group] = {}
     for row in rows:
         threads = threads_of(row["environment"])
@@ -43,7 +43,7 @@ def case_name(case: dict[str, Any]) -> str:
 
 
 def ahead(found: dict[str, Row]) -> tuple[str, float] | None:
-    """The contender that is faster than all backends of ours, and how many times; None where none is."""
+    """Returns the contender that is faster than all backends of ours, and how many times; None where none is."""
     times = {name: row["median"] for name, row in found.items() if "median" in row}
     own = [time for name, time in times.items() if name.startswith("ours")]
     others = {name: time for name, time in times.items() if not name.startswith("ours")}
@@ -54,7 +54,7 @@ def ahead(found: dict[str, Row]) -> tuple[str, float] | None:
 
 
 def speed_table(groups: list[Group]) -> str:
-    """x real time; the fastest of each line in bold, a disturbed measurement with an asterisk."""
+    """Returns x real time; the fastest of each line in bold, a disturbed measurement with an asterisk."""
     names = [name for name in LEGEND if any(name in found for *_, found in groups)]
     lines = []
     for case, threads, found in groups:
@@ -77,7 +77,7 @@ def _speed_cell(row: Row | None, fastest: float | None) -> str:
 
 
 def ahead_list(groups: list[Group]) -> str:
-    """Where another contender is faster than ours, in words."""
+    """Says where another contender is faster than ours, in words."""
     lines = []
     for case, threads, found in groups:
         other = ahead(found)
@@ -88,7 +88,7 @@ def ahead_list(groups: list[Group]) -> str:
 
 
 def details_table(groups: list[Group]) -> str:
-    """Median, spread, share of floor and answer of every measurement."""
+    """Returns median, spread, share of floor and answer of every measurement."""
     lines = []
     for case, threads, found in groups:
         for name in LEGEND:
@@ -121,7 +121,7 @@ def details_table(groups: list[Group]) -> str:
 
 
 def stage_table(rows: list[Row]) -> str:
-    """Milliseconds and share of floor of each stage and contender."""
+    """Returns milliseconds and share of floor of each stage and contender."""
     names = [name for name in LEGEND if any(row["contender"] == name for row in rows)]
     stages: dict[tuple[str, str], dict[str, Row]] = {}
     for row in rows:
@@ -136,7 +136,7 @@ def stage_table(rows: list[Row]) -> str:
 
 
 def length_table(rows: list[Row]) -> str:
-    """Time and memory against length."""
+    """Returns time and memory against length."""
     lines = []
     for row in rows:
         what = [row["case"]["call"], LEGEND[row["contender"]].heading, f"{row['case']['seconds']:g} s"]
@@ -154,7 +154,7 @@ def length_table(rows: list[Row]) -> str:
 
 
 def precision_table(rows: list[Row]) -> str:
-    """Frames that differ from float64, margins and sound of each way."""
+    """Returns frames that differ from float64, margins and sound of each way."""
     lines = []
     for row in rows:
         if "failed" in row:
@@ -184,7 +184,7 @@ def _decibels(value: float | None) -> str:
 
 
 def level_table(rows: list[Row]) -> str:
-    """Share of codes unlike float64's at some levels, the levels below a flip included."""
+    """Returns the share of codes unlike float64's at some levels, the levels below a flip included."""
     shown = [row for row in rows if "levels" in row and len(row["levels"]) > 2]
     levels = (0, 1, 3, 7, 15, 31)
     lines = []
@@ -198,7 +198,7 @@ def level_table(rows: list[Row]) -> str:
 
 
 def origin(rows: list[Row]) -> str:
-    """Where rows come from, one line per distinct machine, versions and revision."""
+    """Says where rows come from, one line per distinct machine, versions and revision."""
     seen: dict[str, None] = {}
     for row in rows:
         about = row["environment"]
@@ -212,7 +212,7 @@ def origin(rows: list[Row]) -> str:
 
 
 def projected_totals(rows: list[Row]) -> str:
-    """Each call on each GPU with each version of Triton."""
+    """Returns each call on each GPU with each version of Triton."""
     found: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         found.setdefault(tuple(row[key] for key in ("gpu", "triton", "model", "clips", "precision")), []).append(row)
@@ -231,7 +231,7 @@ def projected_totals(rows: list[Row]) -> str:
 
 
 def projected_stages(rows: list[Row]) -> str:
-    """The launches of one case: 32 clips in parity on the newest architecture, with the newest Triton."""
+    """Returns the launches of one case: 32 clips in parity on the newest architecture, with the newest Triton."""
     last = max((row["arch"], row["triton"]) for row in rows)
     own = [r for r in rows if (r["arch"], r["triton"], r["model"], r["clips"], r["precision"]) == (*last, "demo", 32, "parity")]
     lines = []
@@ -246,7 +246,7 @@ def projected_stages(rows: list[Row]) -> str:
 
 
 def dataset_table(rows: list[Row]) -> str:
-    """Whole processes from audio files to codes on disk."""
+    """Returns whole processes from audio files to codes on disk."""
     names = {"hf": "loop over transformers", "ours": "encodec-fast tokenize"}
     lines = []
     for row in rows:
@@ -258,14 +258,14 @@ def dataset_table(rows: list[Row]) -> str:
 
 
 def energy_table(rows: list[Row]) -> str:
-    """Joules that the GPU takes per hour of audio, where NVML counts them."""
+    """Returns the joules that the GPU takes per hour of audio, where NVML counts them."""
     metered = [row for row in rows if "joules_per_hour" in row]
     lines = [[case_name(row["case"]), LEGEND[row["contender"]].heading, f"{row['joules_per_hour']:.0f}"] for row in metered]
     return table(["case", "contender", "joules per hour of audio"], lines, left=2) if lines else "No energy was metered."
 
 
 def instruction_table() -> str:
-    """The stored counts, a column per compiler and tier."""
+    """Returns the stored counts, a column per compiler and tier."""
     stored = json.loads(INSTRUCTIONS.read_text())
     names = list(dict.fromkeys(name for counts in stored.values() for name in counts))
     rows = [[name.replace("_", " "), *(f"{counts.get(name, 0):,}" for counts in stored.values())] for name in names]

@@ -66,7 +66,7 @@ class Worker:
         return {}
 
     def run(self, message: Message) -> Message:
-        """Time per run by the chosen clock, CPU and wall time of all runs, joules per run where a meter is there."""
+        """Returns time per run by the chosen clock, CPU and wall time of all runs, joules per run where a meter is there."""
         joules = self.energy()
         cpu, wall, start = time.process_time(), time.perf_counter(), self.clock()
         for _ in range(message["times"]):
@@ -79,7 +79,7 @@ class Worker:
         return answer
 
     def once(self, message: Message) -> Message:
-        """Time and peak memory of a single run, after one of the clip's first second; for clips too long to run twice."""
+        """Returns time and peak memory of a single run, after one of the clip's first second; for clips too long to run twice."""
         from bench_lib.cases import Case
         from bench_lib.machine import busy_seconds
         from bench_lib.resident import forget_peak, peak_bytes, resident_bytes
@@ -111,12 +111,12 @@ class Machine:
         self.rates = MachineRates(device, clock)
 
     def run(self, message: Message) -> Message:
-        """FLOP/s and byte/s."""
+        """Returns FLOP/s and byte/s."""
         return self.rates.measure()
 
 
 def energy_meter(device: torch.device) -> Callable[[], float | None]:
-    """A function that returns the joules the GPU has used since its driver was loaded, or None where nothing counts them."""
+    """Returns a function: the joules that the GPU has used since its driver was loaded, or None where nothing counts them."""
     if device.type != "cuda":
         return lambda: None
     try:

@@ -28,7 +28,7 @@ def card(setting: Setting) -> Iterator[Item]:
 
 
 def about(setting: Setting) -> Row:
-    """Card, driver, versions. `arch` is what the phases after this one are told."""
+    """Returns card, driver, versions. `arch` is what the phases after this one are told."""
     versions = {name: _version(name) for name in PACKAGES}
     row: Row = {"device": "none", "arch": setting.arch, "python": platform.python_version(), "cores": os.cpu_count(), **versions}
     if torch.cuda.is_available():
@@ -66,7 +66,7 @@ def _smi() -> str:
 
 
 def rates(setting: Setting) -> Iterator[Row]:
-    """Copy in GB/s read and written, products in TFLOP/s, and the time of an empty launch: the ceilings of everything that follows."""
+    """Yields copy in GB/s read and written, products in TFLOP/s, the time of an empty launch: the ceilings of everything that follows."""
     device = setting.device
     if device.type != "cuda" and not setting.toy:
         yield {"left_out": "no GPU"}
@@ -97,7 +97,7 @@ def rates(setting: Setting) -> Iterator[Row]:
 
 
 def compile_ahead(setting: Setting) -> Iterator[Item]:
-    """Compiled by all cores before anything touches the GPU; Triton's cache hands the kernels to the phases that launch them."""
+    """Compiles on all cores before anything touches the GPU; Triton's cache hands the kernels to the phases that launch them."""
     for model in MODELS if not setting.toy else ("24 kHz",):
         for precision in PRECISIONS if not setting.toy else ("fast",):
             yield Item(f"{model} {precision}", lambda m=model, p=precision: [compiled(setting, m, p)])
@@ -106,7 +106,7 @@ def compile_ahead(setting: Setting) -> Iterator[Item]:
 
 
 def compiled(setting: Setting, model: str, precision: str) -> Row:
-    """Counts of kernels, of those that failed, spilled or ask for too much shared memory; the longest compilation."""
+    """Returns counts of kernels, of those that failed, spilled or ask for too much shared memory; the longest compilation."""
     from projection.launches import model_launches
 
     products, search = PRODUCTS[precision], "ieee" if setting.arch.startswith("gfx") else "rerank"
@@ -128,7 +128,7 @@ def compiled(setting: Setting, model: str, precision: str) -> Row:
 
 
 def other_tiles(setting: Setting) -> Row:
-    """What the phase `variants` launches; a tile that doesn't compile is one of those to leave out."""
+    """Compiles what the phase `variants` launches; a tile that doesn't compile is one of those to leave out."""
     from encodec_fast.kernels import tiles
     from gpu.variants import OTHERS, all_tiles, kernel_run
     from projection import compile_ahead

@@ -31,7 +31,7 @@ DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def kernels(setting: Setting) -> Iterator[Item]:
-    """Every stage of both models in every precision, on the signal that the stages before it give in float64."""
+    """Yields every stage of both models in every precision, on the signal that the stages before it give in float64."""
     for model in MODELS:
         # Triton's interpreter rounds bfloat16 wrongly
         for precision in (*PRECISIONS, *DTYPES) if not setting.toy else ("parity", "fast", "float16") if model == "24 kHz" else ("parity",):
@@ -42,7 +42,7 @@ def kernels(setting: Setting) -> Iterator[Item]:
 
 
 def stages(setting: Setting, model: str, precision: str, part: str) -> Iterator[Row]:
-    """Errors against float64 of ours and of torch's own operations at the same dtype, tf32 off."""
+    """Yields errors against float64 of ours and of torch's own operations at the same dtype, tf32 off."""
     stock, dtype = setting.stock(model), DTYPES.get(precision, torch.float32)
     stock.to(dtype)
     network: Network = getattr(read_plan(stock), part)
@@ -79,7 +79,7 @@ def _run(network: Network, x: Tensor) -> Tensor:
 
 
 def quantizer(setting: Setting, model: str) -> Iterator[Row]:
-    """Codes against float64's by the margin of encodec_fast/verify.py; the sum of entries against float64's."""
+    """Compares codes with float64's by the margin of encodec_fast/verify.py; the sum of entries against float64's."""
 
     stock = setting.stock(model)
     plan = read_plan(stock)
@@ -115,7 +115,7 @@ def quantizer(setting: Setting, model: str) -> Iterator[Row]:
 
 
 def overlap_add(setting: Setting) -> Row:
-    """As transformers adds its chunks, to the bit."""
+    """Compares with the sum of transformers' chunks, to the bit."""
     config = setting.config("48 kHz")
     length, stride = config.chunk_length, config.chunk_stride
     chunks = torch.randn(3, 2, config.audio_channels, length, device=setting.device)
@@ -127,7 +127,7 @@ def overlap_add(setting: Setting) -> Row:
 
 
 def laws(setting: Setting) -> Iterator[Item]:
-    """What holds bit for bit."""
+    """Yields what holds bit for bit."""
     for model in MODELS:
         yield Item(f"{model}: verify on this device", lambda m=model: [verified(setting, m)])
         yield Item(f"{model}: a clip alone, in a batch, among longer ones", lambda m=model: alone(setting, m))
@@ -142,7 +142,7 @@ def laws(setting: Setting) -> Iterator[Item]:
 
 
 def verified(setting: Setting, model: str) -> Row:
-    """encodec_fast.verify with torch's tf32 off: codes, embeddings and sound against transformers in float32 and float64."""
+    """Runs encodec_fast.verify with torch's tf32 off: codes, embeddings and sound against transformers in float32 and float64."""
     ours = setting.ours(model)
     with tf32(False):
         report = verify(ours, signals(ours.config, 3, setting.samples(1.7, model), setting.device, seed=1))
@@ -177,7 +177,7 @@ def alone(setting: Setting, model: str) -> Iterator[Row]:
 
 
 def pieces(setting: Setting) -> Iterator[Row]:
-    """Cut anywhere, with carried state."""
+    """Cuts a clip anywhere, with carried state."""
     stock = setting.stock("24 kHz")
     codec = Codec(read_plan(stock), "parity")
     x = signals(stock.config, 1, setting.samples(1.0) + 5, setting.device, seed=3)
@@ -195,7 +195,7 @@ def pieces(setting: Setting) -> Iterator[Row]:
 
 
 def recurrence(setting: Setting) -> Row:
-    """One launch for all steps against a launch for each: the same arithmetic, in instructions that may truncate differently."""
+    """Compares one launch for all steps with one for each: the same arithmetic, in instructions that may truncate differently."""
     stock = setting.stock("24 kHz")
     stage = next(stage for stage in read_plan(stock).encoder.stages if isinstance(stage, LSTM))
     why = lstm_refusal(stage, "split", setting.device)
@@ -214,7 +214,7 @@ def recurrence(setting: Setting) -> Row:
 
 
 def two_streams(setting: Setting) -> Row:
-    """Recurrences that want more blocks at once than the device holds: each launch has to wait until all of its own fit."""
+    """Runs recurrences that want more blocks at once than the device holds: each launch has to wait until all of its own fit."""
     law = "24 kHz: two streams at once = one after the other"
     if setting.device.type != "cuda":
         return {"law": law, "left_out": "no device with streams"}
@@ -236,7 +236,7 @@ def two_streams(setting: Setting) -> Row:
 
 
 def rerank(setting: Setting) -> Row:
-    """Is the proof's assumption about tensor cores true here, and how often does a block search again?"""
+    """Checks the proof's assumption about tensor cores, and counts how often a block searches again."""
     stock = setting.stock("24 kHz")
     program = TritonBackend().prepare_quantizer(read_plan(stock).quantizer)
     levels, entries = len(stock.quantizer.layers), program.tables.codebooks
@@ -255,7 +255,7 @@ def rerank(setting: Setting) -> Row:
 
 
 def graphs(setting: Setting, model: str) -> Row:
-    """A model's `encode` and `decode` with `cuda_graphs` and without, also for a shape that has none."""
+    """Compares a model's `encode` and `decode` with `cuda_graphs` and without, also for a shape that has none."""
     if setting.device.type != "cuda":
         return {"law": f"{model}: a CUDA graph = launch by launch", "left_out": "only a CUDA device has graphs"}
     ours = setting.ours(model)
@@ -274,7 +274,7 @@ def _both(ours: EncodecModel, audio: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def waits(setting: Setting, model: str) -> Row:
-    """How often an encode and a decode wait for the device, as torch's own watch counts."""
+    """Counts how often an encode and a decode wait for the device, as torch's own watch counts."""
     if setting.device.type != "cuda":
         return {"law": f"{model}: host waits", "left_out": "no device to wait for"}
     ours, counts = setting.ours(model), {}
@@ -309,7 +309,7 @@ def _waits_of(call: Callable[[], Any]) -> int:
 
 
 def two_devices(setting: Setting) -> Row:
-    """The same codes on the second device, also after the first was used."""
+    """Compares codes on the second device, also after the first was used."""
     law = "24 kHz: two devices agree"
     if not torch.cuda.is_available() or torch.cuda.device_count() < 2:
         return {"law": law, "left_out": "fewer than two CUDA devices"}
@@ -320,7 +320,7 @@ def two_devices(setting: Setting) -> Row:
 
 
 def compiled(setting: Setting) -> Row:
-    """torch.compile(fullgraph=True) of the encoder gives the same bits."""
+    """Compares the encoder under torch.compile(fullgraph=True) with the encoder itself, bit for bit."""
     ours = setting.ours("24 kHz")
     x = signals(ours.config, 2, setting.samples(0.5), setting.device)
     backend = "inductor" if setting.device.type == "cuda" else "eager"
@@ -333,13 +333,13 @@ def _law(law: str, passed: bool) -> Row:
 
 
 def codes(setting: Setting) -> Iterator[Item]:
-    """What each way of computing does to the codes: stock as it comes, stock in float32 and in halves, ours."""
+    """Yields what each way of computing does to the codes: stock as it comes, stock in float32 and in halves, ours."""
     for model in MODELS:
         yield Item(model, lambda m=model: code_rows(setting, m))
 
 
 def code_rows(setting: Setting, model: str) -> Iterator[Row]:
-    """Frames whose codes differ from float64's at all levels, and the share of codes that differ at each."""
+    """Yields frames whose codes differ from float64's at all levels, and the share of codes that differ at each."""
     from encodec_fast import use_precision
     from encodec_fast.verify import Reference
 

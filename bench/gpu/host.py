@@ -24,7 +24,7 @@ THREADS = (1, 2, 4, 8, 16, 32, 64)
 
 
 def tokenize(setting: Setting) -> Iterator[Item]:
-    """`encodec-fast tokenize` of FLAC files, as its user runs it."""
+    """Runs `encodec-fast tokenize` of FLAC files, as its user runs it."""
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing or setting.device.type != "cuda":
         reason = f"{', '.join(missing)} not installed" if missing else "no GPU"
@@ -36,7 +36,7 @@ def tokenize(setting: Setting) -> Iterator[Item]:
 
 
 def corpus(setting: Setting) -> tuple[Path, float]:
-    """(folder of FLAC files, seconds of audio in all), written at the first call."""
+    """Returns (folder of FLAC files, seconds of audio in all), written at the first call."""
     import soundfile
 
     folder, config = setting.scratch / "corpus", setting.config("24 kHz")
@@ -56,7 +56,7 @@ def corpus(setting: Setting) -> tuple[Path, float]:
 
 
 def tokenized(setting: Setting, readers: int) -> Row:
-    """x real time of the whole command and without the time that an empty run takes; how long the encoder worked and waited."""
+    """Returns x real time of the whole command, and without what an empty run takes; how long the encoder worked and waited."""
     folder, seconds = corpus(setting)
     model, out = setting.scratch / "model", setting.scratch / f"codes-{readers}"
     if not model.exists():
@@ -85,7 +85,7 @@ def tokenized(setting: Setting, readers: int) -> Row:
 
 
 def cpu(setting: Setting) -> Iterator[Item]:
-    """The cpu backend, compiled here, on more and more threads."""
+    """Runs the cpu backend, compiled here, on more and more threads."""
     yield Item("build", lambda: [build()])
     cores = os.cpu_count() or 1
     for threads in [count for count in THREADS if count <= cores]:
@@ -105,7 +105,7 @@ def build() -> Row:
 
 
 def encoded(setting: Setting, threads: int) -> Iterator[Row]:
-    """x real time of encode and decode, 8 clips of 10 s at 6 kbps."""
+    """Yields x real time of encode and decode, 8 clips of 10 s at 6 kbps."""
     from encodec_fast import use_backend
 
     cpu_device = torch.device("cpu")

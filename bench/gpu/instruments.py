@@ -48,13 +48,13 @@ NCU_SECONDS, SANITIZER_SECONDS = 40, 45
 
 
 def profile(setting: Setting) -> Iterator[Item]:
-    """ncu on the stages that took longest in parity, by the phase `stages`; on any others where that has no rows."""
+    """Runs ncu on the stages that took longest in parity, by the phase `stages`; on any others where that has no rows."""
     for part, index, name in longest(setting):
         yield Item(name, lambda p=part, i=index, n=name: counters(setting, p, i, n))
 
 
 def longest(setting: Setting) -> list[tuple[str, int, str]]:
-    """(part, index, name) of stages of the 24 kHz model."""
+    """Returns (part, index, name) of stages of the 24 kHz model."""
     plan = read_plan(setting.stock("24 kHz"))
     stages: dict[str, tuple[str, int, Stage]] = {}
     for part, network in (("encoder", plan.encoder), ("decoder", plan.decoder)):
@@ -72,7 +72,7 @@ def longest(setting: Setting) -> list[tuple[str, int, str]]:
 
 
 def counters(setting: Setting, part: str, index: int, name: str) -> Iterator[Row]:
-    """A row per kernel that the stage launches."""
+    """Yields a row per kernel that the stage launches."""
     program = shutil.which("ncu")
     if program is None or setting.device.type != "cuda":
         yield {"stage": name, "left_out": "ncu is not installed" if program is None else "no GPU"}
@@ -138,7 +138,7 @@ def run_stage(setting: Setting, place: str) -> None:
 
 
 def sanitizer(setting: Setting) -> Iterator[Item]:
-    """compute-sanitizer on encode and decode of the toy models, every allocation its own."""
+    """Runs compute-sanitizer on encode and decode of the toy models, every allocation its own."""
     toy = replace(setting, toy=True)
     for model in MODELS:
         toy.stock(model)  # the weights are drawn here, where nothing watches every access
@@ -160,7 +160,7 @@ def sanitized(setting: Setting, tool: str) -> Row:
 
 
 def run_toy(setting: Setting) -> None:
-    """Encode and decode of both toy models in every precision, once."""
+    """Runs encode and decode of both toy models in every precision, once."""
     for model in MODELS:
         stock = setting.stock(model)
         plan = read_plan(stock)

@@ -51,32 +51,32 @@ class Setting:
 
     @property
     def precisions(self) -> tuple[str, ...]:
-        """Those that a phase goes through. To the interpreter tf32 x 3 is float32."""
+        """Returns those that a phase goes through. To the interpreter tf32 x 3 is float32."""
         return PRECISIONS if not self.toy else ("parity", "fast")
 
     @property
     def repeats(self) -> int:
-        """Runs of one kernel on one input: what differs between them is a race, of which the interpreter has none."""
+        """Returns the runs of one kernel on one input: what differs between them is a race, of which the interpreter has none."""
         return 5 if not self.toy else 2
 
     def same(self, a: Tensor, b: Tensor) -> bool:
-        """Whether two tensors are equal to the bit; in the interpreter, whose products add as numpy likes, nearly."""
+        """Returns whether two tensors are equal to the bit; in the interpreter, whose products add as numpy likes, nearly."""
         if self.device.type == "cuda" or not a.is_floating_point():
             return torch.equal(a, b)
         return a.shape == b.shape and relative_error(a, b.double()) < 1e-5
 
     def config(self, model: str) -> EncodecConfig:
-        """model: a key of MODELS."""
+        """Returns the config of a model, a key of MODELS."""
         if not self.toy:
             return demo.demo_config(MODELS[model])
         return EncodecConfig(**TOY, **(TOY_48KHZ if model == "48 kHz" else {}))
 
     def samples(self, seconds: float, model: str = "24 kHz") -> int:
-        """Of a clip; a toy's have hundreds at most."""
+        """Returns the samples of a clip; a toy's have hundreds at most."""
         return int(seconds * self.config(model).sampling_rate) if not self.toy else max(60, min(180, int(90 * seconds)))
 
     def stock(self, model: str) -> Stock:
-        """transformers' own model on the device, float32; drawn and fitted at the first call of all phases, then read from scratch."""
+        """Returns transformers' own model on the device, float32; drawn at the first call of all phases, then read from scratch."""
         path, config = self.scratch / f"weights {model}{' toy' * self.toy}.pt", self.config(model)
         stock = Stock(config).eval()
         if not path.exists():
@@ -89,7 +89,7 @@ class Setting:
         return stock.to(self.device)
 
     def ours(self, model: str, stock: Stock | None = None) -> EncodecModel:
-        """The drop-in class with the same weights."""
+        """Returns the drop-in class with the same weights."""
         stock = stock or self.stock(model)
         ours = EncodecModel(stock.config).eval()
         ours.load_state_dict(stock.state_dict())
@@ -113,7 +113,7 @@ class Codec:
 
 
 def signals(config: EncodecConfig, clips: int, samples: int, device: torch.device, seed: int = 0) -> Tensor:
-    """[B, C, T] float32: voices of gliding pitch with pauses over faint noise, each clip its own.
+    """Returns audio [B, C, T], float32: voices of gliding pitch with pauses over faint noise, each clip its own.
 
     Made here and not read from files: a GPU machine may have nothing installed that reads them.
     """
@@ -132,7 +132,7 @@ def signals(config: EncodecConfig, clips: int, samples: int, device: torch.devic
 
 @contextmanager
 def tf32(allowed: bool, benchmark: bool = False) -> Iterator[None]:
-    """torch's switches as they are by default (convolutions and LSTM in tf32) or for float32; cudnn.benchmark besides."""
+    """Sets torch's switches as they are by default (convolutions and LSTM in tf32) or for float32; cudnn.benchmark besides."""
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     before = cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark
     # products outside convolutions stay in float32 by torch's default
@@ -145,7 +145,7 @@ def tf32(allowed: bool, benchmark: bool = False) -> Iterator[None]:
 
 @contextmanager
 def poisoned() -> Iterator[None]:
-    """Whatever is allocated without a value holds NaN, or -777777, so that an element that no kernel writes shows."""
+    """Fills what is allocated without a value with NaN or -777777: an element that no kernel writes shows."""
 
     def filled(tensor: Tensor) -> Tensor:
         plain = type(tensor) is Tensor and tensor.device.type != "meta"
@@ -161,5 +161,5 @@ def poisoned() -> Iterator[None]:
 
 
 def relative_error(y: Tensor, truth: Tensor) -> float:
-    """Root mean square, relative to the signal, as `encodec-fast verify` has it."""
+    """Returns the root mean square of the error, relative to the signal, as `encodec-fast verify` has it."""
     return ((y.double() - truth).square().sum() / truth.square().sum()).sqrt().item()

@@ -44,7 +44,7 @@ def stages(setting: Setting) -> Iterator[Item]:
 
 
 def stage_rows(setting: Setting, model: str, part: str) -> Iterator[Row]:
-    """Each stage in each precision and transformers' modules with torch's defaults, in turn."""
+    """Yields times of each stage in each precision and transformers' modules with torch's defaults, in turn."""
     stock = setting.stock(model)
     plan, (clips, seconds) = read_plan(stock), STAGE_BATCH[model]
     clips = 2 if setting.toy else clips
@@ -100,7 +100,7 @@ def _stage_row(setting: Setting, model: str, stage: str, times: dict[str, list[f
 
 
 def lstm_rows(setting: Setting, batch: int) -> Iterator[Row]:
-    """The recurrence of 10 s, where latency counts and not work."""
+    """Yields times of the recurrence of 10 s, where latency counts and not work."""
     stock = setting.stock("24 kHz")
     network = read_plan(stock).encoder
     index = next(i for i, stage in enumerate(network.stages) if isinstance(stage, LSTM))
@@ -118,7 +118,7 @@ def lstm_rows(setting: Setting, batch: int) -> Iterator[Row]:
 
 
 def quantizer_rows(setting: Setting) -> Iterator[Row]:
-    """Search and sum at 8 and at 32 levels, 32 clips of 750 frames."""
+    """Yields times of search and sum at 8 and at 32 levels, 32 clips of 750 frames."""
     stock = setting.stock("24 kHz")
     plan, codec = read_plan(stock), Codec(read_plan(stock), "parity")
     clips, seconds = (32, 10.0) if not setting.toy else (2, 1.0)
@@ -148,7 +148,7 @@ def _search_floor(peak: Peak | None, name: str, moved: float, flops: float) -> f
 
 
 def end_to_end(setting: Setting) -> Iterator[Item]:
-    """The public calls of both classes, answers compared first."""
+    """Yields the public calls of both classes, answers compared first."""
     cases = CASES if not setting.toy else (("24 kHz", 2, 1.0, 48.0, False), ("48 kHz", 2, 1.7, 48.0, False))
     for model, clips, seconds, bandwidth, graphs in cases:
         name = f"{model}, {clips} x {seconds:g} s, {bandwidth:g} kbps"

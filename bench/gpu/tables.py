@@ -27,7 +27,7 @@ class Grid:
 
 
 def grids(rows: list[Row]) -> Iterator[Grid]:
-    """Every table of a report."""
+    """Yields every table of a report."""
     for phase in dict.fromkeys(row["phase"] for row in rows):
         found = [row for row in rows if row["phase"] == phase and not PROGRESS & set(row)]
         if found and phase in _TABLES:
@@ -35,7 +35,7 @@ def grids(rows: list[Row]) -> Iterator[Grid]:
 
 
 def sentences(rows: list[Row]) -> Iterator[str]:
-    """What failed and what was left out."""
+    """Says what failed and what was left out."""
     for row in rows:
         for kind, word in (("failed", "FAILED"), ("left_out", "left out")):
             if kind in row:
@@ -44,7 +44,7 @@ def sentences(rows: list[Row]) -> Iterator[str]:
 
 
 def number(value: Any, digits: int = 3) -> str:
-    """Three digits that count, and a red check in words."""
+    """Returns three digits that count, and a red check in words."""
     if isinstance(value, bool):
         return "yes" if value else "NO"
     if not isinstance(value, float):

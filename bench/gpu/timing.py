@@ -11,7 +11,7 @@ import torch
 
 
 def milliseconds(call: Callable[[], Any], device: torch.device) -> float:
-    """Of one call: between events on a GPU, by the clock elsewhere."""
+    """Returns the time of one call: between events on a GPU, by the clock elsewhere."""
     if device.type != "cuda":
         began = time.perf_counter()
         call()
@@ -27,7 +27,7 @@ def milliseconds(call: Callable[[], Any], device: torch.device) -> float:
 def in_turn(
     calls: Mapping[str, Callable[[], Any]], device: torch.device, seconds: float, rounds: int = 20, warm_up: int = 2
 ) -> dict[str, list[float]]:
-    """Milliseconds of each run of each call, one after another, every second round in reverse.
+    """Returns milliseconds of each run of each call, one after another, every second round in reverse.
 
     seconds: after this no new round begins; three are made in any case, one where nothing is measured (off a GPU).
     warm_up: runs of each before, which also compile.
@@ -51,5 +51,5 @@ def median(times: list[float]) -> float:
 
 
 def spread(times: list[float]) -> float:
-    """(slowest - fastest) / median."""
+    """Returns (slowest - fastest) / median."""
     return (max(times) - min(times)) / median(times)

@@ -1,4 +1,4 @@
-"""Which tile is the fastest? The kernels that take longest, each with the table's tile and with others, in turn on the same input."""
+"""Which tile is the fastest? The longest kernels run in turn on one input, with the table's tile and with others."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ Run = Callable[[Tile], torch.Tensor]
 
 
 def variants(setting: Setting) -> Iterator[Item]:
-    """One item for each kernel of OTHERS."""
+    """Yields one item for each kernel of OTHERS."""
     for key in OTHERS if not setting.toy else [("conv", "split", 64), ("rvq_encode", "rerank", 1)]:
         yield Item(" ".join(map(str, key)), lambda k=key: compared(setting, k))
 
 
 def compared(setting: Setting, key: tuple[str, str, int]) -> Iterator[Row]:
-    """ms of each tile on the widest layer of that kind, the table's first, and whether it gives the table's bits."""
+    """Yields ms of each tile on the widest layer of that kind, the table's first, and whether it gives the table's bits."""
     kernel = " ".join(map(str, key))
     run = kernel_run(read_plan(setting.stock("24 kHz")), key, *_size(setting), setting.device)
     if run is None:
@@ -66,7 +66,7 @@ def all_tiles(key: tuple[str, str, int], own: Tile) -> list[Tile]:
 
 
 def kernel_run(plan: Plan, key: tuple[str, str, int], clips: int, samples: int, device: torch.device) -> Run | None:
-    """A call of one kernel with a given tile, on the widest layer of the encoder that the key names; None if it has none."""
+    """Returns a call of one kernel with a given tile, on the widest layer of the encoder that the key names; None if it has none."""
     kind, precision, width = key
     if kind == "rvq_encode":
         tables, levels = search_tables(plan.quantizer.codebooks), len(plan.quantizer.codebooks)

@@ -34,7 +34,7 @@ class Case(NamedTuple):
 
     @property
     def batch(self) -> int:
-        """Rows of the batch that runs: clips, or chunks of all clips."""
+        """Returns the rows of the batch that runs: clips, or chunks of all clips."""
         return self.clips if demo_config(self.model).chunk_length is None else self.clips * CHUNKS
 
     @property
@@ -58,7 +58,7 @@ class StageCost:
     floor: float | None
 
     def milliseconds(self, launch: float) -> float:
-        """launch: microseconds between two launches."""
+        """Returns the time of all its launches.  launch: microseconds between two of them."""
         return self.times * (self.cost.time + launch / 1000)
 
 
@@ -71,7 +71,7 @@ class Projection:
     stages: tuple[StageCost, ...]
 
     def part(self, call: str) -> list[StageCost]:
-        """Launches of 'encode' or 'decode'."""
+        """Returns the launches of 'encode' or 'decode'."""
         return [stage for stage in self.stages if stage.stage.startswith(PARTS[call])]
 
     def milliseconds(self, call: str) -> float:
@@ -84,7 +84,7 @@ class Projection:
         return sum(stage.times for stage in self.part(call))
 
     def rows(self) -> Iterable[dict[str, Any]]:
-        """One for each launch of each call, as plain data."""
+        """Yields a row for each launch of each call, as plain data."""
         about = {"arch": self.arch, "gpu": GPUS[self.arch].name, **self.case._asdict()}
         for call in PARTS:
             for stage in self.part(call):

@@ -1,7 +1,7 @@
 """Compiles the launches of a call for an architecture that need not be present, and reads what the machine code needs.
 
-The launcher itself runs, on tensors of device 'meta'; its launches are recorded and specialised by Triton's own rules
-(alignment, ones), so the kernel compiled here is the kernel that a launch on such tensors would compile.
+The launcher itself runs, on tensors of device 'meta'. Its launches are recorded and specialised by Triton's own rules
+(alignment, ones). So the kernel compiled here is the one that a launch on such tensors would compile.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def target_of(arch: str) -> GPUTarget:
 
 @contextlib.contextmanager
 def as_on(arch: str) -> Iterator[None]:
-    """Every device counts as one of the architecture: for what is laid out for its tiles before the first launch."""
+    """Makes every device count as one of the architecture: for what is laid out for its tiles before the first launch."""
     arch_of = tiles.arch_of
     tiles.arch_of = lambda device: arch
     try:
@@ -92,7 +92,7 @@ def as_on(arch: str) -> Iterator[None]:
 
 
 def record_launches(call: Callable[[], Any], arch: str) -> list[Launch]:
-    """The launches of a call on meta tensors, with the tiles of the architecture, none of them carried out."""
+    """Returns the launches of a call on meta tensors, with the tiles of the architecture, none of them carried out."""
     launches: list[Launch] = []
 
     def record(kernel: JITFunction, *args: Any, grid: tuple[int, ...], warmup: bool, **kwargs: Any) -> None:
@@ -113,7 +113,7 @@ class _Specialised(Exception):
 
 
 def specialise(launch: Launch, arch: str) -> tuple[ASTSource, dict[str, Any]]:
-    """The source and the options that the launch would be compiled with; `source.hash()` is equal for equal kernels.
+    """Returns the source and the options that the launch would be compiled with; `source.hash()` is equal for equal kernels.
 
     Triton's own launch makes them, whose inner functions change with each release, on a driver that says it has such a device.
     """
@@ -148,7 +148,7 @@ def _fresh_caches(kernel: JITFunction) -> dict[str, Any]:
 
 
 def compiled(launch: Launch, arch: str) -> Any:
-    """What Triton makes of one launch: `asm`, `metadata`.  Raises what Triton and its assembler raise."""
+    """Returns what Triton makes of one launch: `asm`, `metadata`.  Raises what Triton and its assembler raise."""
     source, options = specialise(launch, arch)
     return triton.compile(source, target=target_of(arch), options=options)
 
@@ -165,7 +165,7 @@ def compile_launch(launch: Launch, arch: str) -> Resources:
 
 
 def compile_all(launches: Sequence[Launch], arch: str, workers: int | None = None) -> list[Resources | Exception]:
-    """For each launch what its kernel takes, or the error of compiling it, by processes that share the work; equal kernels once.
+    """Returns for each launch what its kernel takes, or the error of compiling it. Processes share the work; equal kernels once.
 
     workers: processes, by default one per core. Call it before CUDA is initialised: they are forked, for kernels don't pickle.
     """
@@ -182,7 +182,7 @@ Found = TypeVar("Found")
 def for_each(
     launches: Sequence[Launch], arch: str, each: Callable[[Launch, str], Found], workers: int | None = None
 ) -> list[Found | Exception]:
-    """each(launch, arch) of every launch, or its error, by forked processes that share the work.
+    """Returns each(launch, arch) of every launch, or its error, by forked processes that share the work.
 
     each: a function that a module holds, whose result can be pickled.  workers: processes, by default one per core.
     """
@@ -226,7 +226,7 @@ def _read_nvidia(made: Any) -> tuple[int, int, Counter[str]]:
 
 
 def registers_and_stack(made: Any) -> tuple[int, int]:
-    """Registers of a thread, and its bytes of stack, of a kernel for an NVIDIA architecture."""
+    """Returns the registers of a thread, and its bytes of stack, of a kernel for an NVIDIA architecture."""
     # LOCAL stays 0 in kernels that spill, and a failed allocation shows as 32 registers: STACK is the one to read
     found = re.search(r"REG:(\d+) STACK:(\d+)", _read_cubin(made, "cuobjdump", "-res-usage"))
     assert found
@@ -234,7 +234,7 @@ def registers_and_stack(made: Any) -> tuple[int, int]:
 
 
 def disassembly(made: Any) -> str:
-    """The machine code of a kernel for an NVIDIA architecture as text."""
+    """Returns the machine code of a kernel for an NVIDIA architecture as text."""
     return _read_cubin(made, "nvdisasm", "-c")
 
 

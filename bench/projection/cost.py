@@ -41,7 +41,7 @@ class Region:
 
     @property
     def bound_by_conflicts(self) -> bool:
-        """Whether another pipe would be the longest if there were none."""
+        """Returns whether another pipe would be the longest if there were none."""
         others = max(cycles for pipe, cycles in self.cycles.items() if pipe != "shared")
         return self.bound == "shared" and self.cycles["shared"] - self.conflicts < others
 
@@ -82,7 +82,7 @@ class Cost:
 
     @property
     def conflicts(self) -> float:
-        """Share of the cycles of shared memory that bank conflicts take."""
+        """Returns the share of the cycles of shared memory that bank conflicts take."""
         shared = sum(region.cycles["shared"] for region in self.regions)
         return sum(region.conflicts for region in self.regions) / shared if shared else 0.0
 
@@ -94,7 +94,7 @@ def launch_cost(launch: compile_ahead.Launch, arch: str) -> Cost:
 
 
 def cost_of(made: Any, parameters: list[int | None], grid: Sequence[int], tensor_bytes: int, gpu: Gpu) -> Cost:
-    """What a compiled kernel costs, with the parameters of its launch in order, None for what is not a whole number.
+    """Returns what a compiled kernel costs, with the parameters of its launch in order, None for what is not a whole number.
 
     made: of `compile_ahead.compiled`.  tensor_bytes: of the tensors that it takes.
     """

@@ -1,6 +1,6 @@
 """Every kernel launch of a model's encode and decode on an architecture, recorded without a device.
 
-What the ahead-of-time checks compile is thereby what the executor launches, with the tiles and alignments of a real call.
+What the ahead-of-time checks compile is thus what the backend launches, with the tiles and alignments of a real call.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def model_launches(
     dtype: torch.dtype = torch.float32,
     num_quantizers: int = 8,
 ) -> list[StageLaunch]:
-    """Launches of encode and decode of `batch` clips of `samples`; of the LSTM's equal steps one.
+    """Returns the launches of encode and decode of `batch` clips of `samples`; of the LSTM's equal steps one.
 
     precision: of products, 'split', 'tf32' or 'ieee'.  search: of `rvq_encode`.  ragged: with per-clip lengths.  dtype: of the model.
     """

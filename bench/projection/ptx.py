@@ -49,13 +49,13 @@ class Program:
     parameters: list[str]
 
     def loops(self) -> list[tuple[int, int]]:
-        """(first, last) instruction of every loop, by its first."""
+        """Returns (first, last) instruction of every loop, by its first."""
         back = [(self.labels[one.target], index) for index, one in enumerate(self.instructions) if one.target]
         return merged_loops([(first, last) for first, last in back if first <= last])
 
     @cached_property
     def to_end(self) -> list[int]:
-        """Of each instruction, how many follow on the shortest way to the end of the kernel."""
+        """Returns for each instruction how many follow on the shortest way to the end of the kernel."""
         count = len(self.instructions)
         distance = [count * count] * (count + 1)
         distance[count] = 0
@@ -92,7 +92,7 @@ _IGNORED = ("prefetch", ".", "membar", "fence", "nanosleep")
 
 
 def parse(text: str) -> Program:
-    """The instructions of the one kernel in `text`."""
+    """Reads the instructions of the one kernel in `text`."""
     files: dict[str, str] = dict(re.findall(r'^\s*\.file\s+(\d+)\s+"(?:[^"]*/)?([^"/]+)"', text, re.MULTILINE))
     parameters = re.findall(r"\.param\s+[^\n]*?\s(\w+_param_\d+)[,\n]", text[: text.index("\n{")])
     instructions: list[Instruction] = []
@@ -142,7 +142,7 @@ def _instruction(code: str, line: str) -> Instruction:
 
 
 def signed(x: Value, bits: int) -> Value:
-    """The low bits of x as a number with a sign."""
+    """Returns the low bits of x as a number with a sign."""
     if isinstance(x, np.ndarray) and x.dtype == np.uint64:
         x = x.view(np.int64)
     if bits == 64 and isinstance(x, np.ndarray):

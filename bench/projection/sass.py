@@ -32,7 +32,7 @@ class MachineCode:
 
 
 def parse(text: str) -> MachineCode:
-    """From what nvdisasm prints of a cubin with one kernel."""
+    """Reads what nvdisasm prints of a cubin with one kernel."""
     instructions: list[tuple[str, str]] = []
     labels: dict[str, int] = {}
     jumps: list[tuple[int, str]] = []
@@ -58,7 +58,7 @@ class LoopsDiffer(ValueError):
 
 
 def weights(code: MachineCode, program: Program, executions: Sequence[float]) -> list[tuple[int, float]]:
-    """Of each machine instruction the innermost loop of the PTX that it belongs to, -1 for none, and how often it is carried out.
+    """Returns for each machine instruction its innermost loop of the PTX, -1 for none, and how often it is carried out.
 
     executions: of each instruction of the PTX.
     Raises LoopsDiffer if the machine code has loops that the PTX has not.
@@ -73,8 +73,8 @@ def weights(code: MachineCode, program: Program, executions: Sequence[float]) ->
 def _rounds(code: MachineCode, program: Program, executions: Sequence[float]) -> list[tuple[int, float]]:
     """(loop of the PTX, rounds) of each loop of the machine code.
 
-    The assembler may write all rounds of a short loop one after another, or take several rounds of a loop in one, in a loop before another
-    for those that are left over.
+    The assembler may write all rounds of a short loop one after another. It may also take several rounds of a loop in one; a second loop
+    then takes those that are left over.
     """
     theirs = {loop: (first, last, max(executions[first], executions[last])) for loop, (first, last) in enumerate(program.loops())}
     while len(theirs) > len(code.loops):

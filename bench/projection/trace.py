@@ -47,8 +47,8 @@ class Trace:
     """executions of every instruction; accesses by instruction.
 
     touched: for 'load', 'store' and 'uncached' accesses the numbers of the different global sectors.
-    latency: cycles of the block alone on an SM, which wait for results, for matrix units, for shared memory and for the way to the
-    second-level cache, but never for a turn to issue.
+    latency: cycles of the block alone on an SM. It waits for results, matrix units, shared memory and the way to the second-level cache,
+    but never for a turn to issue.
     """
 
     executions: list[int]

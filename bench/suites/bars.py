@@ -196,7 +196,7 @@ def load_seconds() -> float:
 
 
 def hour_megabytes() -> float:
-    """Returns the peak memory of encoding an hour besides the model, the input and the codes, in a process of its own (Linux)."""
+    """Returns the peak memory of encoding an hour beyond model, input and codes, in a process of its own (Linux)."""
     command = [sys.executable, str(BENCH / "tools" / "long_clip.py"), "--hours", "1", "--encode-only", "--json"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, "ENCODEC_FAST_BACKEND": "cpu"})
     return json.loads(done.stdout)["bytes_above"] / 1e6

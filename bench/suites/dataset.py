@@ -3,9 +3,9 @@
 The loop is what people write: read a file, resample it, encode it alone, save an array. By default both are whole processes over
 copies of the bundled clips; loading the model counts on both sides.
 
-`--clips DIR` looks into a run over real clips of mixed lengths instead, in one process. Printed are the encoder alone on decoded
-clips, `tokenize` with everything (headers, decoding, resampling, shards, ledger), and the loop on a share of the clips. Debian's
-asterisk-core-sounds-en-wav is a public set of 568 clips of 0.2 to 73 s, 25 minutes in all:
+`--clips DIR` looks into a run over real clips of mixed lengths instead, in one process. It prints the rate of the encoder alone, on
+decoded clips. Beside it are `tokenize` with headers, decoding, resampling, shards and ledger, and the loop on a share of the clips.
+Debian's asterisk-core-sounds-en-wav is a public set of 568 clips of 0.2 to 73 s, 25 minutes in all:
 
     apt-get download asterisk-core-sounds-en-wav && dpkg -x asterisk-core-sounds-en-wav_*.deb clips
 """
@@ -255,7 +255,7 @@ def tokenize(model: EncodecModel, source: str, out: Path) -> tuple[Summary, floa
 
 
 def loop_rate(model: transformers.EncodecModel, tasks: list[Task]) -> tuple[float, dict[str, np.ndarray]]:
-    """Returns x real time of the loop that most people write, a .npy file per clip included, and the codes [1, K, F] by task."""
+    """Returns x real time of the loop that most people write, with a .npy file per clip, and the codes [1, K, F] by task."""
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()

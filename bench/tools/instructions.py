@@ -31,7 +31,7 @@ HEADER = Path("/usr/include/valgrind/callgrind.h")
 
 
 def missing() -> str | None:
-    """What this machine lacks for counting, or None."""
+    """Returns what this machine lacks for counting, or None."""
     if shutil.which("valgrind") is None or not HEADER.exists():
         return "valgrind is not installed (Debian and Ubuntu: apt-get install valgrind)"
     if find_compiler() is None:
@@ -44,17 +44,17 @@ def missing() -> str | None:
 
 
 def tier() -> str:
-    """The best tier that valgrind can run."""
+    """Returns the best tier that valgrind can run."""
     return "neon" if platform.machine() in ("aarch64", "arm64") else "avx2"
 
 
 def engine() -> Path:
-    """The engine of this installation."""
+    """Returns the engine of this installation."""
     return library.SOURCES / library.LIBRARY
 
 
 def key() -> str:
-    """Compiler that the engine was built with, by its major version, and tier: counts of different keys are not comparable."""
+    """Returns the engine's compiler, by its major version, and the tier: counts of different keys are not comparable."""
     found = re.search(rb"GCC: \([^)]*\) (\d+)|clang version (\d+)", engine().read_bytes())
     if found is None:
         return f"unknown compiler, {tier()}"
@@ -62,7 +62,7 @@ def key() -> str:
 
 
 def count() -> dict[str, int]:
-    """Instructions of each kernel.  Raises RuntimeError with the tool's own words where something fails."""
+    """Counts the instructions of each kernel.  Raises RuntimeError with the tool's own words where something fails."""
     with tempfile.TemporaryDirectory() as folder:
         program = Path(folder) / "instructions"
         sources = [str(PROGRAM), str(engine())]
@@ -87,7 +87,7 @@ def _run(command: list[str], folder: str) -> str:
 
 
 def risen(counts: dict[str, int], stored: dict[str, int]) -> list[str]:
-    """A sentence per kernel that takes more than LIMIT above its stored count, or that has none, or that is gone."""
+    """Returns a sentence per kernel that takes more than LIMIT above its stored count, or that has none, or that is gone."""
     sentences = [f"{name}: not stored" for name in counts.keys() - stored.keys()]
     sentences += [f"{name}: no longer counted" for name in stored.keys() - counts.keys()]
     for name in counts.keys() & stored.keys():

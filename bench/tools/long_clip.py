@@ -29,7 +29,7 @@ MIB = 1 << 20
 
 
 def clip(hours: float, rate: int) -> torch.Tensor:
-    """Noise under a slow envelope, float32 [1, 1, T], made in place."""
+    """Returns noise under a slow envelope, float32 [1, 1, T], made in place."""
     audio = torch.empty(1, 1, int(hours * 3600 * rate))
     audio.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
     for second in range(0, audio.shape[-1], rate):
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def measured(name: str, options: argparse.Namespace, given: torch.Tensor, call: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-    """`call(given)`, after a line about its time and memory."""
+    """Returns `call(given)`, after a line about its time and memory."""
     forget_peak()
     before, start = resident_bytes(), time.perf_counter()
     made = call(given)

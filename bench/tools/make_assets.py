@@ -43,7 +43,7 @@ SPEECH = {
 
 
 def speak(clip: Speech) -> np.ndarray:
-    """Samples of the spoken clip at clip.rate, float64 [T]."""
+    """Returns the samples of the spoken clip at clip.rate, float64 [T]."""
     with tempfile.TemporaryDirectory() as folder:
         wav = Path(folder) / "speech.wav"
         command = [
@@ -64,7 +64,7 @@ def speak(clip: Speech) -> np.ndarray:
 
 
 def music(rate: int = 48000) -> np.ndarray:
-    """A plucked chord progression with a bass and a soft shaker, panned in stereo, float64 [T, 2], 3.5 seconds."""
+    """Returns a plucked chord progression with a bass and a soft shaker, panned in stereo, float64 [T, 2], 3.5 seconds."""
     rng = np.random.default_rng(2022)
     out = np.zeros((int(3.5 * rate) + 37, 2))
 

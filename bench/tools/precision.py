@@ -62,19 +62,19 @@ class Way:
             return call()
 
     def encode(self, clip: Tensor, bandwidth: float) -> Any:
-        """transformers' output; the chunks' embeddings stay in `embeddings`."""
+        """Returns transformers' output; the chunks' embeddings stay in `embeddings`."""
         self.embeddings = []
         return self._run(lambda: self.model.encode(clip.to(self.model.dtype), bandwidth=bandwidth))
 
     def decode(self, encoded: Any) -> Tensor:
-        """Audio in float64, from codes and scales of any way."""
+        """Returns audio in float64, from codes and scales of any way."""
         scales = [None if scale is None else scale.to(self.model.dtype) for scale in encoded.audio_scales]
         extra = {"last_frame_pad_length": encoded.last_frame_pad_length} if "last_frame_pad_length" in encoded else {}
         return self._run(lambda: self.model.decode(encoded.audio_codes, scales, **extra)).audio_values.double()
 
 
 def rounded(x: Tensor, kind: str) -> Tensor:
-    """float32 values rounded to the nearest that `kind` can hold, ties to even; tf32 has float32's range."""
+    """Returns float32 values rounded to the nearest that `kind` can hold, ties to even; tf32 has float32's range."""
     if kind != "tf32":
         return x.to(getattr(torch, kind)).float()
     dropped = 23 - MANTISSA_BITS[kind]
@@ -92,7 +92,7 @@ class RoundedLSTM(nn.Module):
         self.layers = [tuple(rounded(w, kind) if w.dim() == 2 else w for w in weights) for weights in lstm.all_weights]
 
     def forward(self, x: Tensor) -> tuple[Tensor, None]:
-        """x: [T, B, C] -> the last layer's states [T, B, C]."""
+        """Returns, for x [T, B, C], the last layer's states [T, B, C]."""
         for w_ih, w_hh, b_ih, b_hh in self.layers:
             inputs = rounded(x, self.kind) @ w_ih.T + b_ih + b_hh
             h, c, states = x.new_zeros(x.shape[1:]), x.new_zeros(x.shape[1:]), []
@@ -106,7 +106,7 @@ class RoundedLSTM(nn.Module):
 
 
 def emulate(model: EncodecModel, kind: str, search: bool) -> EncodecModel:
-    """The model with all products of rounded operands; `search` says whether those of the quantizer's search too."""
+    """Returns the model with all products of rounded operands; `search` says whether those of the quantizer's search too."""
     for module in list(model.modules()):
         if isinstance(module, nn.Conv1d | nn.ConvTranspose1d):
             if nn.utils.parametrize.is_parametrized(module, "weight"):
@@ -128,7 +128,7 @@ def _rounded_search(x: Tensor, entries: Tensor, kind: str) -> Tensor:
 
 
 def ways(stock: Callable[[], EncodecModel]) -> Iterator[Way]:
-    """All ways, one after another; each holds a model of its own.  Raises ValueError where the cpu backend can't run."""
+    """Yields all ways, one after another; each holds a model of its own.  Raises ValueError where the cpu backend can't run."""
     yield Way("transformers, float32", "run", stock())
     for backend in ("cpu", "torch"):
         missing = CONTENDERS[f"ours-{backend}"].missing(torch.device("cpu"))
@@ -145,13 +145,13 @@ def ways(stock: Callable[[], EncodecModel]) -> Iterator[Way]:
 
 
 def snr_db(audio: Tensor, reference: Tensor) -> float:
-    """Signal-to-noise ratio, infinite (as JSON has it: null in rows) for equal audio."""
+    """Returns the signal-to-noise ratio, infinite (as JSON has it: null in rows) for equal audio."""
     noise = (audio - reference).square().sum()
     return math.inf if noise == 0 else 10 * (reference.square().sum() / noise).log10().item()
 
 
 def stft_distance(audio: Tensor, reference: Tensor) -> float:
-    """Mean over three resolutions of spectral convergence plus mean distance of log magnitudes.  audio, reference: [1, C, T]."""
+    """Returns spectral convergence plus mean distance of log magnitudes, mean of three resolutions.  Both audios: [1, C, T]."""
     total = 0.0
     for size in FFT_SIZES:
         window = torch.hann_window(size, dtype=audio.dtype)
@@ -164,7 +164,7 @@ def stft_distance(audio: Tensor, reference: Tensor) -> float:
 
 
 def study(stock: Callable[[], EncodecModel], clips: list[Tensor], bandwidth: float) -> Iterator[Row]:
-    """One row per way, then one with the margins of the truth."""
+    """Yields one row per way, then one with the margins of the truth."""
     exact = Way("float64", "run", stock().double())
     embed = torch.stack([layer.codebook.embed for layer in exact.model.quantizer.layers])
     truths: list[list[Truth]] = []
@@ -208,12 +208,12 @@ def study(stock: Callable[[], EncodecModel], clips: list[Tensor], bandwidth: flo
 
 
 def finite(value: float) -> float | None:
-    """JSON has no infinity: None stands for equal audio."""
+    """Returns the value, or None for infinity, which JSON lacks: it stands for equal audio."""
     return value if math.isfinite(value) else None
 
 
 def interpreted_rows() -> Iterator[Row]:
-    """The triton backend in Triton's interpreter on a small model; run with TRITON_INTERPRET=1."""
+    """Yields the triton backend in Triton's interpreter on a small model; run with TRITON_INTERPRET=1."""
     from transformers import EncodecConfig
 
     from encodec_fast.plan.reader import read_plan
@@ -238,7 +238,7 @@ def interpreted_rows() -> Iterator[Row]:
 
 
 def in_interpreter() -> list[Row]:
-    """`interpreted_rows` of a process in which Triton interprets; it decides when a kernel is defined."""
+    """Returns `interpreted_rows` of a process in which Triton interprets; it decides when a kernel is defined."""
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run([sys.executable, __file__, "--interpreted"], env=environment, capture_output=True, text=True)
     if done.returncode:
@@ -247,7 +247,7 @@ def in_interpreter() -> list[Row]:
 
 
 def show(console: Console, title: str, rows: list[Row]) -> None:
-    """The study as a table."""
+    """Prints the study as a table."""
     table = Table(
         "way", "how", "frames that differ", "largest margin", "embedding error", "SNR, decode", "SNR, round trip", "STFT", title=title
     )
@@ -268,7 +268,7 @@ def _decibels(value: float | None) -> str:
 
 
 def clips_of(paths: list[Path], model: Any) -> list[Tensor]:
-    """[1, C, T] of each file, at the model's rate and channels, cut to a length that transformers can encode."""
+    """Returns audio [1, C, T] of each file, at the model's rate and channels, cut to a length that transformers can encode."""
     from encodec_fast.plan.geometry import reference_length
 
     clips = [torch.from_numpy(audio_files.read_audio(path, model.sampling_rate, model.audio_channels)[0])[None] for path in paths]
