@@ -47,8 +47,8 @@ def test_every_help_has_the_table_of_exit_codes(capsys, monkeypatch, name):
     assert [int(code) for code in re.findall(r"^ (\d+): ", out, re.MULTILINE)] == list(EXIT_CODES)
 
 
-def test_the_readme_has_the_same_codes():
-    (line,) = re.findall(r"\*\*Exit codes\*\*.*?crash\.", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+def test_the_documentation_has_the_same_codes():
+    (line,) = re.findall(r"\*\*Exit codes\*\*.*?crash\.", (ROOT / "docs" / "data-sets.md").read_text(encoding="utf-8"), re.DOTALL)
     assert [int(code) for code in re.findall(r"(?:[:;]|\n)\s+(\d+) [a-z]", line)] == list(EXIT_CODES)
 
 
