@@ -50,7 +50,7 @@ setup(
     include_package_data=False,  # only what is named here
     package_data={
         "encodec_fast": ["py.typed", "assets/*.flac"],
-        "encodec_fast.kernels": ["cpu/*.cpp", "cpu/*.h"],
+        "encodec_fast.kernels": [f"cpu/*/*.{kind}" for kind in ("cpp", "h", "inl")],
     },
     ext_modules=[Extension("encodec_fast.kernels.cpu.engine", sources=[])],
     cmdclass={"build_ext": BuildEngine, "bdist_wheel": AnyPythonWheel},

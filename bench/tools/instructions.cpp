@@ -9,7 +9,7 @@
 #include <functional>
 #include <vector>
 
-#include "engine.h"
+#include "api/engine.h"
 
 namespace {
 

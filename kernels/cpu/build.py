@@ -14,18 +14,23 @@ SOURCES = Path(__file__).parent
 LIBRARY = "encodec_cpu.so"
 
 # No -ffast-math, no -march=native, no contraction: every rounding is written in the source, and the same on every machine.
-FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fPIC", "-fvisibility=hidden", "-pthread", "-Wall", "-Wextra", "-Wno-psabi")
-COMMON = ("engine", "program", "schedule", "chain", "stages", "winograd", "lstm", "chunks", "saved", "threads", "tiers")
+FLAGS = ("-std=c++17", f"-I{SOURCES}", "-O3", "-ffp-contract=off", "-fPIC", "-fvisibility=hidden", "-pthread", "-Wall", "-Wextra", "-Wno-psabi")
+COMMON = (
+    "api/engine",
+    *(f"net/{unit}" for unit in ("program", "schedule", "chain", "stages", "winograd", "lstm", "codebooks", "chunks", "saved")),
+    "simd/tiers",
+    "runtime/threads",
+)
 # The translation units of each machine's instruction sets, each with the flags that switch its set on.
 TIERS: dict[str, dict[str, tuple[str, ...]]] = {
     "x86_64": {
-        "tier_avx512": ("-mavx512f", "-mavx512bw", "-mfma"),
-        "tier_avx2": ("-mavx2", "-mfma"),
-        "tier_avx512_emulated": ("-mavx2", "-mfma"),
-        "tier_baseline": (),
+        "simd/tier_avx512": ("-mavx512f", "-mavx512bw", "-mfma"),
+        "simd/tier_avx2": ("-mavx2", "-mfma"),
+        "simd/tier_avx512_emulated": ("-mavx2", "-mfma"),
+        "simd/tier_baseline": (),
     },
     # GCC's first scheduling pass loads weights early there, which takes registers from the sums of the widest tiles
-    "aarch64": {"tier_neon": ("-fno-schedule-insns",), "tier_baseline": ()},
+    "aarch64": {"simd/tier_neon": ("-fno-schedule-insns",), "simd/tier_baseline": ()},
 }
 MACHINES = {"AMD64": "x86_64", "arm64": "aarch64"}
 
@@ -41,8 +46,8 @@ def find_compiler() -> str | None:
 
 def compile_units(folder: str | os.PathLike[str], command: str, machine: str, extra_flags: tuple[str, ...] = ()) -> list[str]:
     """Paths of the objects in `folder`, one of each translation unit for that machine.  Raises BuildError where the compiler fails."""
-    units = {**dict.fromkeys(COMMON, ()), **TIERS.get(MACHINES.get(machine, machine), {"tier_baseline": ()})}
-    objects = [str(Path(folder) / f"{unit}.o") for unit in units]
+    units = {**dict.fromkeys(COMMON, ()), **TIERS.get(MACHINES.get(machine, machine), {"simd/tier_baseline": ()})}
+    objects = [str(Path(folder) / f"{Path(unit).name}.o") for unit in units]
     jobs = [
         [command, *FLAGS, *flags, *extra_flags, "-c", str(SOURCES / f"{unit}.cpp"), "-o", out]
         for (unit, flags), out in zip(units.items(), objects)

@@ -8,7 +8,7 @@ import pytest
 from encodec_fast.kernels.cpu import library as native
 from support.engine import engine
 
-# kernels/cpu/elementary.h states these, in units in the last place.
+# kernels/cpu/simd/elementary.inl states these, in units in the last place.
 BOUNDS = {"exp": 1.0, "elu": 1.0, "sigmoid": 2.5, "tanh": 2.6}
 EXACT = {
     "exp": np.exp,

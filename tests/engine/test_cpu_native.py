@@ -71,7 +71,7 @@ def test_a_forged_state_is_refused_or_goes_on_under_sanitizers(tmp_path, checked
 @needs_compiler
 @pytest.mark.parametrize("flags", [(), RACES], ids=["plain", "races"])
 def test_calls_within_calls_keep_to_their_threads(tmp_path, flags):
-    sources = (str(CPP / "nested_tasks.cpp"), str(native_build.SOURCES / "threads.cpp"))
+    sources = (str(CPP / "nested_tasks.cpp"), str(native_build.SOURCES / "runtime" / "threads.cpp"))
     program = tmp_path / "nested_tasks"
     built = subprocess.run([compiler, "-std=c++17", "-pthread", *flags, f"-I{native_build.SOURCES}", *sources, "-o", str(program)])
     if flags and built.returncode:
@@ -125,7 +125,7 @@ def test_the_sums_of_a_product_stay_in_registers_while_the_depth_goes_by(machine
     command = shutil.which(f"{machine}-linux-gnu-g++")
     if command is None:
         pytest.skip(f"needs {machine}-linux-gnu-g++")
-    source, flags = native_build.SOURCES / f"tier_{tier}.cpp", native_build.TIERS[machine][f"tier_{tier}"]
+    source, flags = native_build.SOURCES / "simd" / f"tier_{tier}.cpp", native_build.TIERS[machine][f"simd/tier_{tier}"]
     compile_ = [command, *native_build.FLAGS, *flags, "-S", str(source), "-o", "-"]
     assembly = subprocess.run(compile_, capture_output=True, text=True, check=True).stdout
     multiplies, stores = ASSEMBLY[machine]

@@ -8,7 +8,7 @@
 #include <thread>
 #include <vector>
 
-#include "threads.h"
+#include "runtime/threads.h"
 
 using namespace encodec;
 

@@ -4,7 +4,7 @@
 #include <cstdlib>
 #include <vector>
 
-#include "engine.h"
+#include "api/engine.h"
 
 static size_t most = SIZE_MAX;
 

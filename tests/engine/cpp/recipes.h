@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "engine.h"
+#include "api/engine.h"
 
 namespace recipes {
 

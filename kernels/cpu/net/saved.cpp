@@ -1,0 +1,142 @@
+// A clip's state as bytes: little more than the rows and the h and c that it carries, the same on every tier.
+//
+// Bytes may come from anywhere. Of what they say only the clip's length and whether it has ended are free: these and the program
+// decide everything that the engine counts and indexes by, so the rest must be just that.
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+
+#include "net/program.h"
+
+using namespace encodec;
+
+namespace {
+
+constexpr int64_t kMark = 0x31304345;  // "EC01"
+// Steps of a clip, 23 years of 24 kHz: no stage's count of rows comes near an overflow.
+constexpr int64_t kMostSteps = int64_t{1} << 44;
+
+class Writer {
+ public:
+  explicit Writer(std::vector<char>& bytes) : bytes_(bytes) {}
+  void operator()(const int64_t& value) { append(&value, sizeof value); }
+  void operator()(const bool& value) { (*this)(static_cast<int64_t>(value)); }
+  void operator()(const std::vector<float>& values) {
+    (*this)(static_cast<int64_t>(values.size()));
+    append(values.data(), values.size() * sizeof(float));
+  }
+
+ private:
+  void append(const void* data, size_t size) {
+    const char* from = static_cast<const char*>(data);
+    bytes_.insert(bytes_.end(), from, from + size);
+  }
+  std::vector<char>& bytes_;
+};
+
+class Reader {
+ public:
+  Reader(const char* bytes, int64_t size) : bytes_(bytes), left_(size) {}
+  void operator()(int64_t& value) { take(&value, 1, sizeof value); }
+  void operator()(bool& value) {
+    int64_t wide = 0;
+    (*this)(wide);
+    require(wide == 0 || wide == 1);
+    value = wide == 1;
+  }
+  void operator()(std::vector<float>& values) {
+    int64_t count = 0;
+    (*this)(count);
+    require(count >= 0 && count <= left_ / static_cast<int64_t>(sizeof(float)));
+    values.resize(count);
+    take(values.data(), count, sizeof(float));
+  }
+  void end() const { require(left_ == 0); }
+  static void require(bool holds) {
+    if (!holds) throw std::invalid_argument("these bytes are not the state of a clip in such a program");
+  }
+
+ private:
+  void take(void* data, int64_t count, int64_t size) {
+    require(count * size <= left_);
+    if (count > 0) std::memcpy(data, bytes_, count * size);
+    bytes_ += count * size;
+    left_ -= count * size;
+  }
+  const char* bytes_;
+  int64_t left_;
+};
+
+// All fields of a state in one order, for both ways.
+template <class Archive, class State>
+void each_field(Archive& archive, State& clip) {
+  archive(clip.length);
+  archive(clip.ended);
+  for (auto& part : clip.parts) {
+    archive(part.emitted);
+    archive(part.lstm);
+    for (auto& stage : part.chain) {
+      auto& progress = stage.progress;
+      for (auto* count : {&progress.length, &progress.next, &progress.begin}) archive(*count);
+      archive(progress.started);
+      archive(progress.ended);
+      archive(stage.kept);
+    }
+  }
+}
+
+bool same(const Progress& a, const Progress& b) {
+  return a.length == b.length && a.next == b.next && a.begin == b.begin && a.started == b.started && a.ended == b.ended;
+}
+
+// Whether both have the same counts, and as many floats.
+bool alike(const PartState& a, const PartState& b) {
+  const auto alike_stages = [](const StageState& one, const StageState& other) {
+    return same(one.progress, other.progress) && one.kept.size() == other.kept.size();
+  };
+  return a.emitted == b.emitted && a.lstm.size() == b.lstm.size() &&
+         std::equal(a.chain.begin(), a.chain.end(), b.chain.begin(), b.chain.end(), alike_stages);
+}
+
+}  // namespace
+
+void encodec_program::save(const ClipState& clip, std::vector<char>& bytes) const {
+  Writer writer(bytes);
+  writer(kMark);
+  each_field(writer, clip);
+}
+
+ClipState encodec_program::at(int64_t length, bool ended) const {
+  ClipState clip = open();
+  clip.length = length;
+  clip.ended = ended;
+  if (length == 0 && !ended) return clip;  // a push of nothing leaves a clip as it was
+  int64_t rows = length;
+  for (size_t i = 0; i < parts.size(); ++i) {
+    if (!parts[i].chain) continue;
+    const Chain& chain = *parts[i].chain;
+    std::vector<Progress> progress = progress_of(clip.parts[i].chain);
+    rows = clip.parts[i].emitted = chain.advance(progress, rows, ended);
+    for (size_t j = 0; j < progress.size(); ++j) {
+      StageState& stage = clip.parts[i].chain[j];
+      stage.progress = progress[j];
+      stage.kept.assign(chain.window(j).held(progress[j]) * chain.window(j).channels, 0.0f);
+    }
+  }
+  return clip;
+}
+
+ClipState encodec_program::load(const char* bytes, int64_t size) const {
+  Reader reader(bytes, size);
+  int64_t mark = 0;
+  reader(mark);
+  Reader::require(mark == kMark);
+  ClipState clip = open();
+  each_field(reader, clip);
+  reader.end();
+  Reader::require(0 <= clip.length && clip.length <= kMostSteps);
+  Reader::require(!whole_clips_only() || clip.ended || clip.length == 0);
+  const ClipState expected = at(clip.length, clip.ended);
+  Reader::require(std::equal(clip.parts.begin(), clip.parts.end(), expected.parts.begin(), expected.parts.end(), alike));
+  return clip;
+}
