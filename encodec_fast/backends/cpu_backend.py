@@ -55,12 +55,15 @@ class CpuStageProgram(StageProgram):
 
     def run(self, x: Tensor) -> Tensor:
         """Whole clips [B, C_in, T] -> [B, C_out, T_out]."""
-        if x.dim() != 3:
-            raise ValueError(f"x is {list(x.shape)}; the cpu backend takes [B, {self.in_channels}, T]")
-        clips, states = x.unbind(0), [self.open() for _ in range(x.shape[0])]
-        call = self._call(clips, states, [True] * len(clips))
-        y = x.new_empty(x.shape[0], self.out_channels, call.ready()[0] if states else 0)
-        call.push(y.unbind(0))
+        x = _batch(x, self.in_channels)
+        batch, _, steps = x.shape
+        length = native.check(self.library, self.library.encodec_output_length(self.handle, steps))
+        y = torch.empty(batch, self.out_channels, length, dtype=torch.float32, device="cpu")
+        ran = self.library.encodec_run(
+            self.handle, batch, x.data_ptr(), steps, x.stride(0), x.stride(1), torch.get_num_threads(),
+            y.data_ptr(), length, y.stride(0), y.stride(1),
+        )  # fmt: skip
+        native.check(self.library, ran)
         return y
 
     def run_clips(self, clips: Sequence[Tensor]) -> list[Tensor]:
@@ -149,12 +152,12 @@ class CpuQuantizerProgram(QuantizerProgram):
 
     def encode(self, x: Tensor, num_quantizers: int) -> Tensor:
         """Codes [num_quantizers, B, F], int64, of embeddings x [B, D, F]; on equal distances the lowest index."""
-        if x.dim() != 3 or x.shape[1] != self.dim:
-            raise ValueError(f"x is {list(x.shape)}; the cpu backend takes [B, {self.dim}, F]")
+        x = _batch(x, self.dim)
         batch, _, frames = x.shape
         codes = torch.empty(num_quantizers, batch, frames, dtype=torch.int64, device="cpu")
-        clips = NativeClips(x.unbind(0))
-        found = self.library.encodec_search(self.handle, clips.record, batch, num_quantizers, torch.get_num_threads(), *_code_rows(codes))
+        found = self.library.encodec_search_batch(
+            self.handle, batch, x.data_ptr(), frames, x.stride(0), x.stride(1), num_quantizers, torch.get_num_threads(), codes.data_ptr()
+        )
         native.check(self.library, found)
         return codes
 
@@ -277,6 +280,15 @@ def _append(library: ctypes.CDLL, program: int, stage: Stage) -> int:
         trims = {"pad_left": stage.trim_left, "pad_right": stage.trim_right}
         return library.encodec_add_upsample(program, record(stage, dilation=1, **trims))
     return library.encodec_add_conv(program, padded(stage))
+
+
+def _batch(x: Tensor, channels: int) -> Tensor:
+    """Returns x [B, channels, T] as the engine takes it: the steps of a channel follow each other."""
+    if x.dim() != 3 or x.shape[1] != channels:
+        raise ValueError(f"x is {list(x.shape)}; the cpu backend takes [B, {channels}, T]")
+    if x.dtype != torch.float32 or x.device.type != "cpu":
+        raise ValueError(f"a clip is {x.dtype}, on {x.device}; the cpu backend takes float32 on the CPU")
+    return x if x.shape[2] <= 1 or x.stride(2) == 1 else x.contiguous()
 
 
 def _taken(tensor: Tensor) -> bool:

@@ -14,7 +14,18 @@ SOURCES = Path(__file__).parent
 LIBRARY = "encodec_cpu.so"
 
 # No -ffast-math, no -march=native, no contraction: every rounding is written in the source, and the same on every machine.
-FLAGS = ("-std=c++17", f"-I{SOURCES}", "-O3", "-ffp-contract=off", "-fPIC", "-fvisibility=hidden", "-pthread", "-Wall", "-Wextra", "-Wno-psabi")
+FLAGS = (
+    "-std=c++17",
+    f"-I{SOURCES}",
+    "-O3",
+    "-ffp-contract=off",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-pthread",
+    "-Wall",
+    "-Wextra",
+    "-Wno-psabi",
+)
 COMMON = (
     "api/engine",
     *(f"net/{unit}" for unit in ("program", "schedule", "chain", "stages", "winograd", "lstm", "codebooks", "chunks", "saved")),

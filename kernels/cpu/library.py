@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .build import LIBRARY, SOURCES
 
-ABI = 4
+ABI = 5
 ISA_VARIABLE = "ENCODEC_FAST_CPU_ISA"
 PAD_MODES = {"reflect": 0, "constant": 1, "replicate": 2}
 FUNCTIONS = {"exp": 0, "elu": 1, "sigmoid": 2, "tanh": 3}
@@ -54,6 +54,11 @@ SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     "encodec_add_residual": (c_int, (c_void_p, *(POINTER(ConvRecord),) * 3)),
     "encodec_add_upsample": (c_int, (c_void_p, POINTER(ConvRecord))),
     "encodec_add_lstm": (c_int, (c_void_p, c_int64, c_int64, POINTER(c_void_p))),
+    "encodec_output_length": (c_int64, (c_void_p, c_int64)),
+    "encodec_run": (
+        c_int,
+        (c_void_p, c_int64, c_void_p, c_int64, c_int64, c_int64, c_int, c_void_p, c_int64, c_int64, c_int64),
+    ),
     "encodec_open": (c_void_p, (c_void_p,)),
     "encodec_close": (None, (c_void_p,)),
     "encodec_ended": (c_int, (c_void_p,)),
@@ -63,7 +68,7 @@ SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     "encodec_load": (c_void_p, (c_void_p, c_char_p, c_int64)),
     "encodec_codebooks_new": (c_void_p, (c_char_p, c_void_p, c_int64, c_int64, c_int64)),
     "encodec_codebooks_free": (None, (c_void_p,)),
-    "encodec_search": (c_int, (c_void_p, POINTER(ClipsRecord), c_int64, c_int64, c_int, POINTER(c_void_p), INTS)),
+    "encodec_search_batch": (c_int, (c_void_p, c_int64, c_void_p, c_int64, c_int64, c_int64, c_int64, c_int, c_void_p)),
     "encodec_lookup": (c_int, (c_void_p, POINTER(c_void_p), INTS, c_int64, c_int64, c_int, POINTER(ClipsRecord))),
     "encodec_normalize": (c_int, (POINTER(ClipsRecord), c_int64, c_int64, c_int, POINTER(ClipsRecord), c_void_p)),
     "encodec_overlap_add": (

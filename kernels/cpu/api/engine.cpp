@@ -59,6 +59,21 @@ void require_conv(const encodec_conv& conv) {
   require(conv.weight != nullptr, "a convolution has weights");
 }
 
+// Clips of one length that lie in one tensor.
+class Batch {
+ public:
+  Batch(int64_t batch, const float* data, int64_t steps, int64_t clip_stride, int64_t channel_stride)
+      : lengths_(batch, steps), strides_(batch, channel_stride) {
+    // what is only read is read through the same record as what is written
+    for (int64_t b = 0; b < batch; ++b) data_.push_back(const_cast<float*>(data) + b * clip_stride);
+  }
+  encodec_clips clips() const { return {data_.data(), lengths_.data(), strides_.data()}; }
+
+ private:
+  std::vector<float*> data_;
+  std::vector<int64_t> lengths_, strides_;
+};
+
 // The states of a call, which no other call may have at the same time.
 class Taken {
  public:
@@ -158,6 +173,32 @@ int encodec_add_lstm(encodec_program* program, int64_t channels, int64_t layers,
   });
 }
 
+int64_t encodec_output_length(const encodec_program* program, int64_t steps) {
+  int64_t length = 0;
+  const int failed = guarded([&] {
+    require(!program->parts.empty(), "a program has at least one stage");
+    require(steps >= 0, "a piece has no negative length");
+    length = program->ready(program->open(), steps, true);
+  });
+  return failed ? failed : length;
+}
+
+int encodec_run(const encodec_program* program, int64_t batch, const float* x, int64_t x_steps, int64_t x_clip_stride,
+                int64_t x_channel_stride, int threads, float* y, int64_t y_steps, int64_t y_clip_stride, int64_t y_channel_stride) {
+  return guarded([&] {
+    require(!program->parts.empty(), "a program has at least one stage");
+    require(batch >= 0 && x_steps >= 0, "a batch and its clips have no negative length");
+    std::vector<ClipState> states(batch, program->open());
+    std::vector<ClipState*> clips;
+    for (ClipState& state : states) clips.push_back(&state);
+    if (clips.empty()) return;
+    require(y_steps == program->ready(states[0], x_steps, true), "an output is as long as encodec_output_length says");
+    const Batch from(batch, x, x_steps, x_clip_stride, x_channel_stride), to(batch, y, y_steps, y_clip_stride, y_channel_stride);
+    const std::vector<int64_t> final(batch, 1);
+    program->push(clips, from.clips(), final.data(), std::max(1, threads), to.clips());
+  });
+}
+
 encodec_state* encodec_open(const encodec_program* program) {
   return guarded_new([&] {
     require(!program->parts.empty(), "a program has at least one stage");
@@ -237,6 +278,18 @@ int encodec_search(const encodec_codebooks* codebooks, const encodec_clips* x, i
   return guarded([&] {
     require(levels >= 0 && levels <= codebooks->level_count(), "more levels than codebooks");
     codebooks->search(*x, batch, levels, threads, codes, code_strides);
+  });
+}
+
+int encodec_search_batch(const encodec_codebooks* codebooks, int64_t batch, const float* x, int64_t frames, int64_t clip_stride,
+                         int64_t channel_stride, int64_t levels, int threads, int64_t* codes) {
+  return guarded([&] {
+    require(levels >= 0 && levels <= codebooks->level_count(), "more levels than codebooks");
+    const Batch from(batch, x, frames, clip_stride, channel_stride);
+    std::vector<int64_t*> rows;
+    for (int64_t b = 0; b < batch; ++b) rows.push_back(codes + b * frames);
+    const std::vector<int64_t> strides(batch, batch * frames);
+    codebooks->search(from.clips(), batch, levels, threads, rows.data(), strides.data());
   });
 }
 

@@ -13,7 +13,7 @@
 extern "C" {
 #endif
 
-#define ENCODEC_ABI 4
+#define ENCODEC_ABI 5
 
 typedef struct encodec_program encodec_program;
 typedef struct encodec_state encodec_state;
@@ -55,6 +55,12 @@ int encodec_add_upsample(encodec_program* program, const encodec_conv* conv);
 // x + lstm(x); weights: w_ih, w_hh [4 * channels, channels], b_ih, b_hh [4 * channels] of each layer in turn.
 int encodec_add_lstm(encodec_program* program, int64_t channels, int64_t layers, const float* const* weights);
 
+// Steps that a whole clip of so many steps comes out with.
+int64_t encodec_output_length(const encodec_program* program, int64_t steps);
+// Whole clips of one length: channel c of clip b begins at x + b * x_clip_stride + c * x_channel_stride; y likewise, of y_steps steps.
+int encodec_run(const encodec_program* program, int64_t batch, const float* x, int64_t x_steps, int64_t x_clip_stride,
+                int64_t x_channel_stride, int threads, float* y, int64_t y_steps, int64_t y_clip_stride, int64_t y_channel_stride);
+
 // A clip at its first step.
 encodec_state* encodec_open(const encodec_program* program);
 void encodec_close(encodec_state* state);
@@ -80,6 +86,9 @@ void encodec_codebooks_free(encodec_codebooks* codebooks);
 // codes[b][k * code_strides[b] + f]; ties go to the lowest entry.
 int encodec_search(const encodec_codebooks* codebooks, const encodec_clips* x, int64_t batch, int64_t levels, int threads,
                    int64_t* const* codes, const int64_t* code_strides);
+// As encodec_search, of clips of one length in one tensor: as of encodec_run; codes: [levels, batch, frames], contiguous.
+int encodec_search_batch(const encodec_codebooks* codebooks, int64_t batch, const float* x, int64_t frames, int64_t clip_stride,
+                         int64_t channel_stride, int64_t levels, int threads, int64_t* codes);
 // The sum of the named entries, first level first. Returns 1, with nothing else done, if a code lies outside its codebook.
 int encodec_lookup(const encodec_codebooks* codebooks, const int64_t* const* codes, const int64_t* code_strides,
                    int64_t batch, int64_t levels, int threads, const encodec_clips* y);
