@@ -15,9 +15,9 @@ from transformers.models.encodec import modeling_encodec as hf
 from encodec_fast import chunks
 from encodec_fast.backends.base import Precision
 from encodec_fast.plan import Plan
-from encodec_fast.plan.cache import forget
 from encodec_fast.plan.geometry import chunks_of, encoded_length
 from encodec_fast.plan.reader import read_plan
+from encodec_fast.plan.weights import forget
 from encodec_fast.serving import compiled, modules
 from encodec_fast.serving.clips import Coded, decode_clips, encode_clips, levels_of
 from encodec_fast.serving.functions import overlap_add

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from typing import Any
 
@@ -57,20 +56,6 @@ def torch_device(device: str | torch.device) -> torch.device:
     if target.type == "cuda" and (target.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device is {device!r}, but torch sees {torch.cuda.device_count()} GPUs on this machine.")
     return target
-
-
-def weights_sha256(model: torch.nn.Module) -> str:
-    """Returns the SHA-256 in hex over every tensor in the state dict, in order of name.
-
-    It covers names, dtypes, shapes and bytes, so equal weights have equal hashes on any device.
-    A safetensors file's own hash also depends on how it was written.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)};".encode())
-        # bytes, not values: numpy has no bfloat16
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def _from_folder(path: str) -> EncodecModel:

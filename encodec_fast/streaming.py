@@ -21,13 +21,11 @@ import torch
 from torch import Tensor
 
 from encodec_fast.model import EncodecModel, known_bandwidth
-from encodec_fast.plan import Network, stage_weights
+from encodec_fast.plan import Network
+from encodec_fast.plan.weights import fingerprint
 from encodec_fast.serving.clips import levels_of
 from encodec_fast.serving.prepared import PreparedCodec
 from encodec_fast.serving.route import route_stream
-
-# First weights of each layer that enter a fingerprint: enough to tell two models apart.
-FINGERPRINT_VALUES = 64
 
 
 class _Turn:
@@ -148,14 +146,10 @@ class _Streams:
 
     def _made_by(self) -> dict[str, Any]:
         """Returns what must match where a state is resumed."""
-        return {"kind": type(self).__name__, "backends": self._backends(), "weights": self._fingerprint()}
+        return {"kind": type(self).__name__, "backends": self._backends(), "weights": fingerprint(self.network)}
 
     def _backends(self) -> list[str]:
         return [choice.backend for choice in self._codec.network.choices]
-
-    def _fingerprint(self) -> int:
-        parts = [weight.detach().flatten()[:FINGERPRINT_VALUES].float() for stage in self.network.stages for weight in stage_weights(stage)]
-        return zlib.crc32(torch.cat(parts).cpu().numpy().tobytes())
 
 
 class StreamingEncoder(_Streams):

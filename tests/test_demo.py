@@ -12,7 +12,7 @@ from transformers import EncodecConfig
 from encodec_fast import EncodecModel, use_backend
 from encodec_fast.audio import AUDIO_SUFFIXES
 from encodec_fast.demo import DEMO_MODELS, bundled_clips, demo_config, demo_model, fit_codebooks, fitting_audio, seed_weights
-from encodec_fast.pretrained import weights_sha256
+from encodec_fast.plan.weights import weights_sha256
 from support.models import config_24khz, config_48khz, small_config
 from support.venvs import ROOT
 

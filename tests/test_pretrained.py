@@ -9,7 +9,8 @@ import torch
 
 import encodec_fast
 from encodec_fast import pretrained
-from encodec_fast.pretrained import ModelNotFound, load_model, torch_device, weights_sha256
+from encodec_fast.plan.weights import weights_sha256
+from encodec_fast.pretrained import ModelNotFound, load_model, torch_device
 from support.models import pair, small_config
 
 

@@ -13,7 +13,7 @@ import pytest
 
 TESTS = Path(__file__).parent
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+pytestmark = [pytest.mark.alone, pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")]
 
 
 def run_lane(folder, **variables):

@@ -45,7 +45,7 @@ from encodec_fast.dataset.options import BATCH_SECONDS, TokenizeOptions
 from encodec_fast.dataset.run import Run, Summary, identity, plan
 from encodec_fast.dataset.schedule import batches, order
 from encodec_fast.formats.folder import load_codes
-from encodec_fast.pretrained import weights_sha256
+from encodec_fast.plan.weights import weights_sha256
 
 BANDWIDTH = 6.0
 # With --clips: the least share of the encoder's own rate that a run reaches, and its least factor over the loop.

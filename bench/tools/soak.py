@@ -27,7 +27,7 @@ from encodec_fast.dataset.ledger import Ledger
 from encodec_fast.dataset.options import TokenizeOptions
 from encodec_fast.dataset.run import Run, Summary, identity, plan
 from encodec_fast.demo import drawn_model
-from encodec_fast.pretrained import weights_sha256
+from encodec_fast.plan.weights import weights_sha256
 
 SMALL = dict(sampling_rate=2400, num_filters=4, upsampling_ratios=[4, 2], hidden_size=8, codebook_size=16, target_bandwidths=[2.4])
 FILES, SAMPLES = 100, 600

@@ -62,7 +62,7 @@ def decode(
         rows = StoredRows(folder)
         targets = wav_targets(out, rows.ids, overwrite)
     with prepared_model(model or info.model_id, device, backend, threads) as (loaded, model_id):
-        from encodec_fast.pretrained import weights_sha256
+        from encodec_fast.plan.weights import weights_sha256
 
         found = weights_sha256(loaded)
         if found != info.weights_sha256:

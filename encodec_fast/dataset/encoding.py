@@ -20,7 +20,7 @@ from encodec_fast.errors import first_line
 from encodec_fast.explanation import explain
 from encodec_fast.formats import ClipFailure, ClipRow, DatasetInfo
 from encodec_fast.model import EncodecModel, EncodedClip
-from encodec_fast.pretrained import weights_sha256
+from encodec_fast.plan.weights import weights_sha256
 from encodec_fast.serving.request import BackendError
 from encodec_fast.streaming import encode_pieces
 

@@ -21,7 +21,8 @@ from encodec_fast.dataset.run import Run, Summary, identity, plan
 from encodec_fast.errors import first_line
 from encodec_fast.formats import DatasetInfo
 from encodec_fast.model import EncodecModel
-from encodec_fast.pretrained import load_model, torch_device, weights_sha256
+from encodec_fast.plan.weights import weights_sha256
+from encodec_fast.pretrained import load_model, torch_device
 from encodec_fast.serving import request
 
 # Stored as the name of a model that was not loaded by one

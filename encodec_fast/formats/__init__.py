@@ -75,7 +75,7 @@ class ClipFailure:
 class DatasetInfo:
     """What made the codes of a data set, stored in every shard.
 
-    model_id: name or folder. weights_sha256: of the state dict (pretrained.weights_sha256). codebook_size: entries, so
+    model_id: name or folder. weights_sha256: of the state dict (plan.weights.weights_sha256). codebook_size: entries, so
     codes are 0 ... codebook_size - 1. backend: what ran. versions: package to version. options: of the run.
     """
 

@@ -1,4 +1,4 @@
-"""The model as data. `stages` has the records, `reader` makes them of a module tree, `cache` keeps what was made of them."""
+"""The model as data. `stages` has the records, `reader` makes them of a module tree, `weights` tells when they changed."""
 
 from encodec_fast.plan.stages import (
     LSTM,

@@ -19,8 +19,8 @@ from transformers.models.encodec import modeling_encodec as hf
 from encodec_fast.backends import registry
 from encodec_fast.backends.base import Backend
 from encodec_fast.plan import Quantizer, Stage, stage_tensors
-from encodec_fast.plan.cache import cache_of
 from encodec_fast.plan.reader import Unplannable, read_network, read_quantizer, weight_norm_hook
+from encodec_fast.plan.weights import cache_of
 from encodec_fast.serving.prepared import Choice, PreparedCodec, PreparedNetwork, PreparedQuantizer
 from encodec_fast.serving.request import REFERENCE, BackendError, Request, log_once, requested
 

@@ -14,6 +14,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 COMMAND = ROOT / "bench" / "gpu_report.py"
 
+pytestmark = pytest.mark.alone
+
 PLANTED = """
 import os, signal, time
 from gpu.setting import Item

@@ -22,7 +22,7 @@ from encodec_fast.dataset.run import Summary
 from encodec_fast.dataset.split import parse_shard, shard_of_environment
 from encodec_fast.formats.folder import load_codes, read_ids, read_info
 from encodec_fast.formats.parquet import read_failures
-from encodec_fast.pretrained import weights_sha256
+from encodec_fast.plan.weights import weights_sha256
 from support.corpora import content
 from support.models import audio_like, config_48khz, pair, small_config
 from support.rows import INFO, write

@@ -26,8 +26,10 @@ from encodec_fast.dataset.ray_stages import GroupEncoder, RayJob, read_group
 from encodec_fast.dataset.run import identity, plan
 from encodec_fast.dataset.schedule import Schedule, write_schedule
 from encodec_fast.formats.parquet import read_failures
-from encodec_fast.pretrained import weights_sha256
+from encodec_fast.plan.weights import weights_sha256
 from support.corpora import BANDWIDTH, RATE, content, put_clip, put_corpus, small_model, tokenize
+
+pytestmark = pytest.mark.alone
 
 LENGTHS = [200 + 97 * (index * 7 % 40) for index in range(120)]
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from encodec_fast.plan import LSTM, Conv, ResidualBlock, Upsample, fused_bytes, multiply_adds, not_streamable, step_bytes
-from encodec_fast.plan.cache import PlanCache
 from encodec_fast.plan.reader import read_network, read_plan, read_quantizer
+from encodec_fast.plan.weights import PlanCache
 from support.models import config_24khz, config_48khz, pair, reference_model, small_config
 
 

@@ -19,7 +19,7 @@ from encodec_fast.dataset.options import TokenizeOptions
 from encodec_fast.dataset.run import Run, Summary, identity, plan
 from encodec_fast.formats import ClipRow
 from encodec_fast.formats.folder import load_codes
-from encodec_fast.pretrained import weights_sha256
+from encodec_fast.plan.weights import weights_sha256
 from support.models import audio_like, pair, small_config
 
 RATE = 2400

@@ -9,8 +9,8 @@
 namespace encodec {
 namespace {
 
-// Floats of the sequences that all clips together bring to an LSTM at once: longer pushes go in chunks of time.
-constexpr int64_t kChunkFloats = 1 << 22;
+// Floats of the sequences that all clips together bring to an LSTM at once: longer pushes go in pieces of time.
+constexpr int64_t kPieceFloats = 1 << 22;
 // Clips that run together: more would gain nothing, and take more memory.
 constexpr int64_t kClips = 128;
 
@@ -72,10 +72,10 @@ int64_t encodec_program::steps_of_lstm_rows(int64_t rows) const {
 }
 
 // Input steps of a clip that go through all parts before the next ones: whole waves.
-int64_t encodec_program::chunk_steps(int64_t clips) const {
+int64_t encodec_program::piece_steps(int64_t clips) const {
   const Lstm* lstm = first_lstm();
   if (whole_clips_only() || !lstm) return INT64_MAX;
-  const int64_t waves = kChunkFloats / (lstm->hidden() * clips * kWaveRows);
+  const int64_t waves = kPieceFloats / (lstm->hidden() * clips * kWaveRows);
   return steps_of_lstm_rows(std::max<int64_t>(1, waves) * kWaveRows);
 }
 
@@ -83,7 +83,7 @@ void encodec_program::push(const std::vector<ClipState*>& clips, const encodec_c
                            const encodec_clips& y) const {
   for (size_t from = 0; from < clips.size(); from += kClips) {
     const size_t end = std::min(clips.size(), from + kClips);
-    const int64_t chunk = chunk_steps(static_cast<int64_t>(end - from));
+    const int64_t piece = piece_steps(static_cast<int64_t>(end - from));
     std::vector<int64_t> done(end - from, 0);
     std::vector<Rows> outputs;
     for (size_t b = from; b < end; ++b) outputs.push_back({y.data[b], 1, y.strides[b]});
@@ -92,7 +92,7 @@ void encodec_program::push(const std::vector<ClipState*>& clips, const encodec_c
       bool added = false;
       for (size_t b = from; b < end; ++b) {
         ClipState& clip = *clips[b];
-        const int64_t left = x.lengths[b] - done[b - from], steps = std::min(left, chunk);
+        const int64_t left = x.lengths[b] - done[b - from], steps = std::min(left, piece);
         if (steps == 0 && (clip.ended || !final[b])) continue;
         const bool ends = final[b] && steps == left;
         Rows& output = outputs[b - from];

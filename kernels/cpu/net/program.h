@@ -58,5 +58,5 @@ struct encodec_program {
 
  private:
   void require_channels(int64_t channels) const;
-  int64_t chunk_steps(int64_t clips) const;
+  int64_t piece_steps(int64_t clips) const;
 };

@@ -1,18 +1,24 @@
-"""Keeps what was derived from a module's weights for as long as the weights stay what they were."""
+"""Which weights a module has: whether they changed since, and by what they are known elsewhere."""
 
 from __future__ import annotations
 
 import ctypes
+import hashlib
+import zlib
 from collections.abc import Callable, Hashable, Sequence
 from itertools import chain
 from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar, cast
 
+import torch
 from torch import Tensor, nn
 
 from encodec_fast.forks import ForkSafeLock
+from encodec_fast.plan.stages import Network, stage_weights
 
 T = TypeVar("T")
+
+FINGERPRINT_VALUES = 64
 
 _version = attrgetter("_version")
 _value = attrgetter("value")
@@ -111,3 +117,23 @@ def _sampled_words(tensor: Tensor) -> list[ctypes.c_int32]:
     if count == 0 or tensor.device.type != "cpu" or not tensor.is_contiguous():
         return []
     return [ctypes.c_int32.from_address(tensor.data_ptr() + 4 * word) for word in (0, count // 2, count - 1)]
+
+
+def weights_sha256(model: torch.nn.Module) -> str:
+    """Returns the SHA-256 in hex over every tensor in the state dict, in order of name.
+
+    It covers names, dtypes, shapes and bytes, so equal weights have equal hashes on any device.
+    A safetensors file's own hash also depends on how it was written.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)};".encode())
+        # bytes, not values: numpy has no bfloat16
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def fingerprint(network: Network) -> int:
+    """Returns a CRC-32 of the first values of each layer's weights: it tells two models apart, and costs little."""
+    parts = [weight.detach().flatten()[:FINGERPRINT_VALUES].float() for stage in network.stages for weight in stage_weights(stage)]
+    return zlib.crc32(torch.cat(parts).cpu().numpy().tobytes())
