@@ -112,17 +112,25 @@ def test_kill_9_at_random_moments_ends_with_the_rows_of_an_undisturbed_run(
         assert not [*out.glob("*.tmp"), *out.glob(".*.tmp")]
 
 
-def test_a_killed_process_leaves_no_reading_process_behind(model, corpus, tmp_path):
-    def reading():
-        found = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
-        return {int(line.split()[0]) for line in found.splitlines() if "corpus.worker" in line}
+def reading_processes(parent):
+    """The ids of the reading processes of this parent; None: of all."""
+    # ww: not cut at the terminal's width, before the module's name
+    found = subprocess.run(["ps", "-eww", "-o", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
+    lines = [line.split(maxsplit=2) for line in found.splitlines() if "corpus.worker" in line]
+    return {int(pid) for pid, ppid, _ in lines if parent in (None, int(ppid))}
 
-    others = reading()
-    assert killed_after(2.0, lambda: tokenize(model, [corpus], tmp_path, workers=2, batch_seconds=0.1, rows_per_shard=1))
+
+def test_a_killed_process_leaves_no_reading_process_behind(model, corpus, tmp_path):
+    with in_a_process(lambda: tokenize(model, [corpus], tmp_path, workers=2, batch_seconds=0.1, rows_per_shard=1)) as child:
+        deadline = time.monotonic() + LONGEST_S
+        while not (shard_paths(tmp_path) and (ours := reading_processes(child))) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        os.kill(child, signal.SIGKILL)
+    assert ours
     deadline = time.monotonic() + 20
-    while reading() - others and time.monotonic() < deadline:
+    while reading_processes(None) & ours and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not reading() - others
+    assert not reading_processes(None) & ours
 
 
 @pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGINT], ids=["SIGKILL", "SIGINT"])

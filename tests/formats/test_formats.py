@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import encodec_fast
-from encodec_fast.formats import FORMATS, ClipFailure, ClipRow, FormatError, format_module, npy, parquet
+from encodec_fast.formats import FORMATS, ClipFailure, ClipRow, Format, FormatError, format_module, npy, parquet
 from encodec_fast.formats.atomic import AtomicFile, temporary_of, write_atomically
 from encodec_fast.formats.folder import load_codes, read_ids, read_info, read_rows, shard_paths
 from encodec_fast.formats.packing import code_bits, pack_codes, unpack_codes
@@ -266,7 +266,8 @@ def test_a_table_of_others_is_named(tmp_path):
 def test_every_format_in_the_table_has_its_parts():
     for name in FORMATS:
         module = format_module(name)
-        assert all(hasattr(module, part) for part in ("SUFFIX", "Shard", "read_rows", "count_rows", "read_shard_info", "read_shard_ids"))
+        parts = {part for part in vars(Format) if not part.startswith("_")} | {*Format.__annotations__}
+        assert {"SUFFIX", "SIDE_FOLDERS", "Shard", "read_rows", "side_files"} < parts and all(hasattr(module, part) for part in parts)
     with pytest.raises(ValueError, match="format is 'mp3'; allowed are parquet, webdataset, npy"):
         format_module("mp3")
 
