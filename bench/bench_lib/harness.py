@@ -28,7 +28,7 @@ from bench_lib.cases import Case, stock_bytes, weights_file
 from bench_lib.check import WrongAnswer, check
 from bench_lib.machine import busy_seconds, disturbance, room
 from bench_lib.results import Row
-from bench_lib.roofline import whole_work
+from bench_lib.roofline import Work, whole_work
 
 BENCH = Path(__file__).parents[1]
 REFERENCE = "hf"
@@ -210,27 +210,29 @@ HUNGRY = ("hf", "folded", "compile", "encodec", "openvino")
 
 
 def row(case: Case, name: str, measured: Measured, rates: list[Row], clock: str) -> Row:
-    """Returns what is kept of one contender's runs.  spread: (slowest - fastest) / median."""
-    median = statistics.median(measured.seconds)
-    flops, copy = (statistics.median(rate[key] for rate in rates) for key in ("flops", "copy"))
-    work = whole_work(case)
-    result: Row = {
-        "case": case.fields(),
-        "contender": name,
-        "seconds": measured.seconds,
-        "median": median,
-        "spread": (max(measured.seconds) - min(measured.seconds)) / median,
-        "x_real_time": case.audio_seconds / median,
-        "setup_seconds": measured.setup_seconds,
-        "check": measured.check,
-        "flops": flops,
-        "copy": copy,
-        "floor_seconds": work.floor(flops, copy),
-        "share_of_floor": work.floor(flops, copy) / median,
-        "others_share": measured.others_share,
-        # CPU time leaves out the time that others had
-        "disturbed": disturbance(measured.others_share if clock == "wall" else 0.0, [rate["flops"] for rate in rates]),
-    }
+    """Returns what is kept of one contender's runs."""
+    timed = timing(measured.seconds, whole_work(case), rates, measured.others_share, clock)
+    result: Row = {"case": case.fields(), "contender": name, **timed, "x_real_time": case.audio_seconds / timed["median"]}
+    result |= {"setup_seconds": measured.setup_seconds, "check": measured.check}
     if measured.joules:
         result["joules_per_hour"] = statistics.median(measured.joules) / case.audio_seconds * 3600
     return result
+
+
+def timing(seconds: list[float], work: Work, rates: list[Row], others_share: float, clock: str) -> Row:
+    """Returns the median of runs, its spread, (slowest - fastest) / median, the floor by the machine's rates, and the canary's word."""
+    median = statistics.median(seconds)
+    flops, copy = (statistics.median(rate[key] for rate in rates) for key in ("flops", "copy"))
+    floor = work.floor(flops, copy)
+    return {
+        "seconds": seconds,
+        "median": median,
+        "spread": (max(seconds) - min(seconds)) / median,
+        "flops": flops,
+        "copy": copy,
+        "floor_seconds": floor,
+        "share_of_floor": floor / median,
+        "others_share": others_share,
+        # CPU time leaves out the time that others had
+        "disturbed": disturbance(others_share if clock == "wall" else 0.0, [rate["flops"] for rate in rates]),
+    }

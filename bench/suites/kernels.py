@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,8 +17,8 @@ from torch import Tensor
 from bench_lib import results
 from bench_lib.cases import STAGE_SETS, Case, audio_of, codes_of, levels_of, stock_model, stock_modules
 from bench_lib.check import WrongAnswer, check_codes, check_values
-from bench_lib.harness import SETTLE_S, SHORTEST_RUN_S
-from bench_lib.machine import busy_seconds, disturbance, environment
+from bench_lib.harness import SETTLE_S, SHORTEST_RUN_S, timing
+from bench_lib.machine import busy_seconds, environment
 from bench_lib.results import Row
 from bench_lib.roofline import MachineRates, Work, chunk_lengths, stage_work
 from bench_lib.worker import CLOCKS
@@ -113,25 +112,11 @@ def measure(case: Case, backends: list[str], rounds: int, threads: int, clock: s
                 measured.append(rates.measure())
             core_seconds = (time.monotonic() - start) * (os.cpu_count() or 1)
             others = max(0.0, busy_seconds() - busy - (time.process_time() - cpu)) / core_seconds
-            flops, copy = (statistics.median(rate[key] for rate in measured) for key in ("flops", "copy"))
             for name, runs in seconds.items():
-                median = statistics.median(runs)
-                yield {
-                    "case": case.fields(),
-                    "stage": stage.work.name,
-                    "contender": name,
-                    "seconds": runs,
-                    "median": median,
-                    "spread": (max(runs) - min(runs)) / median,
-                    "check": checks[name],
-                    "flops": flops,
-                    "copy": copy,
-                    "floor_seconds": stage.work.floor(flops, copy),
-                    "bound_by": "arithmetic" if stage.work.flops / flops > stage.work.bytes / copy else "memory",
-                    "share_of_floor": stage.work.floor(flops, copy) / median,
-                    "others_share": others,
-                    "disturbed": disturbance(others if clock == "wall" else 0.0, [rate["flops"] for rate in measured]),
-                }
+                timed = timing(runs, stage.work, measured, others, clock)
+                arithmetic = stage.work.flops / timed["flops"] > stage.work.bytes / timed["copy"]
+                about = {"case": case.fields(), "stage": stage.work.name, "contender": name}
+                yield {**about, **timed, "check": checks[name], "bound_by": "arithmetic" if arithmetic else "memory"}
 
 
 def _prepare(stage: Stage) -> tuple[dict[str, int], dict[str, Row]]:

@@ -25,8 +25,6 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 from transformers import EncodecModel
 
@@ -36,6 +34,7 @@ from bench_lib.contenders import CONTENDERS
 from bench_lib.machine import environment
 from bench_lib.margins import Tally, Truth
 from bench_lib.results import Row
+from bench_lib.tables import precision_table
 from encodec_fast import audio as audio_files
 from encodec_fast import demo, use_backend
 from encodec_fast.model import EncodecModel as Ours
@@ -246,27 +245,6 @@ def in_interpreter() -> list[Row]:
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
-def show(console: Console, title: str, rows: list[Row]) -> None:
-    """Prints the study as a table."""
-    table = Table(
-        "way", "how", "frames that differ", "largest margin", "embedding error", "SNR, decode", "SNR, round trip", "STFT", title=title
-    )
-    for row in rows:
-        if "failed" in row:
-            table.add_row(row["contender"], row["how"], row["failed"])
-        elif "levels" in row:
-            sound = [_decibels(row[key]) if key in row else "" for key in ("decode_snr_db", "round_trip_snr_db")]
-            distance = f"{row['round_trip_stft']:.1e}" if "round_trip_stft" in row else ""
-            frames = f"{row['flipped_frames']} of {row['frames']}"
-            cells = frames, f"{row['largest_margin']:.1e}", f"{row['embedding_error']:.1e}"
-            table.add_row(row["contender"], row["how"], *cells, *sound, distance)
-    console.print(table)
-
-
-def _decibels(value: float | None) -> str:
-    return "equal" if value is None else f"{value:.1f} dB"
-
-
 def clips_of(paths: list[Path], model: Any) -> list[Tensor]:
     """Returns audio [1, C, T] of each file, at the model's rate and channels, cut to a length that transformers can encode."""
     from encodec_fast.plan.geometry import reference_length
@@ -288,7 +266,6 @@ def main() -> None:
         for row in interpreted_rows():
             print(json.dumps(row))
         return
-    console = Console(width=180)
     for name in options.model:
 
         def stock(name: str = name) -> EncodecModel:
@@ -307,11 +284,11 @@ def main() -> None:
         about["case"] = {"model": name, "bandwidth": bandwidth, "audio": [path.name for path in paths], "seconds": options.seconds}
         rows = [{**about, **row} for row in study(stock, clips, bandwidth)]
         results.append(options.out, rows)
-        show(console, f"{name}, {bandwidth:g} kbps, {len(clips)} clips", rows)
+        print(f"{name}, {bandwidth:g} kbps, {len(clips)} clips\n\n{precision_table(rows)}\n")
     about = {"suite": "precision", "environment": environment(1), "model": "small", "case": {"model": "small"}}
     rows = [{**about, **row} for row in in_interpreter()]
     results.append(options.out, rows)
-    show(console, "a small model, in Triton's interpreter", rows)
+    print(f"a small model, in Triton's interpreter\n\n{precision_table(rows)}")
 
 
 if __name__ == "__main__":
