@@ -3,6 +3,7 @@
 No time is asserted.
 """
 
+import dataclasses
 import importlib
 import json
 import subprocess
@@ -11,6 +12,8 @@ import sys
 import pytest
 import torch
 
+from encodec_fast.audio import read_audio
+from encodec_fast.demo import bundled_clips
 from support.venvs import ROOT
 
 BENCH = ROOT / "bench"
@@ -118,6 +121,28 @@ def test_a_data_set_without_a_clip_or_with_other_codes_gets_no_time():
     # one clip's flips count against the frames of all
     with pytest.raises(checks.WrongAnswer, match="75 of 150 frames"):
         dataset.compare({"a": codes, "b": codes + 1}, {"a": codes, "b": codes}, None, 0.4, 0)
+
+
+def test_a_clip_of_a_data_set_with_a_refuted_code_gets_no_time():
+    dataset, cases, checks = module("suites.dataset"), module("bench_lib.cases"), module("bench_lib.check")
+    clip = torch.from_numpy(read_audio(bundled_clips()[-1], 24_000, 1)[0])
+    with torch.no_grad():
+        codes = cases.stock_model("demo").encode(clip[None], bandwidth=dataset.BANDWIDTH).audio_codes[:, 0].numpy()
+    other = codes.copy()
+    other[0, 5, 20] = (other[0, 5, 20] + 1) % 1024
+    with pytest.raises(checks.WrongAnswer, match="float64 refutes"):
+        dataset.compare({"a": codes, "b": other}, {"a": codes, "b": codes}, lambda name: {"b": clip}[name], 0.0, 1)
+
+
+def test_a_search_by_itself_with_a_refuted_code_gets_no_time():
+    kernels, checks = module("suites.kernels"), module("bench_lib.check")
+    with torch.no_grad():
+        *_, search = kernels.stages(module("bench_lib.cases").STAGE_SETS["quick"][0], [])
+        codes = search.calls["hf"]()
+        other = codes.clone()
+        other[5, 0, 20] = (other[5, 0, 20] + 1) % 1024
+        with pytest.raises(checks.WrongAnswer, match=r"quantizer search: ours: .* float64 refutes"):
+            kernels._prepare(dataclasses.replace(search, calls={**search.calls, "ours": lambda: other}))
 
 
 def test_a_bar_is_met_by_the_factor_and_by_the_share_of_the_floor():
