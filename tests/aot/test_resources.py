@@ -188,7 +188,7 @@ def test_kernel_fits(index, compiled):
 
 def test_products_of_rows_use_the_warpgroup_instruction(compiled):
     kinds = {
-        (launch.kwargs["PRECISION"], kind)
+        (launch.kwargs["MODE"], kind)
         for index, (_, arch, launch) in enumerate(CASES)
         if arch == "sm_90" and launch.name in ("_causal_conv1d_kernel", "_residual_block_kernel")
         for kind in compiled[index].result().matrix_instructions
