@@ -58,7 +58,7 @@ def explain(model: hf.EncodecModel, input_values: Tensor) -> Explanation:
         chunk = min(length, config.chunk_length)
         count = len(range(0, length, config.chunk_stride))
         notes.append(f"{count} chunks of up to {chunk} samples per clip, run as common batches; shapes are those of full chunks")
-        x, batch, length = x[..., :chunk], batch * max(1, length // config.chunk_stride), chunk
+        x, batch, length = x[..., :chunk], batch * max(1, (length - chunk) // config.chunk_stride + 1), chunk
     frames = encoded_length(config, length)
     embeddings = x.new_empty(x.shape[0], config.hidden_size, frames)
 

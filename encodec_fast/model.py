@@ -190,7 +190,8 @@ class EncodecModel(hf.EncodecModel):
         if self._is_whole(input_values, padding_mask, bandwidth):
             mask = () if padding_mask is None else (padding_mask.view(input_values.shape[0], -1, input_values.shape[-1]).bool(),)
             ((codes, scale),) = encode_clips(self, [input_values], bandwidth, [mask])
-            return _encoder_output(codes[None], [scale], 0, return_dict=return_dict)
+            # as HF stacks: the result is contiguous
+            return _encoder_output(torch.stack([codes]), [scale], 0, return_dict=return_dict)
         # batches of chunks need a place to put their codes, which a functional transform has not
         if not torch.compiler.is_compiling() and call_reason(input_values) is not None:
             return super().encode(input_values, padding_mask, bandwidth, return_dict)
@@ -207,7 +208,7 @@ class EncodecModel(hf.EncodecModel):
         HF multiplies by a mask of ones where there is none, which changes nothing and copies the audio twice.
         """
         batch, channels, samples = audio.shape if audio.dim() == 3 else (0, 0, 0)
-        if self.config.chunk_length is not None or samples == 0 or channels > 2 or bandwidth not in self.config.target_bandwidths:
+        if self.config.chunk_length is not None or samples == 0 or channels not in (1, 2) or bandwidth not in self.config.target_bandwidths:
             return False
         if padding_mask is None:
             return True

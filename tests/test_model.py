@@ -353,3 +353,13 @@ def test_every_fall_to_the_reference_is_logged_once(models, caplog):
     lines = [record.message for record in caplog.records if "EncodecEncoder runs on the reference modules" in record.message]
     assert len(lines) == 1
     assert "hook" in lines[0]
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_codes_are_contiguous_as_those_of_hf(batch):
+    reference, model = pair(small_config())
+    audio = audio_like(batch, 1, 700, 0)
+    with torch.no_grad():
+        ours, theirs = (side.encode(audio, bandwidth=2.4).audio_codes for side in (model, reference))
+    assert ours.stride() == theirs.stride() and ours.is_contiguous()
+    assert torch.equal(ours, theirs)

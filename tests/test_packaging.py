@@ -98,7 +98,7 @@ def test_an_install_has_the_command(install, tmp_path):
 def test_the_wheel_holds_every_source_file_and_nothing_else(source, distributions):
     sources = [*source.glob("encodec_fast/**/*.py"), *source.glob("encodec_fast/assets/*.flac")]
     sources += [source / "encodec_fast/py.typed"]
-    kernels = [path for path in source.glob("kernels/**/*") if path.suffix in (".py", ".cpp", ".h")]
+    kernels = [path for path in source.glob("kernels/**/*") if path.suffix in (".py", ".cpp", ".h", ".inl")]
     expected = {path.relative_to(source).as_posix() for path in sources}
     expected |= {f"encodec_fast/{path.relative_to(source).as_posix()}" for path in kernels}
     if any(map(shutil.which, ("c++", "g++", "clang++"))):

@@ -41,6 +41,8 @@ def overlap_add(frames: list[Tensor], stride: int, num_samples: int | None = Non
     assert backend is not None
     # the kernels know chunks of one length and dtype, cut at the end of the result
     if weight.dtype != frames[0].dtype or any(frame.shape[-1] < length and end < total for frame, end in zip(frames, ends)):
+        if backend.name != "torch" and not torch.compiler.is_compiling():
+            log_once(f"overlap_add runs on the torch backend ({backend.name}: the chunks differ in length or dtype)")
         return overlap_add_torch(frames, weight, stride, total)
     return backend.overlap_add(frames, weight, stride, total)
 

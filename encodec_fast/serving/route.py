@@ -110,7 +110,8 @@ def route_stream(model: hf.EncodecModel, network: nn.Module) -> Route[PreparedCo
 def route_function(name: str, tensors: Sequence[Tensor]) -> Route[Backend]:
     """Routes 'normalize' or 'overlap_add', which have no weights: to a backend's kernel, else to torch's operations.
 
-    Their bits are the same everywhere, so a backend demanded by name gives way; with a line in the log, except under tracing.
+    Their bits are the same everywhere, so a backend demanded by name gives way, with a line in the log. Under tracing, autocast,
+    transforms and gradients they are torch's own, without one.
     """
     reason = call_reason(tensors[0])
     if reason is None and torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):

@@ -1,4 +1,4 @@
-"""The torch executor: pushed in pieces equals pushed whole, to rounding, and its tiles and groups change nothing but rounding."""
+"""The torch backend: pushed in pieces equals pushed whole, to rounding, and its tiles and groups change nothing but rounding."""
 
 from __future__ import annotations
 

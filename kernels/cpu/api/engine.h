@@ -1,4 +1,4 @@
-// The C interface of the CPU engine. Bound by library.py, field for field.
+// The C interface of the CPU engine. library.py binds what the package calls, field for field; tests call the rest.
 //
 // A program is a run of stages with its weights packed for one instruction-set tier; it never changes once built and serves any
 // number of threads. A state is one clip on its way through a program; one call at a time may use it, and a second one fails. After a

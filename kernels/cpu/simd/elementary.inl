@@ -1,6 +1,6 @@
 // exp, elu, sigmoid and tanh without libm: the same operations in the same order on every tier.
 // Included inside a tier's own namespace after simd/vec.inl. Errors, against the exact value over all float32 exponents
-// (tests/test_cpu_elementary.py): exp 1.0, elu 1.0, sigmoid 2.5, tanh 2.6 units in the last place. NaN gives NaN.
+// (tests/engine/test_cpu_elementary.py): exp 1.0, elu 1.0, sigmoid 2.5, tanh 2.6 units in the last place. NaN gives NaN.
 
 // e^x = 2^n * e^r with |r| <= log(2) / 2. The addition of 1.5 * 2^23 rounds to the nearest integer and leaves n in the low
 // mantissa bits.
