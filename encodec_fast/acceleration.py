@@ -35,6 +35,8 @@ class Acceleration:
         for change in self.changes:
             if type(change.module) is change.after:
                 change.module.__class__ = change.before
+                for name in ("_plan_cache", "_compiled_number", "_has_graphs"):
+                    change.module.__dict__.pop(name, None)
 
     def __enter__(self) -> Acceleration:
         return self

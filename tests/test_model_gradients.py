@@ -62,6 +62,20 @@ def test_gradients_equal_those_of_hf(models, run):
         assert own is None or torch.equal(own, stock)
 
 
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_parameters_that_are_lent_for_a_call_get_the_gradients_of_hf(models, part):
+    found = []
+    for side in models:
+        module = getattr(side, part)
+        lent = {name: (1.5 * parameter.detach()).requires_grad_() for name, parameter in module.named_parameters()}
+        x = audio_like(2, 8 if part == "decoder" else side.config.audio_channels, 60, 0)
+        projected(torch.func.functional_call(module, lent, (x,))).backward()
+        assert all(parameter.grad is None for parameter in module.parameters())
+        found.append([parameter.grad for parameter in lent.values()])
+    assert [grad is None for grad in found[1]] == [grad is None for grad in found[0]] and any(g is not None for g in found[0])
+    assert all(own is None or torch.equal(own, stock) for stock, own in zip(*found))
+
+
 def test_second_derivatives_equal_those_of_hf(models):
     results = []
     for side in models:
@@ -119,3 +133,18 @@ def test_forward_mode_tangents_equal_those_of_hf(models, part, frozen):
             _, found = forward_ad.unpack_dual(network(forward_ad.make_dual(x, tangent)))
             tangents.append(None if found is None else found.clone())
     assert tangents[0] is not None and torch.equal(*tangents)
+
+
+def test_codebooks_that_ask_for_gradients_after_a_call_get_them(models):
+    found = []
+    for side in models:
+        codes = torch.randint(0, 16, (1, 1, 2, 150), generator=torch.Generator().manual_seed(0))
+        scales = [torch.ones(1, 1) if side.config.normalize else None]
+        embed = side.quantizer.layers[0].codebook.embed
+        with torch.no_grad():
+            side.decode(codes, scales)
+        projected(side.decode(codes, scales).audio_values)
+        embed.requires_grad_()
+        projected(side.decode(codes, scales).audio_values).backward()
+        found.append(embed.grad)
+    assert found[0] is not None and torch.equal(*found)

@@ -59,8 +59,6 @@ def read_quantizer(module: Any) -> Quantizer:
     for index, layer in enumerate(module.layers):
         if type(layer) is not hf.EncodecVectorQuantization or type(layer.codebook) is not hf.EncodecEuclideanCodebook:
             raise Unplannable(f"quantizer.layers.{index} is a {type(layer).__name__}")
-        if layer.codebook.embed.requires_grad:
-            raise Unplannable(f"the codebook of quantizer.layers.{index} asks for gradients")
         embeds.append(layer.codebook.embed.detach())
     if not embeds:
         raise Unplannable("the quantizer has no layers")
@@ -198,4 +196,7 @@ def _folded_weight(conv: Any, name: str) -> Tensor:
             kinds = [type(p).__name__ for key in parametrized for p in parametrized[key]]
             if list(parametrized) != ["weight"] or kinds != ["_WeightNorm"]:
                 raise Unplannable(f"{name}.conv is parametrized by {kinds}")
+        elif "weight" not in conv._parameters:
+            # nobody could tell when it is replaced
+            raise Unplannable(f"{name}.conv has a weight that is no parameter")
         return conv.weight.detach()

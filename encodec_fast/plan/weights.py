@@ -82,7 +82,8 @@ class WeightsSnapshot:
     """
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
-        self._modules = list(map(id, modules))
+        # held, so that no other module can get the place in memory of one of them
+        self._held, self._modules = list(modules), list(map(id, modules))
         both = [cast("dict[str, Tensor | None]", owner) for module in modules for owner in (module._parameters, module._buffers)]
         self._owners = [owner for owner in both if owner]
         self._names = list(map(list, self._owners))

@@ -70,6 +70,8 @@ def route_search(module: nn.Module, x: Tensor) -> Route[PreparedQuantizer]:
 
 def route_lookup(module: nn.Module, codes: Tensor) -> Route[PreparedQuantizer]:
     """Routes the quantizer's decode of codes [K, B, F]."""
+    if _ask_for_gradients(module):
+        return Route(None, "its codebooks ask for gradients")
     route = _route_quantizer(module, codes)
     misfit = None if route.prepared is None else _codes_mismatch(route.prepared, codes, 0)
     return route if misfit is None else Route(None, misfit)
@@ -92,6 +94,8 @@ def route_decode(model: hf.EncodecModel, codes: Sequence[Tensor]) -> Route[Prepa
     """Routes codes [B, K, F] of any lengths through the sum of entries and the model's decoder behind it."""
     if owns_frames(model):
         return Route(None, f"{type(model).__name__} has an _encode_frame or _decode_frame of its own")
+    if _ask_for_gradients(model.quantizer):
+        return Route(None, "its codebooks ask for gradients")
     route = _route_codec(model, model.decoder, codes[0])
     if route.prepared is not None:
         for part in codes:
@@ -282,11 +286,13 @@ def _own_reason(module: nn.Module) -> str | None:
 
 
 def owns_frames(model: hf.EncodecModel) -> bool:
-    """Returns whether somebody's own `_encode_frame` or `_decode_frame` must see every call of HF's own loop over chunks."""
+    """Returns whether some of the methods that HF's own loop over chunks calls are somebody's own."""
     kind, own = type(model), model.__dict__
-    if "_encode_frame" in own or "_decode_frame" in own:
+    if "_encode_frame" in own or "_decode_frame" in own or "_linear_overlap_add" in own:
         return True
-    return kind._encode_frame.__module__ not in _KNOWN_METHODS or kind._decode_frame.__module__ not in _KNOWN_METHODS
+    if kind._encode_frame.__module__ not in _KNOWN_METHODS or kind._decode_frame.__module__ not in _KNOWN_METHODS:
+        return True
+    return kind._linear_overlap_add.__module__ not in _KNOWN_METHODS
 
 
 @cache
@@ -297,6 +303,11 @@ def _foreign_method(kind: Any) -> str | None:
         if method is not None and method.__module__ not in _KNOWN_METHODS:
             return name
     return None
+
+
+def _ask_for_gradients(quantizer: nn.Module) -> bool:
+    """Returns whether the entries of a codebook, which are buffers, ask for gradients."""
+    return torch.is_grad_enabled() and any(buffer.requires_grad for buffer in quantizer.buffers())
 
 
 def _misfit(network: PreparedNetwork, x: Tensor) -> str | None:
