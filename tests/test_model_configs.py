@@ -18,11 +18,10 @@ from support.models import (
     audio_like,
     config_24khz,
     config_48khz,
+    drawn_pair,
     is_error,
-    ours_like,
     outcome,
     pair,
-    reference_model,
 )
 
 
@@ -51,8 +50,7 @@ def padding_mask(kind: str | None, shape: tuple[int, int, int], seed: int) -> to
 @settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(configs(), calls())
 def test_any_config_gives_the_results_of_hf(config: EncodecConfig, call: dict[str, Any]) -> None:
-    reference = reference_model(config, call["seed"])
-    model = ours_like(reference)
+    reference, model = drawn_pair(config, call["seed"])
     audio = audio_like(call["batch"], config.audio_channels, call["samples"], call["seed"])
     mask = padding_mask(call["mask"], tuple(audio.shape), call["seed"])
     bandwidths = [*config.target_bandwidths, None]

@@ -76,7 +76,16 @@ def test_parameters_that_are_lent_for_a_call_get_the_gradients_of_hf(models, par
     assert all(own is None or torch.equal(own, stock) for stock, own in zip(*found))
 
 
-def test_second_derivatives_equal_those_of_hf(models):
+@pytest.fixture
+def one_thread():
+    """Two of torch's threads sum a second derivative in an order that changes from run to run."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_second_derivatives_equal_those_of_hf(models, one_thread):
     results = []
     for side in models:
         audio = audio_like(1, side.config.audio_channels, 50, 0).requires_grad_()
@@ -138,7 +147,9 @@ def test_forward_mode_tangents_equal_those_of_hf(models, part, frozen):
 def test_codebooks_that_ask_for_gradients_after_a_call_get_them(models):
     found = []
     for side in models:
-        codes = torch.randint(0, 16, (1, 1, 2, 150), generator=torch.Generator().manual_seed(0))
+        # The oldest transformers gives the small 48 kHz model one codebook.
+        levels = min(2, len(side.quantizer.layers))
+        codes = torch.randint(0, 16, (1, 1, levels, 150), generator=torch.Generator().manual_seed(0))
         scales = [torch.ones(1, 1) if side.config.normalize else None]
         embed = side.quantizer.layers[0].codebook.embed
         with torch.no_grad():

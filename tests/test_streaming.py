@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from encodec_fast import EncodecModel, StreamingDecoder, StreamingEncoder, decode_pieces, encode_pieces, use_backend
 from support.configs import configs
 from support.engine import engine
-from support.models import audio_like, config_24khz, ours_like, pair, reference_model, small_config, top_bandwidth
+from support.models import audio_like, config_24khz, drawn_pair, pair, small_config, top_bandwidth
 
 CONFIGS = [
     small_config(),
@@ -75,7 +75,7 @@ def test_streams_of_one_batch_give_the_codes_of_their_clips(index, plan, seed):
 
 @given(configs(streamable=True), st.integers(1, 500), st.lists(st.floats(0, 1), max_size=5), st.integers(0, 99))
 def test_a_stream_of_any_config_gives_the_codes_of_its_clip(config, length, shares, seed):
-    model = ours_like(reference_model(config, seed))
+    _, model = drawn_pair(config, seed)
     clip = audio_like(1, config.audio_channels, length, seed)[0]
     pieces = [clip[:, a:b] for a, b in cuts_of(length, shares)]
     codes = list(encode_pieces(model, pieces, top_bandwidth(model)))

@@ -22,7 +22,7 @@ from encodec_fast.serving.prepared import PreparedNetwork
 from encodec_fast.serving.route import route_encode
 from support.configs import configs
 from support.engine import engine
-from support.models import audio_like, is_error, ours_like, outcome, pair, reference_model, small_config, top_bandwidth
+from support.models import audio_like, drawn_pair, is_error, outcome, pair, small_config, top_bandwidth
 
 CONFIGS = [
     small_config(),
@@ -87,7 +87,7 @@ def test_a_clip_of_a_batch_is_the_clip_alone(index, sizes, max_memory, seed):
 
 @given(configs(), lengths, st.integers(0, 99))
 def test_a_clip_of_a_batch_is_the_clip_alone_in_any_config(config, sizes, seed):
-    model = ours_like(reference_model(config, seed))
+    _, model = drawn_pair(config, seed)
     clips = [audio_like(1, config.audio_channels, size, seed + i)[0] for i, size in enumerate(sizes)]
     expected = [outcome(lambda clip=clip: alone(model, clip)) for clip in clips]
     # such as a group norm over one value, which alone is an error too
@@ -262,7 +262,7 @@ def test_a_layer_of_another_dtype_is_the_error_of_hf():
 
 
 def test_methods_and_modules_of_somebody_s_own_are_honoured_by_batches():
-    model = ours_like(reference_model(small_config()))
+    _, model = pair(small_config())
     clip = audio_like(1, 1, 900, 1)[0]
     encoded = model.encode_batch([clip], top_bandwidth(model))
     model.quantizer.decode = lambda codes: torch.zeros(codes.shape[1], model.config.hidden_size, codes.shape[2])
