@@ -26,13 +26,11 @@ class EncodeWalk:
         self.config = model.config
         self._quantizer = model.quantizer
         self.chunks: list[Tensor] = []
-        self.masks: list[tuple[Tensor, ...]] = []
 
-    def _encode_frame(self, input_values: Tensor, bandwidth: float, *mask: Tensor) -> tuple[Tensor, None]:
+    def _encode_frame(self, input_values: Tensor, bandwidth: float, mask: Tensor | None = None) -> tuple[Tensor, None]:
         # mask: transformers before 4.53 applies the padding mask inside, where it normalises
         self.bandwidth = bandwidth
-        self.chunks.append(input_values)
-        self.masks.append(mask if self.config.normalize else ())
+        self.chunks.append(input_values if mask is None or not self.config.normalize else input_values * mask)
         frames = encoded_length(self.config, input_values.shape[-1])
         return input_values.new_empty(input_values.shape[0], levels_of(self._quantizer, bandwidth), frames, dtype=torch.int64), None
 

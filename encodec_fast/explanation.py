@@ -12,7 +12,7 @@ from encodec_fast.backends.base import Precision
 from encodec_fast.backends.registry import get_backend
 from encodec_fast.model import FAST_PARTS
 from encodec_fast.plan import LSTM, Conv, ResidualBlock, Stage, Upsample
-from encodec_fast.plan.geometry import encoded_length
+from encodec_fast.plan.geometry import chunks_of, encoded_length
 from encodec_fast.serving.request import REFERENCE, requested
 from encodec_fast.serving.route import route_function, route_lookup, route_network, route_search
 
@@ -56,9 +56,9 @@ def explain(model: hf.EncodecModel, input_values: Tensor) -> Explanation:
     batch, channels, length = x.shape
     if config.chunk_length is not None:
         chunk = min(length, config.chunk_length)
-        count = len(range(0, length, config.chunk_stride))
-        notes.append(f"{count} chunks of up to {chunk} samples per clip, run as common batches; shapes are those of full chunks")
-        x, batch, length = x[..., :chunk], batch * max(1, (length - chunk) // config.chunk_stride + 1), chunk
+        cuts = chunks_of(config, length)
+        notes.append(f"{len(cuts)} chunks of up to {chunk} samples per clip, run as common batches; shapes are those of full chunks")
+        x, batch, length = x[..., :chunk], batch * sum(size == chunk for size, _ in cuts), chunk
     frames = encoded_length(config, length)
     embeddings = x.new_empty(x.shape[0], config.hidden_size, frames)
 

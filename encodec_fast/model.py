@@ -188,7 +188,7 @@ class EncodecModel(hf.EncodecModel):
         return_dict = self.config.return_dict if return_dict is None else return_dict
         bandwidth = self.config.target_bandwidths[0] if bandwidth is None else bandwidth
         if self._is_whole(input_values, padding_mask, bandwidth):
-            mask = () if padding_mask is None else (padding_mask.view(input_values.shape[0], -1, input_values.shape[-1]).bool(),)
+            mask = None if padding_mask is None else padding_mask.view(input_values.shape[0], -1, input_values.shape[-1]).bool()
             ((codes, scale),) = encode_clips(self, [input_values], bandwidth, [mask])
             # as HF stacks: the result is contiguous
             return _encoder_output(torch.stack([codes]), [scale], 0, return_dict=return_dict)
@@ -197,7 +197,7 @@ class EncodecModel(hf.EncodecModel):
             return super().encode(input_values, padding_mask, bandwidth, return_dict)
         walk = chunks.EncodeWalk(self)
         codes, _, *padded = hf.EncodecModel.encode(walk, input_values, padding_mask, bandwidth, False)
-        coded = encode_clips(self, walk.chunks, walk.bandwidth, walk.masks)
+        coded = encode_clips(self, walk.chunks, walk.bandwidth)
         for index, (chunk, _) in enumerate(coded):
             codes[index, ..., : chunk.shape[-1]] = chunk
         return _encoder_output(codes, [scale for _, scale in coded], *padded, return_dict=return_dict)

@@ -363,3 +363,14 @@ def test_codes_are_contiguous_as_those_of_hf(batch):
         ours, theirs = (side.encode(audio, bandwidth=2.4).audio_codes for side in (model, reference))
     assert ours.stride() == theirs.stride() and ours.is_contiguous()
     assert torch.equal(ours, theirs)
+
+
+def test_a_masked_clip_of_a_model_that_normalises_has_the_outcome_of_hf():
+    # transformers before 4.53 multiplies [B, 1, T] by this mask inside, and fails on the [B, B, T] that it gets
+    audio, mask = audio_like(2, 1, 400, 0), torch.arange(400) < torch.tensor([[400], [300]])
+    found = [outcome(lambda model=model: model.encode(audio, mask, return_dict=False)[:2]) for model in pair(small_config(normalize=True))]
+    if is_error(found[0]):
+        assert found[1] == found[0]
+    else:
+        assert torch.equal(found[1][0], found[0][0])
+        torch.testing.assert_close(found[1][1], found[0][1], rtol=1e-6, atol=0)

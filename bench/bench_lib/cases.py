@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from encodec_fast import demo
 from encodec_fast.audio import read_audio
-from encodec_fast.plan.geometry import encoded_length
+from encodec_fast.plan.geometry import chunks_of, encoded_length
 
 CACHE = Path(__file__).parents[1] / ".cache"
 # of this tree, whichever revision of the package is installed
@@ -140,8 +140,7 @@ def codes_of(case: Case, levels: int) -> tuple[Tensor, list[Tensor | None], int]
     """
     config, generator = demo.demo_config(case.model), torch.Generator().manual_seed(0)
     samples = int(case.seconds * config.sampling_rate)
-    chunk, stride = config.chunk_length or samples, config.chunk_stride or samples
-    lengths = [encoded_length(config, min(chunk, samples - start)) for start in range(0, samples, stride)]
+    lengths = [encoded_length(config, length) for length, _ in chunks_of(config, samples)]
     # drawn frame by frame: a shorter clip has the beginning of a longer one
     shape = (lengths[0], len(lengths), case.batch, levels)
     codes = torch.randint(config.codebook_size, shape, generator=generator).permute(1, 2, 3, 0).contiguous()

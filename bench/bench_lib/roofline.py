@@ -14,7 +14,7 @@ from transformers import EncodecModel
 from bench_lib.cases import Case, levels_of
 from encodec_fast.demo import demo_config
 from encodec_fast.plan import Plan, Stage, fused_bytes, multiply_adds, stage_weights
-from encodec_fast.plan.geometry import encoded_length
+from encodec_fast.plan.geometry import chunks_of, encoded_length
 from encodec_fast.plan.reader import read_plan
 
 # Side of the square product, and floats of the copy: past the last-level cache of anything but the largest servers.
@@ -94,8 +94,7 @@ def meta_plan(model: str) -> Plan:
 def chunk_lengths(case: Case) -> list[int]:
     """Returns the samples of each chunk of one clip."""
     config = demo_config(case.model)
-    samples = int(case.seconds * config.sampling_rate)
-    return [min(config.chunk_length or samples, samples - start) for start in range(0, samples, config.chunk_stride or samples)]
+    return [length for length, _ in chunks_of(config, int(case.seconds * config.sampling_rate))]
 
 
 def stage_work(case: Case) -> list[Work]:

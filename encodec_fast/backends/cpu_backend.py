@@ -286,7 +286,7 @@ def _batch(x: Tensor, channels: int) -> Tensor:
     """Returns x [B, channels, T] as the engine takes it: the steps of a channel follow each other."""
     if x.dim() != 3 or x.shape[1] != channels:
         raise ValueError(f"x is {list(x.shape)}; the cpu backend takes [B, {channels}, T]")
-    if x.dtype != torch.float32 or x.device.type != "cpu":
+    if not _taken(x):
         raise ValueError(f"a clip is {x.dtype}, on {x.device}; the cpu backend takes float32 on the CPU")
     return x if x.shape[2] <= 1 or x.stride(2) == 1 else x.contiguous()
 

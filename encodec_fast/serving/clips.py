@@ -43,12 +43,12 @@ def levels_of(quantizer: hf.EncodecResidualVectorQuantizer, bandwidth: float | N
     return min(quantizer.get_num_quantizers_for_bandwidth(bandwidth), len(quantizer.layers))
 
 
-def encode_clips(model: Any, batches: Sequence[Tensor], bandwidth: float, masks: Sequence[tuple[Tensor, ...]] | None = None) -> list[Coded]:
+def encode_clips(model: Any, batches: Sequence[Tensor], bandwidth: float, masks: Sequence[Tensor | None] | None = None) -> list[Coded]:
     """Returns codes and scale of each batch [B, C, T] of audio.
 
-    bandwidth: kbps, one that the model has.  masks: of each batch none or some [B, 1 or C, T], which multiply the audio.
+    bandwidth: kbps, one that the model has.  masks: of each batch None or [B, 1 or C, T], which multiplies the audio.
     """
-    masks = [()] * len(batches) if masks is None else masks
+    masks = [None] * len(batches) if masks is None else masks
     if torch.compiler.is_compiling():
         return _encode_by_modules(model, batches, bandwidth, masks)
     route = route_encode(model, batches)
@@ -56,29 +56,27 @@ def encode_clips(model: Any, batches: Sequence[Tensor], bandwidth: float, masks:
         return _encode_by_modules(model, batches, bandwidth, masks)
     codec, network, levels = route.prepared, route.prepared.network, levels_of(model.quantizer, bandwidth)
 
-    if len(batches) == 1 and _is_short(model, batches[0].numel()):
+    # embeddings; a masked or normalised copy of the audio
+    copied = network.in_channels * ((masks[0] is not None) + 2 * model.config.normalize)
+    step_bytes = batches[0].element_size() * (network.out_channels / network.hop_length + copied)
+    # the scale of a clip is that of the whole of it
+    least = None if model.config.normalize else int(LEAST_PIECE_SECONDS * model.config.sampling_rate)
+    groups = _groups(model, codec, [(batch.shape[0], batch.shape[2]) for batch in batches], step_bytes, least, network.in_channels)
+    if groups is None:
         return [_encode_whole(codec, _masked(batches[0], masks[0]), levels, model.config.normalize)]
 
-    # embeddings; a masked or normalised copy of the audio
-    copied = network.in_channels * (sum(map(bool, masks)) > 0) + 2 * network.in_channels * model.config.normalize
-    step_bytes = batches[0].element_size() * (network.out_channels / network.hop_length + copied)
-    clips = [(batch[row], [mask[row] for mask in some]) for batch, some in zip(batches, masks) for row in range(batch.shape[0])]
+    clips = [(batch[row], None if mask is None else mask[row]) for batch, mask in zip(batches, masks) for row in range(batch.shape[0])]
     lengths = [clip.shape[1] for clip, _ in clips]
     scales: dict[int, Tensor] = {}
 
     def read(index: int, start: int, end: int) -> Tensor:
-        clip, some = clips[index]
-        return _masked(clip[:, start:end], [mask[:, start:end] for mask in some])
+        clip, mask = clips[index]
+        return _masked(clip[:, start:end], None if mask is None else mask[:, start:end])
 
     def read_whole(members: Sequence[int]) -> list[Tensor]:
         audio = [read(index, 0, lengths[index]) for index in members]
         return _normalized(audio, members, scales) if model.config.normalize else audio
 
-    # the scale of a clip is that of the whole of it
-    least = None if model.config.normalize else int(LEAST_PIECE_SECONDS * model.config.sampling_rate)
-    groups = _groups(model, codec, lengths, step_bytes, least)
-    if len(batches) == 1 and _are_whole(groups):
-        return [_encode_whole(codec, _masked(batches[0], masks[0]), levels, model.config.normalize)]
     codes = _run(codec, lengths, groups, read, read_whole, lambda embeddings: codec.quantizer.search_clips(embeddings, levels))
     scaled = [scales.get(index) for index in range(len(clips))]
     return [(torch.stack(own), _joined(some)) for own, some in zip(_by_batch(codes, batches), _by_batch(scaled, batches))]
@@ -116,7 +114,9 @@ def _decode_served(model: Any, codec: PreparedCodec, batches: Sequence[Tensor]) 
     # embeddings, and a piece's audio by itself before it is in its place
     step_bytes = quantizer.quantizer.codebooks.element_size() * (quantizer.dim + network.out_channels * network.hop_length)
     with torch.no_grad():
-        if len(batches) == 1 and _is_short(model, batches[0].shape[0] * batches[0].shape[2] * network.hop_length):
+        least = int(LEAST_PIECE_SECONDS * model.config.sampling_rate / network.hop_length)
+        groups = _groups(model, codec, [(batch.shape[0], batch.shape[2]) for batch in batches], step_bytes, least, network.hop_length)
+        if groups is None:
             return [network.run(quantizer.program.decode(batches[0].transpose(0, 1)))]
         clips = [codes for batch in batches for codes in batch.unbind(0)]
         lengths = [codes.shape[1] for codes in clips]
@@ -124,10 +124,6 @@ def _decode_served(model: Any, codec: PreparedCodec, batches: Sequence[Tensor]) 
         def read(index: int, start: int, end: int) -> Tensor:
             return quantizer.lookup_clip(clips[index][:, start:end])
 
-        least = int(LEAST_PIECE_SECONDS * model.config.sampling_rate / network.hop_length)
-        groups = _groups(model, codec, lengths, step_bytes, least)
-        if len(batches) == 1 and _are_whole(groups):
-            return [network.run(quantizer.program.decode(batches[0].transpose(0, 1)))]
         audio = _run(codec, lengths, groups, read, lambda members: [read(index, 0, lengths[index]) for index in members], list)
     # stack copies, and this may be long
     return [own[0][None] if len(own) == 1 else torch.stack(own) for own in _by_batch(audio, batches)]
@@ -173,36 +169,38 @@ def _run(
     return [results[index] for index in range(len(lengths))]
 
 
-def _is_short(model: Any, samples: int) -> bool:
-    """Returns whether one batch of so many samples runs whole, without a look at memory."""
-    return model.max_memory is None and samples < LONG_SAMPLES
+def _groups(
+    model: Any,
+    codec: PreparedCodec,
+    shapes: Sequence[tuple[int, int]],
+    step_bytes: float,
+    least: int | None,
+    step_samples: int,
+) -> Groups | None:
+    """Returns which clips run together within the budget, and which in pieces; None for one batch that runs whole, as it is.
 
-
-def _are_whole(groups: Groups) -> bool:
-    """Returns whether all clips run together, none of them in pieces."""
-    return len(groups) == 1 and groups[0][1] is None
-
-
-def _groups(model: Any, codec: PreparedCodec, lengths: Sequence[int], step_bytes: float, least: int | None) -> Groups:
-    """Returns which clips run together within the budget, and which in pieces.
-
-    step_bytes: what a step of one clip takes beside the network's own activations.  least: steps of a piece, None where none may be cut.
+    shapes: (clips, steps) of each batch.  step_bytes: what a step of one clip takes beside the network's own activations.
+    least: steps of a piece, None where none may be cut.  step_samples: samples of audio in a step.
     """
-    held = codec.network.held_bytes + step_bytes
-    if model.max_memory is None and sum(lengths) * held <= memory.LITTLE_BYTES:
-        return [(list(range(len(lengths))), None)]
-    steps = int(memory.budget(model.max_memory, codec.exact, codec.network.device) / held)
+    lengths = [steps for clips, steps in shapes for _ in range(clips)]
+    alone, held = len(shapes) == 1, codec.network.held_bytes + step_bytes
+    if alone and model.max_memory is None and sum(lengths) * step_samples < LONG_SAMPLES:
+        return None
     groups: list[list[int]] = []
-    taken = 0
-    for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
-        if not groups or taken + lengths[index] > steps:
-            groups.append([])
-            taken = 0
-        groups[-1].append(index)
-        taken += lengths[index]
-    if least is None or codec.not_streamable is not None:
-        return [(group, None) for group in groups]
-    return [(group, max(least, steps) if lengths[group[0]] > steps else None) for group in groups]
+    if model.max_memory is None and sum(lengths) * held <= memory.LITTLE_BYTES:
+        steps, groups = sum(lengths), [list(range(len(lengths)))]
+    else:
+        steps = int(memory.budget(model.max_memory, codec.exact, codec.network.device) / held)
+        taken = 0
+        for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
+            if not groups or taken + lengths[index] > steps:
+                groups.append([])
+                taken = 0
+            groups[-1].append(index)
+            taken += lengths[index]
+    cuttable = least is not None and codec.not_streamable is None
+    cut = [(group, max(least or 1, steps) if cuttable and lengths[group[0]] > steps else None) for group in groups]
+    return None if alone and len(cut) == 1 and cut[0][1] is None else cut
 
 
 def _pushed(network: PreparedNetwork, length: int, piece: int, read: Callable[[int, int], Tensor]) -> Iterator[list[Tensor]]:
@@ -225,11 +223,9 @@ def _placed(pieces: Iterable[list[Tensor]], length: int) -> Tensor:
     return whole
 
 
-def _masked(audio: Tensor, masks: Iterable[Tensor]) -> Tensor:
-    """Returns the audio times its masks."""
-    for mask in masks:
-        audio = mask * audio
-    return audio
+def _masked(audio: Tensor, mask: Tensor | None) -> Tensor:
+    """Returns the audio times its mask."""
+    return audio if mask is None else mask * audio
 
 
 def _normalized(audio: list[Tensor], members: Sequence[int], scales: dict[int, Tensor]) -> list[Tensor]:
@@ -267,7 +263,7 @@ def _wants_gradients(module: torch.nn.Module) -> bool:
     return torch.is_grad_enabled() and any(parameter.requires_grad for parameter in module.parameters())
 
 
-def _encode_by_modules(model: Any, batches: Sequence[Tensor], bandwidth: float, masks: Sequence[tuple[Tensor, ...]]) -> list[Coded]:
+def _encode_by_modules(model: Any, batches: Sequence[Tensor], bandwidth: float, masks: Sequence[Tensor | None]) -> list[Coded]:
     """Encodes as `encode_clips`, through the model's own `_encode_frame`: batches of one shape together."""
     if len(batches) == 1:
         # also keeps a compiled call free of its length, which grouping by shape would fix

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 from transformers.models.encodec import modeling_encodec as hf
 
-from encodec_fast.backends.torch_functions import overlap_add_torch
 from encodec_fast.serving.request import log_once
 from encodec_fast.serving.route import route_function
 
@@ -37,13 +36,10 @@ def overlap_add(frames: list[Tensor], stride: int, num_samples: int | None = Non
             log_once("overlap_add runs on the reference (the chunks follow each other at no regular distance)")
         return hf.EncodecModel._linear_overlap_add(frames, stride)[..., :total]
     weight = fade_weight(length, frames[0])
-    backend = route_function("overlap_add", frames).prepared
-    assert backend is not None
     # the kernels know chunks of one length and dtype, cut at the end of the result
-    if weight.dtype != frames[0].dtype or any(frame.shape[-1] < length and end < total for frame, end in zip(frames, ends)):
-        if backend.name != "torch" and not torch.compiler.is_compiling():
-            log_once(f"overlap_add runs on the torch backend ({backend.name}: the chunks differ in length or dtype)")
-        return overlap_add_torch(frames, weight, stride, total)
+    mixed = weight.dtype != frames[0].dtype or any(frame.shape[-1] < length and end < total for frame, end in zip(frames, ends))
+    backend = route_function("overlap_add", frames, "the chunks differ in length or dtype" if mixed else None).prepared
+    assert backend is not None
     return backend.overlap_add(frames, weight, stride, total)
 
 

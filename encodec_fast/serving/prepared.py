@@ -15,7 +15,7 @@ from encodec_fast.backends.base import Precision, QuantizerProgram, StageProgram
 from encodec_fast.backends.cuda_graphs import CudaGraphs
 from encodec_fast.backends.registry import get_backend
 from encodec_fast.plan import Network, Quantizer, Stage, convolutions, not_streamable, step_bytes
-from encodec_fast.serving.request import BackendError, log_once
+from encodec_fast.serving.request import BackendError, during, log_once
 
 _capturing: ContextVar[list[tuple[int, ...]] | None] = ContextVar("encodec_fast_capturing", default=None)
 
@@ -35,11 +35,8 @@ def capturing() -> Iterator[list[tuple[int, ...]]]:
     Raises BackendError where a network can't be captured. Holds for the current thread or task only.
     """
     captured: list[tuple[int, ...]] = []
-    token = _capturing.set(captured)
-    try:
+    with during(_capturing, captured):
         yield captured
-    finally:
-        _capturing.reset(token)
 
 
 class PreparedNetwork:

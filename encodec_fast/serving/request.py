@@ -12,9 +12,9 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from torch import nn
 
@@ -26,6 +26,8 @@ logger = logging.getLogger("encodec_fast")
 ENVIRONMENT_VARIABLE = "ENCODEC_FAST_BACKEND"
 
 REFERENCE = "reference"
+T = TypeVar("T")
+
 _requested: ContextVar[str | None] = ContextVar("encodec_fast_backend", default=None)
 _precision: ContextVar[Precision | None] = ContextVar("encodec_fast_precision", default=None)
 _logged: set[str] = set()
@@ -43,32 +45,32 @@ class Request(NamedTuple):
     precision: Precision = Precision.PARITY
 
 
-@contextmanager
-def use_backend(name: str) -> Iterator[None]:
+def use_backend(name: str) -> AbstractContextManager[None]:
     """Runs the block on one backend: "auto", "torch", "cpu", "triton" or "reference".
 
     Raises ValueError for another name and BackendError where the backend can't run a call: here a name is a demand.
     Holds for the current thread or task only.
     """
-    token = _requested.set(_known(name, "use_backend"))
-    try:
-        yield
-    finally:
-        _requested.reset(token)
+    return during(_requested, _known(name, "use_backend"))
 
 
-@contextmanager
-def use_precision(name: str) -> Iterator[None]:
+def use_precision(name: str) -> AbstractContextManager[None]:
     """Runs the block in "parity", "tf32x3" or "fast" (see `Precision`), whatever the models' own `precision` says.
 
     A wish, not a demand: a backend that knows parity only computes that, and says so once.
     Raises ValueError for another name. Holds for the current thread or task only.
     """
-    token = _precision.set(known_precision(name, "use_precision"))
+    return during(_precision, known_precision(name, "use_precision"))
+
+
+@contextmanager
+def during(variable: ContextVar[T], value: T) -> Iterator[None]:
+    """Sets the variable for the block, in the current thread or task only."""
+    token = variable.set(value)
     try:
         yield
     finally:
-        _precision.reset(token)
+        variable.reset(token)
 
 
 @contextmanager

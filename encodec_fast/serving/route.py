@@ -50,72 +50,57 @@ class Route(Generic[Prepared]):
 
 def route_network(module: nn.Module, x: Tensor) -> Route[PreparedNetwork]:
     """Routes the forward of an encoder or decoder on x [B, C, T]."""
-    route = _route(module, x, requested(module), _prepare_network)
-    if route.prepared is None:
-        return route
-    misfit = _misfit(route.prepared, x)
-    if misfit is not None:
-        return Route(None, misfit)
-    if "_has_graphs" in module.__dict__:
-        route.prepared.warn_without_graphs(type(module).__name__)
-    return route
+    request = requested(module)
+    reason = _refused(request, x)
+    route = Route(None, reason) if reason else _network(module, request)
+    return _fitting(route, lambda network: _misfit(network, x))
 
 
 def route_search(module: nn.Module, x: Tensor) -> Route[PreparedQuantizer]:
     """Routes the quantizer's encode of embeddings x [B, D, F]."""
-    route = _route_quantizer(module, x)
-    misfit = None if route.prepared is None else _mismatch(x, route.prepared.dim, route.prepared.dtype, route.prepared.device)
-    return route if misfit is None else Route(None, misfit)
+    request = requested(module)
+    reason = _refused(request, x)
+    route = Route(None, reason) if reason else _quantizer(module, request)
+    return _fitting(route, lambda quantizer: _mismatch(x, quantizer.dim, quantizer.dtype, quantizer.device))
 
 
 def route_lookup(module: nn.Module, codes: Tensor) -> Route[PreparedQuantizer]:
     """Routes the quantizer's decode of codes [K, B, F]."""
-    if _ask_for_gradients(module):
-        return Route(None, "its codebooks ask for gradients")
-    route = _route_quantizer(module, codes)
-    misfit = None if route.prepared is None else _codes_mismatch(route.prepared, codes, 0)
-    return route if misfit is None else Route(None, misfit)
+    request = requested(module)
+    reason = _refused(request, codes) or _gradients_reason(module)
+    route = Route(None, reason) if reason else _quantizer(module, request)
+    return _fitting(route, lambda quantizer: _codes_mismatch(quantizer, codes, 0))
 
 
 def route_encode(model: hf.EncodecModel, audio: Sequence[Tensor]) -> Route[PreparedCodec]:
     """Routes audio [B, C, T] of any lengths through the model's encoder and the search behind it."""
-    if owns_frames(model):
-        return Route(None, f"{type(model).__name__} has an _encode_frame or _decode_frame of its own")
-    route = _route_codec(model, model.encoder, audio[0])
-    if route.prepared is not None:
-        for part in audio:
-            misfit = _misfit(route.prepared.network, part)
-            if misfit is not None:
-                return Route(None, misfit)
-    return route
+    route = _codec(model, model.encoder, audio[0], _frames_reason(model))
+    return _fitting(route, lambda codec: next(filter(None, (_misfit(codec.network, part) for part in audio)), None))
 
 
 def route_decode(model: hf.EncodecModel, codes: Sequence[Tensor]) -> Route[PreparedCodec]:
     """Routes codes [B, K, F] of any lengths through the sum of entries and the model's decoder behind it."""
-    if owns_frames(model):
-        return Route(None, f"{type(model).__name__} has an _encode_frame or _decode_frame of its own")
-    if _ask_for_gradients(model.quantizer):
-        return Route(None, "its codebooks ask for gradients")
-    route = _route_codec(model, model.decoder, codes[0])
-    if route.prepared is not None:
-        for part in codes:
-            misfit = _codes_mismatch(route.prepared.quantizer, part, 1) or _single_value(route.prepared.network, part)
-            if misfit is not None:
-                return Route(None, misfit)
-    return route
+    route = _codec(model, model.decoder, codes[0], _frames_reason(model) or _gradients_reason(model.quantizer))
+
+    def misfit(codec: PreparedCodec) -> str | None:
+        found = (_codes_mismatch(codec.quantizer, part, 1) or _single_value(codec.network, part) for part in codes)
+        return next(filter(None, found), None)
+
+    return _fitting(route, misfit)
 
 
 def route_stream(model: hf.EncodecModel, network: nn.Module) -> Route[PreparedCodec]:
     """Routes pieces of time, whatever they will be, through the model's encoder or decoder."""
     parameter = next(network.parameters())
-    return _route_codec(model, network, torch.empty(1, 1, dtype=parameter.dtype, device=parameter.device))
+    return _codec(model, network, torch.empty(1, 1, dtype=parameter.dtype, device=parameter.device))
 
 
-def route_function(name: str, tensors: Sequence[Tensor]) -> Route[Backend]:
+def route_function(name: str, tensors: Sequence[Tensor], misfit: str | None = None) -> Route[Backend]:
     """Routes 'normalize' or 'overlap_add', which have no weights: to a backend's kernel, else to torch's operations.
 
     Their bits are the same everywhere, so a backend demanded by name gives way, with a line in the log. Under tracing, autocast,
     transforms and gradients they are torch's own, without one.
+    misfit: why no kernel can take the input, or None.
     """
     reason = call_reason(tensors[0])
     if reason is None and torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
@@ -126,7 +111,7 @@ def route_function(name: str, tensors: Sequence[Tensor]) -> Route[Backend]:
     order = registry.PREFERENCE.get(first.device.type, ()) if request.backend == "auto" else (request.backend,)
     for backend in (registry.get_backend(choice) for choice in order if choice in registry.BACKENDS):
         # the reasons stand in `refused` for the log
-        reason = backend.unavailable() or backend.function_refusal(name, tensors)
+        reason = backend.unavailable() or backend.function_refusal(name, tensors) or (misfit if backend.name != "torch" else None)
         if reason is None:
             break
         refused.append(f"{backend.name}: {reason}")
@@ -147,43 +132,51 @@ def note_reference(module: nn.Module, reason: str) -> None:
     log_once(f"{type(module).__name__} runs on the reference modules ({reason})")
 
 
-def _route(
-    module: nn.Module, x: Tensor, request: Request, make: Callable[[nn.Module, Request], Route[Prepared]], whole: bool = False
-) -> Route[Prepared]:
-    """Returns what `make` prepares of the module, unless the call is one that only the modules can serve.
+def _fitting(route: Route[Prepared], misfit: Callable[[Prepared], str | None]) -> Route[Prepared]:
+    """Returns the route, unless what it prepared can't take the input.  misfit: says why not, or None."""
+    reason = None if route.prepared is None else misfit(route.prepared)
+    return route if reason is None else Route(None, reason)
 
-    whole: the module itself is not called, so it must do what its class says, too.
-    """
-    if request.backend == REFERENCE:
-        return Route(None, "asked for by name")
-    reason = call_reason(x) or (_own_reason(module) if whole else None)
-    if reason is not None:
-        return Route(None, reason)
+
+def _refused(request: Request, x: Tensor) -> str | None:
+    """Returns why the reference modules must serve a call with x, whatever the module, or None."""
+    return "asked for by name" if request.backend == REFERENCE else call_reason(x)
+
+
+def _derived(module: nn.Module, request: Request, make: Callable[[nn.Module, Request], Route[Prepared]]) -> Route[Prepared]:
+    """Returns what `make` derives of the module's weights, unless its modules must be called one by one."""
     modules, reason = _walk(module)
+    return Route(None, reason) if reason else cache_of(module).get(modules, request, lambda: make(module, request))
+
+
+def _network(module: nn.Module, request: Request) -> Route[PreparedNetwork]:
+    """Returns the encoder or decoder as prepared for the request."""
+    route = _derived(module, request, _prepare_network)
+    if route.prepared is not None and "_has_graphs" in module.__dict__:
+        route.prepared.warn_without_graphs(type(module).__name__)
+    return route
+
+
+def _quantizer(module: nn.Module, request: Request) -> Route[PreparedQuantizer]:
+    """Returns the quantizer as prepared for the request; its codes are the same at every precision."""
+    return _derived(module, Request(request.backend, request.strict), _prepare_quantizer)
+
+
+def _codec(model: hf.EncodecModel, module: nn.Module, x: Tensor, reason: str | None = None) -> Route[PreparedCodec]:
+    """Routes x through the encoder or decoder `module` of the model, with the quantizer, past the methods of both.
+
+    reason: why the reference must serve it, if the caller knows one.
+    """
+    request = requested(module)
+    reason = reason or _refused(request, x) or _own_reason(module) or _own_reason(model.quantizer)
     if reason is not None:
         return Route(None, reason)
-    return cache_of(module).get(modules, request, lambda: make(module, request))
-
-
-def _route_quantizer(module: nn.Module, x: Tensor, whole: bool = False) -> Route[PreparedQuantizer]:
-    request = requested(module)
-    # the codes are the same at every precision
-    return _route(module, x, Request(request.backend, request.strict), _prepare_quantizer, whole)
-
-
-def _route_codec(model: hf.EncodecModel, module: nn.Module, x: Tensor) -> Route[PreparedCodec]:
-    """Routes x through the encoder or decoder `module` of the model, with the quantizer, past the methods of all three."""
-    network = _route(module, x, requested(module), _prepare_network, whole=True)
-    if network.prepared is None:
-        return Route(None, network.reason)
-    codebooks = _route_quantizer(model.quantizer, x, whole=True)
-    if codebooks.prepared is None:
-        return Route(None, codebooks.reason)
+    network, codebooks = _network(module, request), _quantizer(model.quantizer, request)
+    if network.prepared is None or codebooks.prepared is None:
+        return Route(None, network.reason if network.prepared is None else codebooks.reason)
     decodes = isinstance(module, hf.EncodecDecoder)
     if codebooks.prepared.dim != (network.prepared.in_channels if decodes else network.prepared.out_channels):
         return Route(None, "its codebooks are not as wide as its embeddings")
-    if "_has_graphs" in module.__dict__:
-        network.prepared.warn_without_graphs(type(module).__name__)
     return Route(PreparedCodec(network.prepared, codebooks.prepared))
 
 
@@ -305,18 +298,21 @@ def _foreign_method(kind: Any) -> str | None:
     return None
 
 
-def _ask_for_gradients(quantizer: nn.Module) -> bool:
-    """Returns whether the entries of a codebook, which are buffers, ask for gradients."""
-    return torch.is_grad_enabled() and any(buffer.requires_grad for buffer in quantizer.buffers())
+def _frames_reason(model: hf.EncodecModel) -> str | None:
+    return f"{type(model).__name__} has an _encode_frame or _decode_frame of its own" if owns_frames(model) else None
+
+
+def _gradients_reason(quantizer: nn.Module) -> str | None:
+    """Returns why a lookup needs the reference's gradients: entries of codebooks, which are buffers, may ask for them."""
+    asked = torch.is_grad_enabled() and any(buffer.requires_grad for buffer in quantizer.buffers())
+    return "its codebooks ask for gradients" if asked else None
 
 
 def _misfit(network: PreparedNetwork, x: Tensor) -> str | None:
     """Returns why the network can't take x, or None."""
     if x.numel() == 0:
         return "the input is empty"
-    if x.dim() == 3 and x.shape[1] == network.in_channels and x.dtype == network.dtype and x.device == network.device:
-        return _single_value(network, x) if network.norms_one_channel else None
-    return _mismatch(x, network.in_channels, network.dtype, network.device)
+    return _mismatch(x, network.in_channels, network.dtype, network.device) or _single_value(network, x)
 
 
 def _mismatch(x: Tensor, channels: int, dtype: torch.dtype, device: torch.device) -> str | None:
