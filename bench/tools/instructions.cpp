@@ -65,9 +65,9 @@ void stage(const char* name, int64_t in_channels, int64_t out_channels, int64_t 
 struct Layer {
   std::vector<float> weight, bias, norm;
   encodec_conv conv;
-  Layer(int64_t in, int64_t out, int64_t kernel, int64_t stride, int64_t left, int64_t right, bool elu, bool normed = false)
+  Layer(int64_t in, int64_t out, int64_t kernel, int64_t stride, int64_t left, int64_t right, bool activated, bool normed = false)
       : weight(noise(in * out * kernel, 0.1f)), bias(noise(out, 0.1f)), norm(noise(out, 1.0f)),
-        conv{in, out, kernel, stride, 1, left, right, 0, elu, weight.data(), bias.data(),
+        conv{in, out, kernel, stride, 1, left, right, 0, activated, weight.data(), bias.data(),
              normed ? norm.data() : nullptr, normed ? norm.data() : nullptr, 1e-5} {}
 };
 
@@ -102,9 +102,8 @@ int main(int, char** arguments) {
   std::vector<float> x = noise(dim * frames, 1.0f);
   std::vector<int64_t> codes(levels * frames);
   float* values = x.data();
-  int64_t* to = codes.data();
   const encodec_clips clips{&values, &frames, &frames};
-  count("search", [&] { require(encodec_search(codebooks, &clips, 1, levels, 1, &to, &frames) >= 0); });
+  count("search", [&] { require(encodec_search_batch(codebooks, 1, values, frames, 0, frames, levels, 1, codes.data()) >= 0); });
   const int64_t* from = codes.data();
   count("sum_of_entries", [&] { require(encodec_lookup(codebooks, &from, &frames, 1, levels, 1, &clips) == 0); });
   encodec_codebooks_free(codebooks);

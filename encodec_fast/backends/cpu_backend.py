@@ -256,7 +256,7 @@ def _append(library: ctypes.CDLL, program: int, stage: Stage) -> int:
             out_channels=conv.out_channels,
             kernel=conv.kernel,
             stride=conv.stride,
-            elu=conv.elu,
+            activation=int(conv.elu),
             weight=address(conv.weight),
             bias=address(conv.bias),
             norm_weight=address(conv.norm.weight if conv.norm else None),

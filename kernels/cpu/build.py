@@ -28,7 +28,7 @@ FLAGS = (
 )
 COMMON = (
     "api/engine",
-    *(f"net/{unit}" for unit in ("program", "schedule", "chain", "stages", "winograd", "lstm", "codebooks", "chunks", "saved")),
+    *(f"net/{unit}" for unit in ("program", "schedule", "cuts", "chain", "stages", "winograd", "lstm", "codebooks", "chunks", "saved")),
     "simd/tiers",
     "runtime/threads",
 )

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from .build import LIBRARY, SOURCES
 
-ABI = 5
+ABI = 6
 ISA_VARIABLE = "ENCODEC_FAST_CPU_ISA"
+CUTS_VARIABLE = "ENCODEC_FAST_CPU_CUTS"
 PAD_MODES = {"reflect": 0, "constant": 1, "replicate": 2}
 FUNCTIONS = {"exp": 0, "elu": 1, "sigmoid": 2, "tanh": 3}
 
@@ -24,7 +25,7 @@ class ConvRecord(Structure):
 
     _fields_ = [
         *((name, c_int64) for name in ("in_channels", "out_channels", "kernel", "stride", "dilation")),
-        *((name, c_int64) for name in ("pad_left", "pad_right", "pad_mode", "elu")),
+        *((name, c_int64) for name in ("pad_left", "pad_right", "pad_mode", "activation")),
         *((name, c_void_p) for name in ("weight", "bias", "norm_weight", "norm_bias")),
         ("norm_eps", c_double),
     ]
@@ -75,6 +76,7 @@ SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
         c_int,
         (POINTER(ClipsRecord), c_int64, c_int64, c_int64, c_void_p, c_int64, c_int, POINTER(ClipsRecord)),
     ),
+    "encodec_set_cut": (c_int, (c_char_p, c_int64)),
     "encodec_map": (c_int, (c_char_p, c_int, c_void_p, c_void_p, c_int64)),
 }
 
@@ -102,8 +104,25 @@ def bind(path: Path) -> ctypes.CDLL:
 
 @cache
 def load() -> ctypes.CDLL:
-    """The engine of this installation, loaded at the first call.  Raises LibraryMissing where there is none."""
-    return bind(SOURCES / LIBRARY)
+    """The engine of this installation, loaded at the first call, with the cuts that the environment asks for.
+
+    Raises LibraryMissing where there is none, and EngineError for a cut that it does not know.
+    """
+    library = bind(SOURCES / LIBRARY)
+    set_cuts(library, os.environ.get(CUTS_VARIABLE, ""))
+    return library
+
+
+def set_cuts(library: ctypes.CDLL, text: str) -> None:
+    """Changes bounds of `net/cuts.h`, as in "tile=1000,wave=1", to find a bit that depends on one.
+
+    Raises EngineError for an unknown name or bound.
+    """
+    for part in filter(None, text.split(",")):
+        name, _, bound = part.partition("=")
+        if not bound.isdecimal():
+            raise EngineError(f"{CUTS_VARIABLE} has {part!r}: it takes NAME=BOUND,..., as in tile=1000,wave=1")
+        check(library, library.encodec_set_cut(name.strip().encode(), int(bound)))
 
 
 def tiers(library: ctypes.CDLL) -> list[str]:

@@ -10,6 +10,7 @@
 
 #include "net/chunks.h"
 #include "net/codebooks.h"
+#include "net/cuts.h"
 #include "net/program.h"
 #include "runtime/threads.h"
 #include "simd/tiers.h"
@@ -56,6 +57,7 @@ void require_conv(const encodec_conv& conv) {
           "a convolution's channels, kernel, stride and dilation are positive");
   require(conv.pad_left >= 0 && conv.pad_right >= 0, "a convolution's padding is not negative");
   require(conv.pad_mode >= 0 && conv.pad_mode <= 2, "pad_mode is 0 (reflect), 1 (constant) or 2 (replicate)");
+  require(conv.activation >= 0 && conv.activation < kActivations, "activation is 0 (none) or 1 (ELU)");
   require(conv.weight != nullptr, "a convolution has weights");
 }
 
@@ -129,7 +131,7 @@ void encodec_program_free(encodec_program* program) { delete program; }
 int encodec_add_conv(encodec_program* program, const encodec_conv* conv) {
   return guarded([&] {
     require_conv(*conv);
-    require(pads_to_same(*conv), "a convolution is padded by its span less its stride");
+    require(pads_to_same(*conv), "a convolution is padded by its receptive field less its stride");
     program->append(make_conv(program->ops, *conv));
   });
 }
@@ -140,7 +142,6 @@ int encodec_add_residual(encodec_program* program, const encodec_conv* conv1, co
     require_conv(*conv1);
     require_conv(*conv2);
     require(conv1->stride == 1 && pads_to_same(*conv1), "a residual block's first convolution keeps the length");
-    require(conv1->elu && conv2->elu, "a residual block's convolutions take the ELU of their input");
     require(conv2->kernel == 1 && conv2->stride == 1 && conv2->in_channels == conv1->out_channels,
             "a residual block's second convolution is 1x1 over the first one's output");
     require(!conv1->norm_weight == !conv2->norm_weight && (!shortcut || !conv1->norm_weight == !shortcut->norm_weight),
@@ -148,9 +149,9 @@ int encodec_add_residual(encodec_program* program, const encodec_conv* conv1, co
     require(shortcut || conv1->in_channels == conv2->out_channels, "an identity shortcut keeps the channels");
     if (shortcut) {
       require_conv(*shortcut);
-      require(shortcut->kernel == 1 && shortcut->stride == 1 && !shortcut->elu &&
+      require(shortcut->kernel == 1 && shortcut->stride == 1 && shortcut->activation == 0 &&
                   shortcut->in_channels == conv1->in_channels && shortcut->out_channels == conv2->out_channels,
-              "a residual block's shortcut is 1x1, without ELU, from its input to its output");
+              "a residual block's shortcut is 1x1, without an activation, from its input to its output");
     }
     program->append(make_residual(program->ops, *conv1, *conv2, shortcut));
   });
@@ -169,7 +170,7 @@ int encodec_add_upsample(encodec_program* program, const encodec_conv* conv) {
 int encodec_add_lstm(encodec_program* program, int64_t channels, int64_t layers, const float* const* weights) {
   return guarded([&] {
     require(channels > 0 && layers > 0, "an LSTM has channels and layers");
-    program->append(std::make_unique<Lstm>(program->ops, channels, layers, weights));
+    program->append(Lstm(program->ops, channels, layers, weights));
   });
 }
 
@@ -273,18 +274,11 @@ encodec_codebooks* encodec_codebooks_new(const char* tier, const float* entries,
 
 void encodec_codebooks_free(encodec_codebooks* codebooks) { delete codebooks; }
 
-int encodec_search(const encodec_codebooks* codebooks, const encodec_clips* x, int64_t batch, int64_t levels, int threads,
-                   int64_t* const* codes, const int64_t* code_strides) {
-  return guarded([&] {
-    require(levels >= 0 && levels <= codebooks->level_count(), "more levels than codebooks");
-    codebooks->search(*x, batch, levels, threads, codes, code_strides);
-  });
-}
-
 int encodec_search_batch(const encodec_codebooks* codebooks, int64_t batch, const float* x, int64_t frames, int64_t clip_stride,
                          int64_t channel_stride, int64_t levels, int threads, int64_t* codes) {
   return guarded([&] {
     require(levels >= 0 && levels <= codebooks->level_count(), "more levels than codebooks");
+    require(batch >= 0 && frames >= 0, "a batch and its clips have no negative length");
     const Batch from(batch, x, frames, clip_stride, channel_stride);
     std::vector<int64_t*> rows;
     for (int64_t b = 0; b < batch; ++b) rows.push_back(codes + b * frames);
@@ -323,10 +317,14 @@ int encodec_overlap_add(const encodec_clips* chunks, int64_t count, int64_t batc
   });
 }
 
+int encodec_set_cut(const char* name, int64_t bound) {
+  return guarded([&] { set_bound(name, bound); });
+}
+
 int encodec_map(const char* tier, int function, const float* x, float* out, int64_t count) {
   return guarded([&] {
     require(function >= 0 && function <= 3, "functions are 0 (exp), 1 (elu), 2 (sigmoid) and 3 (tanh)");
     const Ops& ops = find_tier(tier);
-    run_tasks(1, 1, [&](int64_t) { ops.map(function, x, out, count); });
+    parallel_for(1, 1, [&](int64_t) { ops.map(function, x, out, count); });
   });
 }

@@ -13,7 +13,7 @@
 extern "C" {
 #endif
 
-#define ENCODEC_ABI 5
+#define ENCODEC_ABI 6
 
 typedef struct encodec_program encodec_program;
 typedef struct encodec_state encodec_state;
@@ -24,7 +24,7 @@ typedef struct encodec_conv {
   int64_t in_channels, out_channels, kernel, stride, dilation;
   int64_t pad_left, pad_right;  // of a transposed convolution: the steps trimmed from its ends
   int64_t pad_mode;             // 0 reflect, 1 constant (zero), 2 replicate
-  int64_t elu;                  // applied to the input
+  int64_t activation;           // of the input: 0 none, 1 ELU
   const float *weight, *bias;   // bias [out] or null
   const float *norm_weight, *norm_bias;  // [out] of the group norm over channels and time, or null
   double norm_eps;
@@ -82,11 +82,8 @@ encodec_state* encodec_load(const encodec_program* program, const void* bytes, i
 // entries [levels, size, dim], copied.
 encodec_codebooks* encodec_codebooks_new(const char* tier, const float* entries, int64_t levels, int64_t size, int64_t dim);
 void encodec_codebooks_free(encodec_codebooks* codebooks);
-// Residual search over the first `levels` codebooks. Clip b's code of level k at frame f goes to
-// codes[b][k * code_strides[b] + f]; ties go to the lowest entry.
-int encodec_search(const encodec_codebooks* codebooks, const encodec_clips* x, int64_t batch, int64_t levels, int threads,
-                   int64_t* const* codes, const int64_t* code_strides);
-// As encodec_search, of clips of one length in one tensor: as of encodec_run; codes: [levels, batch, frames], contiguous.
+// Residual search over the first `levels` codebooks, of clips of one length in one tensor: as of encodec_run. Ties go to the lowest
+// entry. codes: [levels, batch, frames], contiguous.
 int encodec_search_batch(const encodec_codebooks* codebooks, int64_t batch, const float* x, int64_t frames, int64_t clip_stride,
                          int64_t channel_stride, int64_t levels, int threads, int64_t* codes);
 // The sum of the named entries, first level first. Returns 1, with nothing else done, if a code lies outside its codebook.
@@ -101,6 +98,8 @@ int encodec_normalize(const encodec_clips* x, int64_t batch, int64_t channels, i
 int encodec_overlap_add(const encodec_clips* chunks, int64_t count, int64_t batch, int64_t channels, const float* weight,
                         int64_t stride, int threads, const encodec_clips* y);
 
+// Changes a bound of net/cuts.h for the whole process, while no other call runs; 0 restores it. No bit depends on it.
+int encodec_set_cut(const char* name, int64_t bound);
 // For tests: function 0 exp (of x <= 0), 1 elu, 2 sigmoid, 3 tanh over `count` floats.
 int encodec_map(const char* tier, int function, const float* x, float* out, int64_t count);
 

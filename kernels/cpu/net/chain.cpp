@@ -1,13 +1,11 @@
 #include <numeric>
 #include <utility>
 
+#include "net/cuts.h"
 #include "net/stages.h"
 
 namespace encodec {
 namespace {
-
-// Floats of a chain's widest activation in one tile of time: the two that are in use stay in the last-level cache.
-constexpr int64_t kTileFloats = 1 << 19;
 
 // The rows of a stage's output that survive its trims.
 struct Emitted {
@@ -108,7 +106,7 @@ int64_t Chain::tile() const {
     down *= stage->window.stride;
     widest = std::max(widest, step * up / down * stage->out_channels);
   }
-  const int64_t steps = std::max<int64_t>(1, kTileFloats / widest);
+  const int64_t steps = std::max<int64_t>(1, bound_of(Cut::kTile) / widest);
   return step * (steps < 48 ? steps : steps / 48 * 48);
 }
 
@@ -166,8 +164,9 @@ int64_t Chain::run_tile(const Ops& ops, ChainState& state, Rows x, int64_t count
         last ? workspace.rows[(i + 1) % 2].reserve(produced * stage.out_channels) : reserve(i + 1, produced, survivors.skip);
     float* const results = last ? next : new_rows(i + 1, next) - survivors.skip * stage.out_channels;
     if (windows > 0)
-      stage.run(ops, rows + (before.next - before.begin) * window.channels, before.next / window.stride, windows, results, workspace,
-                threads, pending ? &pending : nullptr, !last && leaves_norm(*stages_[i + 1], survivors.count, final) ? &left : nullptr);
+      stage.run(ops, {rows + (before.next - before.begin) * window.channels, before.next / window.stride, windows, results, workspace,
+                      threads, pending ? &pending : nullptr,
+                      !last && leaves_norm(*stages_[i + 1], survivors.count, final) ? &left : nullptr});
     pending = std::exchange(left, {});
 
     window.consume(place.progress, windows);

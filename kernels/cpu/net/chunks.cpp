@@ -25,7 +25,7 @@ float sum_by_halves(float* x, int64_t count) {
 }  // namespace
 
 void normalize(const encodec_clips& x, int64_t batch, int64_t channels, int threads, const encodec_clips& y, float* scales) {
-  run_tasks(threads, batch, [&](int64_t b) {
+  parallel_for(threads, batch, [&](int64_t b) {
     const int64_t length = x.lengths[b];
     std::vector<float> squares(x.data[b], x.data[b] + length);
     for (int64_t c = 1; c < channels; ++c) {
@@ -50,7 +50,7 @@ void overlap_add(const encodec_clips& x, int64_t count, int64_t batch, int64_t c
                  int threads, const encodec_clips& y) {
   const int64_t total = batch > 0 ? y.lengths[0] : 0;
   const int64_t longest = count * batch > 0 ? *std::max_element(x.lengths, x.lengths + count * batch) : 0;
-  run_tasks(threads, (total + kSteps - 1) / kSteps, [&](int64_t task) {
+  parallel_for(threads, (total + kSteps - 1) / kSteps, [&](int64_t task) {
     const int64_t begin = task * kSteps, steps = std::min(kSteps, total - begin);
     float sums[kSteps], weights[kSteps];
     // Calls body(chunk, its first step in this task, this task's first step in it, steps) for clip b's chunks in this task.

@@ -23,7 +23,7 @@ void each_frames(const int64_t* lengths, int64_t batch, int threads, const Funct
   std::vector<std::pair<int64_t, int64_t>> tasks;
   for (int64_t b = 0; b < batch; ++b)
     for (int64_t first = 0; first < lengths[b]; first += most) tasks.emplace_back(b, first);
-  run_tasks(threads, static_cast<int64_t>(tasks.size()), [&](int64_t task) {
+  parallel_for(threads, static_cast<int64_t>(tasks.size()), [&](int64_t task) {
     const auto [b, first] = tasks[task];
     body(b, first, std::min(most, lengths[b] - first));
   });

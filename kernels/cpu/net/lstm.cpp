@@ -3,15 +3,9 @@
 #include <algorithm>
 #include <utility>
 
+#include "net/cuts.h"
+
 namespace encodec {
-namespace {
-
-// Rows of one product of the input with its weights: enough to pay for reading these from the last-level cache.
-constexpr int64_t kInputRows = 96;
-// Steps of a block: the layer above starts that much later.
-constexpr int64_t kMostSteps = 24;
-
-}  // namespace
 
 Lstm::Lstm(const Ops& ops, int64_t hidden, int64_t layers, const float* const* weights) : hidden_(hidden) {
   std::vector<int64_t> row_offsets(hidden), col_offsets(4 * hidden);
@@ -29,7 +23,9 @@ Lstm::Lstm(const Ops& ops, int64_t hidden, int64_t layers, const float* const* w
   }
 }
 
-int64_t LstmBlock::steps(int64_t clips) { return std::max<int64_t>(1, std::min(kMostSteps, kInputRows / clips)); }
+int64_t LstmBlock::steps(int64_t clips) {
+  return std::max<int64_t>(1, std::min(bound_of(Cut::kLstmSteps), bound_of(Cut::kLstmRows) / clips));
+}
 
 LstmBlock::LstmBlock(const Lstm& lstm, std::vector<LstmClip> clips) : lstm_(lstm), clips_(std::move(clips)) {
   const int64_t steps = clips_.front().steps;
@@ -40,7 +36,7 @@ LstmBlock::LstmBlock(const Lstm& lstm, std::vector<LstmClip> clips) : lstm_(lstm
 }
 
 void LstmBlock::run_layer(const Ops& ops, int64_t layer, Workspace& workspace) {
-  const int64_t hidden = lstm_.hidden_, stride = spread(hidden), cols = 4 * hidden, gates_stride = spread(cols);
+  const int64_t hidden = lstm_.hidden_, stride = padded_stride(hidden), cols = 4 * hidden, gates_stride = padded_stride(cols);
   const Lstm::Layer& weights = lstm_.layers_[layer];
   if (layer == 0) read_inputs();
   float* const sequence = sequence_.reserve(starts_.back() * hidden);

@@ -4,48 +4,47 @@
 #include <stdexcept>
 #include <string>
 
+#include "net/cuts.h"
 #include "net/schedule.h"
 
 namespace encodec {
-namespace {
 
-// Floats of the sequences that all clips together bring to an LSTM at once: longer pushes go in pieces of time.
-constexpr int64_t kPieceFloats = 1 << 22;
-// Clips that run together: more would gain nothing, and take more memory.
-constexpr int64_t kClips = 128;
+int64_t out_channels(const Part& part) {
+  const Chain* chain = chain_of(part);
+  return chain ? chain->out_channels() : std::get<Lstm>(part).hidden();
+}
 
-}  // namespace
 }  // namespace encodec
 
 using namespace encodec;
 
 void encodec_program::require_channels(int64_t channels) const {
-  if (!parts.empty() && parts.back().out_channels() != channels)
+  if (!parts.empty() && out_channels(parts.back()) != channels)
     throw std::invalid_argument("a stage of " + std::to_string(channels) + " input channels follows one that gives " +
-                                std::to_string(parts.back().out_channels()));
+                                std::to_string(out_channels(parts.back())));
 }
 
 void encodec_program::append(std::unique_ptr<Stage> stage) {
   require_channels(stage->window.channels);
-  if (parts.empty() || !parts.back().chain) parts.push_back({std::make_unique<Chain>(), nullptr});
-  parts.back().chain->append(std::move(stage));
+  if (parts.empty() || !chain_of(parts.back())) parts.emplace_back(Chain());
+  std::get<Chain>(parts.back()).append(std::move(stage));
 }
 
-void encodec_program::append(std::unique_ptr<Lstm> lstm) {
-  require_channels(lstm->hidden());
-  parts.push_back({nullptr, std::move(lstm)});
+void encodec_program::append(Lstm lstm) {
+  require_channels(lstm.hidden());
+  parts.emplace_back(std::move(lstm));
 }
 
 bool encodec_program::whole_clips_only() const {
-  return std::any_of(parts.begin(), parts.end(), [](const Part& part) { return part.chain && part.chain->normed(); });
+  return std::any_of(parts.begin(), parts.end(), [](const Part& part) { return chain_of(part) && chain_of(part)->normed(); });
 }
 
 ClipState encodec_program::open() const {
   ClipState clip;
   for (const Part& part : parts) {
     PartState state;
-    if (part.chain) state.chain = part.chain->open();
-    if (part.lstm) state.lstm = part.lstm->open();
+    if (const Chain* chain = chain_of(part)) state.chain = chain->open();
+    if (const Lstm* lstm = lstm_of(part)) state.lstm = lstm->open();
     clip.parts.push_back(std::move(state));
   }
   return clip;
@@ -53,21 +52,21 @@ ClipState encodec_program::open() const {
 
 int64_t encodec_program::ready(const ClipState& clip, int64_t added, bool final) const {
   for (size_t i = 0; i < parts.size(); ++i)
-    if (parts[i].chain) {
+    if (const Chain* chain = chain_of(parts[i])) {
       std::vector<Progress> progress = progress_of(clip.parts[i].chain);
-      added = parts[i].chain->advance(progress, added, final);
+      added = chain->advance(progress, added, final);
     }
   return added;
 }
 
 const Lstm* encodec_program::first_lstm() const {
-  const auto part = std::find_if(parts.begin(), parts.end(), [](const Part& candidate) { return candidate.lstm != nullptr; });
-  return part == parts.end() ? nullptr : part->lstm.get();
+  const auto part = std::find_if(parts.begin(), parts.end(), lstm_of);
+  return part == parts.end() ? nullptr : lstm_of(*part);
 }
 
 int64_t encodec_program::steps_of_lstm_rows(int64_t rows) const {
   int64_t up = 1, down = 1;
-  for (auto part = parts.begin(); part->chain; ++part) part->chain->rate(up, down);
+  for (auto part = parts.begin(); chain_of(*part); ++part) chain_of(*part)->rate(up, down);
   return std::max<int64_t>(1, rows * down / up);
 }
 
@@ -75,14 +74,15 @@ int64_t encodec_program::steps_of_lstm_rows(int64_t rows) const {
 int64_t encodec_program::piece_steps(int64_t clips) const {
   const Lstm* lstm = first_lstm();
   if (whole_clips_only() || !lstm) return INT64_MAX;
-  const int64_t waves = kPieceFloats / (lstm->hidden() * clips * kWaveRows);
-  return steps_of_lstm_rows(std::max<int64_t>(1, waves) * kWaveRows);
+  const int64_t wave = bound_of(Cut::kWave), waves = bound_of(Cut::kPiece) / (lstm->hidden() * clips * wave);
+  return steps_of_lstm_rows(std::max<int64_t>(1, waves) * wave);
 }
 
 void encodec_program::push(const std::vector<ClipState*>& clips, const encodec_clips& x, const int64_t* final, int threads,
                            const encodec_clips& y) const {
-  for (size_t from = 0; from < clips.size(); from += kClips) {
-    const size_t end = std::min(clips.size(), from + kClips);
+  const auto most = static_cast<size_t>(bound_of(Cut::kClips));
+  for (size_t from = 0; from < clips.size(); from += most) {
+    const size_t end = std::min(clips.size(), from + most);
     const int64_t piece = piece_steps(static_cast<int64_t>(end - from));
     std::vector<int64_t> done(end - from, 0);
     std::vector<Rows> outputs;

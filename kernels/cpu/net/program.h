@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <variant>
 #include <vector>
 
 #include "net/lstm.h"
@@ -9,15 +10,14 @@
 
 namespace encodec {
 
-// Either a chain or an LSTM.
-struct Part {
-  std::unique_ptr<Chain> chain;
-  std::unique_ptr<Lstm> lstm;
+using Part = std::variant<Chain, Lstm>;
 
-  int64_t in_channels() const { return chain ? chain->in_channels() : lstm->hidden(); }
-  int64_t out_channels() const { return chain ? chain->out_channels() : lstm->hidden(); }
-};
+// The part, or null where it is the other kind.
+inline const Chain* chain_of(const Part& part) { return std::get_if<Chain>(&part); }
+inline const Lstm* lstm_of(const Part& part) { return std::get_if<Lstm>(&part); }
+int64_t out_channels(const Part& part);
 
+// A clip's place in one part; of `chain` and `lstm` only that of the part's kind is in use.
 struct PartState {
   ChainState chain;
   int64_t emitted = 0;  // outputs of the chain so far
@@ -36,7 +36,7 @@ struct encodec_program {
   explicit encodec_program(const encodec::Ops& tier) : ops(tier) {}
 
   void append(std::unique_ptr<encodec::Stage> stage);
-  void append(std::unique_ptr<encodec::Lstm> lstm);
+  void append(encodec::Lstm lstm);
   bool whole_clips_only() const;
   // Null if there is none.
   const encodec::Lstm* first_lstm() const;

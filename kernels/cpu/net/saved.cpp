@@ -113,14 +113,14 @@ ClipState encodec_program::at(int64_t length, bool ended) const {
   if (length == 0 && !ended) return clip;  // a push of nothing leaves a clip as it was
   int64_t rows = length;
   for (size_t i = 0; i < parts.size(); ++i) {
-    if (!parts[i].chain) continue;
-    const Chain& chain = *parts[i].chain;
+    const Chain* chain = chain_of(parts[i]);
+    if (!chain) continue;
     std::vector<Progress> progress = progress_of(clip.parts[i].chain);
-    rows = clip.parts[i].emitted = chain.advance(progress, rows, ended);
+    rows = clip.parts[i].emitted = chain->advance(progress, rows, ended);
     for (size_t j = 0; j < progress.size(); ++j) {
       StageState& stage = clip.parts[i].chain[j];
       stage.progress = progress[j];
-      stage.kept.assign(chain.window(j).held(progress[j]) * chain.window(j).channels, 0.0f);
+      stage.kept.assign(chain->window(j).held(progress[j]) * chain->window(j).channels, 0.0f);
     }
   }
   return clip;

@@ -3,13 +3,11 @@
 #include <algorithm>
 #include <utility>
 
+#include "net/cuts.h"
+
 namespace encodec {
 namespace {
 
-// Clips of an LSTM's group: more would not make its products faster.
-constexpr int64_t kGroupClips = 32;
-// A piece must be this many times as long as what it computes twice to begin in the middle of a clip.
-constexpr int64_t kPieceOverOverlap = 4;
 // Floats that each thread's workspace may keep between tasks and calls: chunks of a second at 48 kHz take 40 MB. Memory that went back
 // to the system comes again page by page, and a huge page can cost milliseconds.
 constexpr int64_t kKeptFloats = 16 << 20;
@@ -28,25 +26,25 @@ void with_workspace(const Body& body) {
 
 }  // namespace
 
-int64_t Schedule::add(ClipState& clip, Rows x, int64_t steps, bool final, Rows y) {
-  Flow flow = {&clip, steps, final, {}};
+int64_t Schedule::add(ClipState& state, Rows x, int64_t steps, bool final, Rows y) {
+  ClipPlan clip = {&state, steps, final, {}};
   int64_t rows = steps;
   for (size_t i = 0; i < program_.parts.size(); ++i) {
     const Part& part = program_.parts[i];
-    const PartState& state = clip.parts[i];
-    Leg leg = {x, y, {}, progress_of(state.chain), state.emitted};
-    if (part.chain) {
-      std::vector<Progress> progress = leg.progress;
-      rows = part.chain->advance(progress, rows, final);
+    const PartState& place = state.parts[i];
+    PartPlan plan = {x, y, {}, progress_of(place.chain), place.emitted};
+    if (const Chain* chain = chain_of(part)) {
+      std::vector<Progress> progress = plan.progress;
+      rows = chain->advance(progress, rows, final);
     }
     if (i + 1 < program_.parts.size()) {
-      leg.memory.resize(rows * part.out_channels());
-      leg.y = {leg.memory.data(), part.out_channels(), 1};
+      plan.memory.resize(rows * out_channels(part));
+      plan.y = {plan.memory.data(), out_channels(part), 1};
     }
-    x = leg.y;
-    flow.legs.push_back(std::move(leg));
+    x = plan.y;
+    clip.parts.push_back(std::move(plan));
   }
-  flows_.push_back(std::move(flow));
+  clips_.push_back(std::move(clip));
   return rows;
 }
 
@@ -54,42 +52,42 @@ void Schedule::run() {
   const size_t parts = program_.parts.size();
   const int64_t wave = wave_steps();
   lstm_tasks_.resize(parts);
-  for (std::vector<Flow*> flows; begin_wave(wave, flows);)
+  for (std::vector<ClipPlan*> clips; begin_wave(wave, clips);)
     for (size_t i = 0; i < parts; ++i) {
-      if (program_.parts[i].lstm)
-        plan_lstm(i, flows);
+      if (lstm_of(program_.parts[i]))
+        plan_lstm(i, clips);
       else
-        plan_chain(i, flows);
+        plan_chain(i, clips);
     }
-  for (Flow& flow : flows_)
-    for (Leg& leg : flow.legs)
-      if (leg.last) leg.last->followed = true;
+  for (ClipPlan& clip : clips_)
+    for (PartPlan& plan : clip.parts)
+      if (plan.last) plan.last->followed = true;
 
-  run_tasks(threads_, tasks_);
+  run_task_graph(threads_, tasks_);
 
-  for (Flow& flow : flows_)
+  for (ClipPlan& clip : clips_)
     for (size_t i = 0; i < parts; ++i)
-      if (Leg& leg = flow.legs[i]; leg.last) {
-        flow.clip->parts[i].chain = std::move(leg.last->state);
-        flow.clip->parts[i].emitted = leg.emitted;
+      if (PartPlan& plan = clip.parts[i]; plan.last) {
+        clip.state->parts[i].chain = std::move(plan.last->state);
+        clip.state->parts[i].emitted = plan.emitted;
       }
 }
 
 // Takes the next steps of the clips that have some; whether there are any.
-bool Schedule::begin_wave(int64_t wave, std::vector<Flow*>& flows) {
-  flows.clear();
-  for (Flow& flow : flows_)
-    if (!flow.ended) flows.push_back(&flow);
-  if (flows.empty()) return false;
-  if (in_halves(flows))
+bool Schedule::begin_wave(int64_t wave, std::vector<ClipPlan*>& clips) {
+  clips.clear();
+  for (ClipPlan& clip : clips_)
+    if (!clip.ended) clips.push_back(&clip);
+  if (clips.empty()) return false;
+  if (in_halves(clips))
     wave = INT64_MAX;
-  else if (too_few(flows))
-    wave = short_wave(wave, flows);
-  for (Flow* flow : flows) {
-    flow->added = std::min(wave, flow->steps - flow->done);
-    flow->done += flow->added;
-    flow->ended = flow->done == flow->steps;
-    flow->writers.clear();
+  else if (too_few(clips))
+    wave = short_wave(wave, clips);
+  for (ClipPlan* clip : clips) {
+    clip->added = std::min(wave, clip->steps - clip->done);
+    clip->done += clip->added;
+    clip->ended = clip->done == clip->steps;
+    clip->writers.clear();
   }
   return true;
 }
@@ -98,30 +96,30 @@ bool Schedule::begin_wave(int64_t wave, std::vector<Flow*>& flows) {
 int64_t Schedule::wave_steps() const {
   // one thread has nothing that a wave could go beside
   if (threads_ == 1 || program_.whole_clips_only()) return INT64_MAX;
-  return program_.first_lstm() ? program_.steps_of_lstm_rows(kWaveRows) : program_.parts.front().chain->tile();
+  return program_.first_lstm() ? program_.steps_of_lstm_rows(bound_of(Cut::kWave)) : chain_of(program_.parts.front())->tile();
 }
 
-bool Schedule::too_few(const std::vector<Flow*>& flows) const {
-  return static_cast<int64_t>(flows.size()) < threads_ && !program_.whole_clips_only();
+bool Schedule::too_few(const std::vector<ClipPlan*>& clips) const {
+  return static_cast<int64_t>(clips.size()) < threads_ && !program_.whole_clips_only();
 }
 
-bool Schedule::in_halves(const std::vector<Flow*>& flows) const {
-  const bool alike = std::all_of(flows.begin(), flows.end(), [&](const Flow* flow) { return flow->steps == flows.front()->steps; });
-  return too_few(flows) && alike && static_cast<int64_t>(2 * flows.size()) == threads_;
+bool Schedule::in_halves(const std::vector<ClipPlan*>& clips) const {
+  const bool alike = std::all_of(clips.begin(), clips.end(), [&](const ClipPlan* clip) { return clip->steps == clips.front()->steps; });
+  return too_few(clips) && alike && static_cast<int64_t>(2 * clips.size()) == threads_;
 }
 
 // Input steps of a wave of too few clips: pieces for all threads, and where there is an LSTM, two each for it to begin soon.
-int64_t Schedule::short_wave(int64_t wave, const std::vector<Flow*>& flows) const {
+int64_t Schedule::short_wave(int64_t wave, const std::vector<ClipPlan*>& clips) const {
   int64_t total = 0;
-  const Flow* longest = flows.front();
-  for (const Flow* flow : flows) {
-    total += flow->steps;
-    if (flow->steps > longest->steps) longest = flow;
+  const ClipPlan* longest = clips.front();
+  for (const ClipPlan* clip : clips) {
+    total += clip->steps;
+    if (clip->steps > longest->steps) longest = clip;
   }
   wave = program_.first_lstm() ? std::min(wave, total / (2 * threads_)) : total / threads_;
   int64_t least = 1, up = 1, down = 1;
   for (size_t i = 0; i < program_.parts.size(); ++i) {
-    const Chain* chain = program_.parts[i].chain.get();
+    const Chain* chain = chain_of(program_.parts[i]);
     if (!chain) continue;
     int64_t own_up = 1, own_down = 1;
     chain->rate(own_up, own_down);
@@ -132,53 +130,53 @@ int64_t Schedule::short_wave(int64_t wave, const std::vector<Flow*>& flows) cons
   return std::max(wave, least);
 }
 
-void Schedule::plan_chain(size_t part, const std::vector<Flow*>& flows) {
-  const bool alone = too_few(flows), halves = in_halves(flows);
-  for (Flow* flow : flows) {
-    const int64_t added = std::exchange(flow->added, 0);
-    const std::vector<size_t> writers = std::exchange(flow->writers, {});
-    const bool final = flow->ended && flow->final;
-    const int64_t half = halves && added / 2 >= least_piece(*flow, part, added) ? added / 2 : 0;
-    if (half) plan_piece(part, *flow, half, false, alone, writers);
-    plan_piece(part, *flow, added - half, final, alone, writers);
+void Schedule::plan_chain(size_t part, const std::vector<ClipPlan*>& clips) {
+  const bool alone = too_few(clips), halves = in_halves(clips);
+  for (ClipPlan* clip : clips) {
+    const int64_t added = std::exchange(clip->added, 0);
+    const std::vector<size_t> writers = std::exchange(clip->writers, {});
+    const bool final = clip->ended && clip->final;
+    const int64_t half = halves && added / 2 >= least_piece(*clip, part, added) ? added / 2 : 0;
+    if (half) plan_piece(part, *clip, half, false, alone, writers);
+    plan_piece(part, *clip, added - half, final, alone, writers);
   }
 }
 
-// Input steps of the shortest piece that may begin anywhere in the flow's next `steps`.
-int64_t Schedule::least_piece(const Flow& flow, size_t part, int64_t steps) const {
-  const Chain& chain = *program_.parts[part].chain;
-  const Leg& leg = flow.legs[part];
+// Input steps of the shortest piece that may begin anywhere in the clip's next `steps`.
+int64_t Schedule::least_piece(const ClipPlan& clip, size_t part, int64_t steps) const {
+  const Chain& chain = *chain_of(program_.parts[part]);
+  const PartPlan& plan = clip.parts[part];
   int64_t up = 1, down = 1;
   chain.rate(up, down);
   // the overlap far from the clip's start, which needs less
-  std::vector<Progress> progress = leg.progress;
-  const int64_t emitted = leg.emitted + chain.advance(progress, steps / 2 / down * down, false);
+  std::vector<Progress> progress = plan.progress;
+  const int64_t emitted = plan.emitted + chain.advance(progress, steps / 2 / down * down, false);
   const int64_t overlap = progress.front().length - chain.reach(emitted);
   // elsewhere a piece may begin up to a step of the rate later, and has to begin at one
-  return kPieceOverOverlap * std::max<int64_t>(1, overlap + 2 * (down - 1));
+  return bound_of(Cut::kTask) * std::max<int64_t>(1, overlap + 2 * (down - 1));
 }
 
-// alone: it should not depend on the piece before. writers: the tasks that write the rows of the flow's wave.
-void Schedule::plan_piece(size_t part, Flow& flow, int64_t steps, bool final, bool alone, const std::vector<size_t>& writers) {
-  const Chain& chain = *program_.parts[part].chain;
-  Leg& leg = flow.legs[part];
-  const int64_t before = leg.progress.front().length, emitted = leg.emitted;
-  const int64_t outputs = chain.advance(leg.progress, steps, final);
-  Piece piece = {leg.taken, steps, leg.given, 0, final, false, 0, leg.last, tasks_.size(), false, {}};
-  leg.taken += steps;
-  leg.given += outputs;
-  leg.emitted += outputs;
-  flow.added += outputs;
+// alone: it should not depend on the piece before. writers: the tasks that write the rows of the clip's wave.
+void Schedule::plan_piece(size_t part, ClipPlan& clip, int64_t steps, bool final, bool alone, const std::vector<size_t>& writers) {
+  const Chain& chain = *chain_of(program_.parts[part]);
+  PartPlan& plan = clip.parts[part];
+  const int64_t before = plan.progress.front().length, emitted = plan.emitted;
+  const int64_t outputs = chain.advance(plan.progress, steps, final);
+  Piece piece = {plan.taken, steps, plan.given, 0, final, false, 0, plan.last, tasks_.size(), false, {}};
+  plan.taken += steps;
+  plan.given += outputs;
+  plan.emitted += outputs;
+  clip.added += outputs;
 
   std::vector<size_t> after = writers;
-  if (leg.last && !(alone && start_in_middle(chain, before, emitted, piece))) {
-    leg.last->followed = true;
-    after.push_back(leg.last->task);
+  if (plan.last && !(alone && start_in_middle(chain, before, emitted, piece))) {
+    plan.last->followed = true;
+    after.push_back(plan.last->task);
   }
-  flow.writers.push_back(piece.task);
+  clip.writers.push_back(piece.task);
   pieces_.push_back(std::move(piece));
-  leg.last = &pieces_.back();
-  tasks_.push_back({[this, part, &flow, last = leg.last] { run_piece(part, flow, *last); }, std::move(after)});
+  plan.last = &pieces_.back();
+  tasks_.push_back({[this, part, &clip, last = plan.last] { run_piece(part, clip, *last); }, std::move(after)});
 }
 
 // Moves the start of a piece, which is the clip's step `before` and gives its output `emitted`, far enough back for it to need no state;
@@ -189,7 +187,7 @@ bool Schedule::start_in_middle(const Chain& chain, int64_t before, int64_t emitt
   const int64_t reach = chain.reach(emitted), start = reach - (reach % down + down) % down, overlap = before - start;
   ChainState state;
   int64_t first_output = 0;
-  const bool costs_little = overlap * kPieceOverOverlap <= piece.steps;
+  const bool costs_little = overlap * bound_of(Cut::kTask) <= piece.steps;
   if (overlap < 0 || overlap > piece.first || !costs_little || !chain.middle(start, state, first_output)) return false;
   piece.first -= overlap;
   piece.steps += overlap;
@@ -199,54 +197,54 @@ bool Schedule::start_in_middle(const Chain& chain, int64_t before, int64_t emitt
   return true;
 }
 
-void Schedule::run_piece(size_t part, Flow& flow, Piece& piece) {
-  const Chain& chain = *program_.parts[part].chain;
-  const Leg& leg = flow.legs[part];
+void Schedule::run_piece(size_t part, ClipPlan& clip, Piece& piece) {
+  const Chain& chain = *chain_of(program_.parts[part]);
+  const PartPlan& plan = clip.parts[part];
   int64_t first_output = 0;
   if (piece.middle)
     chain.middle(piece.start, piece.state, first_output);
   else
-    piece.state = std::move(piece.before ? piece.before->state : flow.clip->parts[part].chain);
+    piece.state = std::move(piece.before ? piece.before->state : clip.state->parts[part].chain);
   with_workspace([&](Workspace& workspace) {
-    chain.run(program_.ops, piece.state, leg.x.from(piece.first), piece.steps, piece.final, leg.y.from(piece.output), piece.skip,
+    chain.run(program_.ops, piece.state, plan.x.from(piece.first), piece.steps, piece.final, plan.y.from(piece.output), piece.skip,
               workspace, threads_);
   });
   if (!piece.followed) piece.state.clear();
 }
 
-void Schedule::plan_lstm(size_t part, std::vector<Flow*> flows) {
-  const Lstm& lstm = *program_.parts[part].lstm;
-  flows.erase(std::remove_if(flows.begin(), flows.end(), [](const Flow* flow) { return flow->added == 0; }), flows.end());
-  if (flows.empty()) return;
-  std::stable_sort(flows.begin(), flows.end(), [](const Flow* a, const Flow* b) { return a->added > b->added; });
+void Schedule::plan_lstm(size_t part, std::vector<ClipPlan*> clips) {
+  const Lstm& lstm = *lstm_of(program_.parts[part]);
+  clips.erase(std::remove_if(clips.begin(), clips.end(), [](const ClipPlan* clip) { return clip->added == 0; }), clips.end());
+  if (clips.empty()) return;
+  std::stable_sort(clips.begin(), clips.end(), [](const ClipPlan* a, const ClipPlan* b) { return a->added > b->added; });
   const LayerTasks before = std::exchange(lstm_tasks_[part], LayerTasks(lstm.layers()));
-  // threads beyond one a layer take clips of their own, dealt out in turn so that each has long and short ones
-  const auto count = static_cast<int64_t>(flows.size());
-  const int64_t per_layer = (threads_ + lstm.layers() - 1) / lstm.layers();
-  const int64_t groups = std::min(count, std::max(per_layer, (count + kGroupClips - 1) / kGroupClips));
+  // threads beyond one a layer take clips of their plan, dealt out in turn so that each has long and short ones
+  const auto count = static_cast<int64_t>(clips.size());
+  const int64_t per_layer = (threads_ + lstm.layers() - 1) / lstm.layers(), most = bound_of(Cut::kLstmClips);
+  const int64_t groups = std::min(count, std::max(per_layer, (count + most - 1) / most));
   for (int64_t g = 0; g < groups; ++g) {
-    std::vector<Flow*> members;
-    for (int64_t i = g; i < count; i += groups) members.push_back(flows[i]);
+    std::vector<ClipPlan*> members;
+    for (int64_t i = g; i < count; i += groups) members.push_back(clips[i]);
     plan_group(part, members, before, lstm_tasks_[part]);
   }
 }
 
-// flows: longest first.
-void Schedule::plan_group(size_t part, const std::vector<Flow*>& flows, const LayerTasks& before, LayerTasks& after) {
-  const Lstm& lstm = *program_.parts[part].lstm;
-  const int64_t steps = LstmBlock::steps(static_cast<int64_t>(flows.size()));
+// clips: longest first.
+void Schedule::plan_group(size_t part, const std::vector<ClipPlan*>& clips, const LayerTasks& before, LayerTasks& after) {
+  const Lstm& lstm = *lstm_of(program_.parts[part]);
+  const int64_t steps = LstmBlock::steps(static_cast<int64_t>(clips.size()));
   LayerTasks waits = before;
   waits.resize(lstm.layers());
-  for (const Flow* flow : flows) waits[0].insert(waits[0].end(), flow->writers.begin(), flow->writers.end());
+  for (const ClipPlan* clip : clips) waits[0].insert(waits[0].end(), clip->writers.begin(), clip->writers.end());
   std::vector<std::shared_ptr<LstmBlock>> blocks;
-  for (int64_t first = 0; first < flows.front()->added; first += steps) {
-    std::vector<LstmClip> clips;
-    for (const Flow* flow : flows) {
-      const Leg& leg = flow->legs[part];
-      const int64_t at = leg.taken + first, left = flow->added - first;
-      if (left > 0) clips.push_back({&flow->clip->parts[part].lstm, leg.x.from(at), leg.y.from(at), std::min(left, steps)});
+  for (int64_t first = 0; first < clips.front()->added; first += steps) {
+    std::vector<LstmClip> shares;
+    for (const ClipPlan* clip : clips) {
+      const PartPlan& plan = clip->parts[part];
+      const int64_t at = plan.taken + first, left = clip->added - first;
+      if (left > 0) shares.push_back({&clip->state->parts[part].lstm, plan.x.from(at), plan.y.from(at), std::min(left, steps)});
     }
-    blocks.push_back(std::make_shared<LstmBlock>(lstm, std::move(clips)));
+    blocks.push_back(std::make_shared<LstmBlock>(lstm, std::move(shares)));
   }
   // a layer's blocks together: its weights stay in the last-level cache
   for (int64_t layer = 0; layer < lstm.layers(); ++layer)
@@ -259,9 +257,9 @@ void Schedule::plan_group(size_t part, const std::vector<Flow*>& flows, const La
                         std::exchange(waits[layer], {task}), true});
     }
   for (int64_t layer = 0; layer < lstm.layers(); ++layer) after[layer].push_back(waits[layer].front());
-  for (Flow* flow : flows) {
-    flow->legs[part].taken += flow->added;
-    flow->writers = waits.back();
+  for (ClipPlan* clip : clips) {
+    clip->parts[part].taken += clip->added;
+    clip->writers = waits.back();
   }
 }
 

@@ -13,15 +13,12 @@
 
 namespace encodec {
 
-// Rows at an LSTM of a clip's piece of a wave: about a tile of the chains beside it, and whole blocks of their rows.
-constexpr int64_t kWaveRows = 48;
-
 class Schedule {
  public:
   Schedule(const encodec_program& program, int threads) : program_(program), threads_(threads) {}
 
   // A clip's next steps, and its end if `final`. Returns the outputs that it will have at y.
-  int64_t add(ClipState& clip, Rows x, int64_t steps, bool final, Rows y);
+  int64_t add(ClipState& state, Rows x, int64_t steps, bool final, Rows y);
   // Takes the clips through all parts; their states move on.
   void run();
 
@@ -29,7 +26,7 @@ class Schedule {
   // A stretch of a clip that one task takes through a chain. It goes on from the piece before, or from the clip's state; or, `middle`,
   // it begins so much earlier that its first output is right.
   struct Piece {
-    int64_t first, steps;  // rows of the leg's x
+    int64_t first, steps;  // rows of the part's x
     int64_t output, skip;  // its first row of y, and outputs before that one
     bool final;
     bool middle;
@@ -41,7 +38,7 @@ class Schedule {
   };
 
   // A clip in one part, as far as it has been planned.
-  struct Leg {
+  struct PartPlan {
     Rows x, y;
     std::vector<float> memory;  // of y, but for the last part
     std::vector<Progress> progress;
@@ -50,11 +47,11 @@ class Schedule {
     Piece* last = nullptr;
   };
 
-  struct Flow {
-    ClipState* clip;
+  struct ClipPlan {
+    ClipState* state;
     int64_t steps;
     bool final;
-    std::vector<Leg> legs;
+    std::vector<PartPlan> parts;
     int64_t done = 0;
     bool ended = false;  // the wave at hand has its last steps
     // In the wave at hand: the rows that come to the next part, and the tasks that write them.
@@ -65,24 +62,24 @@ class Schedule {
   // A layer's tasks that the same layer's next ones come after.
   using LayerTasks = std::vector<std::vector<size_t>>;
 
-  bool begin_wave(int64_t wave, std::vector<Flow*>& flows);
+  bool begin_wave(int64_t wave, std::vector<ClipPlan*>& clips);
   int64_t wave_steps() const;
   // Fewer clips than threads: their pieces begin in the middle, so that all threads have some.
-  bool too_few(const std::vector<Flow*>& flows) const;
+  bool too_few(const std::vector<ClipPlan*>& clips) const;
   // Half as many clips as threads, all of one length: two pieces of each compute the least twice.
-  bool in_halves(const std::vector<Flow*>& flows) const;
-  int64_t short_wave(int64_t wave, const std::vector<Flow*>& flows) const;
-  void plan_chain(size_t part, const std::vector<Flow*>& flows);
-  int64_t least_piece(const Flow& flow, size_t part, int64_t steps) const;
-  void plan_piece(size_t part, Flow& flow, int64_t steps, bool final, bool alone, const std::vector<size_t>& writers);
+  bool in_halves(const std::vector<ClipPlan*>& clips) const;
+  int64_t short_wave(int64_t wave, const std::vector<ClipPlan*>& clips) const;
+  void plan_chain(size_t part, const std::vector<ClipPlan*>& clips);
+  int64_t least_piece(const ClipPlan& clip, size_t part, int64_t steps) const;
+  void plan_piece(size_t part, ClipPlan& clip, int64_t steps, bool final, bool alone, const std::vector<size_t>& writers);
   static bool start_in_middle(const Chain& chain, int64_t before, int64_t emitted, Piece& piece);
-  void plan_lstm(size_t part, std::vector<Flow*> flows);
-  void plan_group(size_t part, const std::vector<Flow*>& flows, const LayerTasks& before, LayerTasks& after);
-  void run_piece(size_t part, Flow& flow, Piece& piece);
+  void plan_lstm(size_t part, std::vector<ClipPlan*> clips);
+  void plan_group(size_t part, const std::vector<ClipPlan*>& clips, const LayerTasks& before, LayerTasks& after);
+  void run_piece(size_t part, ClipPlan& clip, Piece& piece);
 
   const encodec_program& program_;
   const int threads_;
-  std::vector<Flow> flows_;
+  std::vector<ClipPlan> clips_;
   std::deque<Piece> pieces_;
   std::vector<Task> tasks_;
   std::vector<LayerTasks> lstm_tasks_;  // of each part, in the wave before

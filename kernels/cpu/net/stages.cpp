@@ -3,13 +3,14 @@
 #include <cmath>
 #include <numeric>
 
+#include "net/cuts.h"
 #include "runtime/threads.h"
 
 namespace encodec {
 namespace {
 
-// Floats of one block of a layer's input rows: with the block's output they stay in the second-level cache.
-constexpr int64_t kBlockFloats = 16384;
+// As Cut::kBlock, of a layer with a norm: its sums go by blocks, whose size is part of the arithmetic there.
+constexpr int64_t kNormBlockFloats = 1 << 14;
 // Blocks are whole register tiles of every tier.
 constexpr int64_t kBlockWindows = 48;
 
@@ -41,7 +42,7 @@ void each_block(int threads, int64_t blocks, const Body& body) {
   int64_t done = 0;
   while (done < blocks && !has_idle_thread(threads)) body(done++, own_workspace());
   const int64_t left = blocks - done, shares = std::min(left, kSharesPerThread * threads);
-  run_tasks(threads, shares, [&](int64_t share) {
+  parallel_for(threads, shares, [&](int64_t share) {
     for (int64_t i = left * share / shares; i < left * (share + 1) / shares; ++i) body(done + i, own_workspace());
   });
 }
@@ -49,7 +50,7 @@ void each_block(int threads, int64_t blocks, const Body& body) {
 // Calls body(first row, rows) for rows of `channels`, on this thread and idle ones.
 template <class Body>
 void each_rows(int threads, int64_t rows, int64_t channels, const Body& body) {
-  const int64_t most = std::max<int64_t>(1, kBlockFloats / channels);
+  const int64_t most = std::max<int64_t>(1, bound_of(Cut::kBlock) / channels);
   each_block(threads, (rows + most - 1) / most, [&](int64_t block, Workspace&) {
     body(block * most, std::min(most, rows - block * most));
   });
@@ -110,7 +111,7 @@ Layer Layer::convolution(const Ops& ops, const encodec_conv& conv) {
   layer.taps_ = conv.kernel;
   layer.stride_ = conv.stride;
   layer.dilation_ = conv.dilation;
-  layer.elu_ = conv.elu != 0;
+  layer.activation_ = static_cast<Activation>(conv.activation);
   // fewer outputs than lanes: one product gives each tap's share of every row, and the shares are then summed
   layer.narrow_ = conv.out_channels <= 2 && conv.stride == 1 && conv.kernel > 1;
   layer.bias_ = copy_or_zeros(conv.bias, conv.out_channels);
@@ -134,7 +135,7 @@ Layer Layer::transposed(const Ops& ops, const encodec_conv& conv) {
   layer.norm = read_norm(conv);
   layer.taps_ = conv.kernel / conv.stride;
   layer.stride_ = layer.dilation_ = 1;
-  layer.elu_ = conv.elu != 0;
+  layer.activation_ = static_cast<Activation>(conv.activation);
   const std::vector<float> bias = copy_or_zeros(conv.bias, conv.out_channels);
   std::vector<int64_t> row_offsets, col_offsets;
   for (int64_t tap = layer.taps_ - 1; tap >= 0; --tap)
@@ -161,8 +162,8 @@ void Layer::pack(const Ops& ops, const float* weight, const std::vector<int64_t>
 }
 
 int64_t Layer::block() const {
-  const int64_t least = kBlockWindows / 2 * winograd_.group();
-  return std::max<int64_t>(1, kBlockFloats / (stride_ * in * least)) * least;
+  const int64_t least = kBlockWindows / 2 * winograd_.group(), floats = norm ? kNormBlockFloats : bound_of(Cut::kBlock);
+  return std::max<int64_t>(1, floats / (stride_ * in * least)) * least;
 }
 
 void Layer::run(const Ops& ops, const float* rows, int64_t index, int64_t windows, float* out, Buffer& scratch) const {
@@ -188,23 +189,25 @@ FittedNorm Layer::run_for_norm(const Ops& ops, const float* rows, int64_t window
 void Layer::run_block(const Ops& ops, const float* rows, int64_t index, int64_t windows, float* out, Buffer& scratch,
                       const FittedNorm* before) const {
   if (narrow_) return run_narrow(ops, rows, windows, out, scratch);
-  const int64_t frame = stride_ * in, count = ((windows - 1) * stride_ + span()) * in;
+  const int64_t frame = stride_ * in, count = ((windows - 1) * stride_ + receptive_field()) * in;
   if (winograd_) {
     const int64_t mapped = before ? count : 0;
     float* const left = scratch.reserve(mapped + winograd_.scratch(windows));
-    if (before) ops.affine_elu(rows, left, count / in, before->affine());
-    return winograd_.run(ops, before ? left : rows, elu_ && !before, index, windows, bias_.data(), out, left + mapped);
+    if (before) ops.affine(rows, left, count / in, before->affine(), activation_);
+    const Activation rest = before ? Activation::kNone : activation_;
+    return winograd_.run(ops, before ? left : rows, rest, index, windows, bias_.data(), out, left + mapped);
   }
-  const int64_t frame_stride = elu_ ? spread(frame) : frame, step = frame_stride == frame ? count : frame;
-  if (elu_) {
+  const bool copies = before || activation_ != Activation::kNone;
+  const int64_t frame_stride = copies ? padded_stride(frame) : frame, step = frame_stride == frame ? count : frame;
+  if (copies) {
     float* const left = scratch.reserve((count + frame - 1) / frame * frame_stride);
     for (int64_t first = 0; first < count; first += step) {
       const int64_t now = std::min(step, count - first);
       float* const target = left + first / frame * frame_stride;
       if (before)
-        ops.affine_elu(rows + first, target, now / in, before->affine());
+        ops.affine(rows + first, target, now / in, before->affine(), activation_);
       else
-        ops.elu(rows + first, target, now);
+        ops.activate(activation_, rows + first, target, now);
     }
     rows = left;
   }
@@ -222,12 +225,13 @@ void Layer::run_block(const Ops& ops, const float* rows, int64_t index, int64_t 
 }
 
 void Layer::run_narrow(const Ops& ops, const float* rows, int64_t windows, float* out, Buffer& scratch) const {
-  const int64_t count = windows - 1 + span(), shares = (taps_ * cols + kCacheLine - 1) / kCacheLine * kCacheLine;
+  const int64_t count = windows - 1 + receptive_field(), shares = (taps_ * cols + kCacheLine - 1) / kCacheLine * kCacheLine;
   float* left = scratch.reserve(count * (in + shares));
   float* share = left + count * in;
-  if (elu_) ops.elu(rows, left, count * in);
+  const bool copies = activation_ != Activation::kNone;
+  if (copies) ops.activate(activation_, rows, left, count * in);
   const std::vector<float> zeros(shares, 0.0f);
-  const Segment segment = {elu_ ? left : rows, in, in};
+  const Segment segment = {copies ? left : rows, in, in};
   ops.product({&segment, 1, weight_.data(), zeros.data(), nullptr, 0, share, shares, count, shares, in});
   for (int64_t t = 0; t < windows; ++t)
     for (int64_t n = 0; n < cols; ++n) {
@@ -243,16 +247,16 @@ class ConvStage : public Stage {
  public:
   explicit ConvStage(Layer layer) : layer_(std::move(layer)) {}
   bool normed() const override { return static_cast<bool>(layer_.norm); }
-  void run(const Ops& ops, const float* rows, int64_t index, int64_t windows, float* out, Workspace& workspace, int threads,
-           const FittedNorm*, FittedNorm* after) const override {
-    if (!layer_.norm) return layer_.run(ops, rows, index, windows, out, workspace.scratch);
-    FittedNorm fitted = layer_.run_for_norm(ops, rows, windows, out, threads);
-    if (after) {
-      *after = std::move(fitted);
+  void run(const Ops& ops, const StageCall& call) const override {
+    if (!layer_.norm) return layer_.run(ops, call.rows, call.index, call.windows, call.out, call.workspace.scratch);
+    FittedNorm fitted = layer_.run_for_norm(ops, call.rows, call.windows, call.out, call.threads);
+    if (call.after) {
+      *call.after = std::move(fitted);
       return;
     }
-    each_rows(threads, windows * rows_per_window, out_channels, [&](int64_t first, int64_t count) {
-      ops.affine(out + first * out_channels, out + first * out_channels, count, fitted.affine());
+    each_rows(call.threads, call.windows * rows_per_window, out_channels, [&](int64_t first, int64_t count) {
+      float* const rows = call.out + first * out_channels;
+      ops.affine(rows, rows, count, fitted.affine(), Activation::kNone);
     });
   }
 
@@ -260,11 +264,11 @@ class ConvStage : public Stage {
   Layer layer_;
 };
 
-// shortcut(x) + conv2(conv1(x)), both 1x1 products as one, of the rows [x, elu(hidden)].
+// shortcut(x) + conv2(conv1(x)), both 1x1 products as one, of the rows [x, activation(hidden)].
 class ResidualStage : public Stage {
  public:
   ResidualStage(const Ops& ops, const encodec_conv& conv1, const encodec_conv& conv2, const encodec_conv* shortcut)
-      : conv1_(Layer::convolution(ops, conv1)), has_shortcut_(shortcut != nullptr) {
+      : conv1_(Layer::convolution(ops, conv1)), activation_(static_cast<Activation>(conv2.activation)), has_shortcut_(shortcut != nullptr) {
     const int64_t hidden = conv2.in_channels, in = shortcut ? shortcut->in_channels : 0;
     depth_ = in + hidden;
     bias_ = copy_or_zeros(conv2.bias, conv2.out_channels);
@@ -283,24 +287,24 @@ class ResidualStage : public Stage {
 
   bool normed() const override { return false; }
 
-  void run(const Ops& ops, const float* rows, int64_t index, int64_t windows, float* out, Workspace& workspace, int,
-           const FittedNorm*, FittedNorm*) const override {
+  void run(const Ops& ops, const StageCall& call) const override {
     const int64_t in = conv1_.in, width = conv1_.cols;
-    for (int64_t first = 0; first < windows; first += conv1_.block()) {
-      const int64_t count = std::min(conv1_.block(), windows - first);
-      float* hidden = workspace.hidden.reserve(count * width);
-      conv1_.run(ops, rows + first * in, index + first, count, hidden, workspace.scratch);
-      ops.elu(hidden, hidden, count * width);
-      const float* x = rows + (window.pad_left + first) * in;
+    for (int64_t first = 0; first < call.windows; first += conv1_.block()) {
+      const int64_t count = std::min(conv1_.block(), call.windows - first);
+      float* hidden = call.workspace.hidden.reserve(count * width);
+      conv1_.run(ops, call.rows + first * in, call.index + first, count, hidden, call.workspace.scratch);
+      ops.activate(activation_, hidden, hidden, count * width);
+      const float* x = call.rows + (window.pad_left + first) * in;
       const Segment segments[] = {{x, in, in}, {hidden, width, width}};
       ops.product({has_shortcut_ ? segments : segments + 1, has_shortcut_ ? 2 : 1, weight_.data(), bias_.data(),
-                   has_shortcut_ ? nullptr : x, in, out + first * out_channels, out_channels, count, out_channels,
+                   has_shortcut_ ? nullptr : x, in, call.out + first * out_channels, out_channels, count, out_channels,
                    depth_});
     }
   }
 
  private:
   Layer conv1_;
+  Activation activation_;
   bool has_shortcut_;
   int64_t depth_;
   Floats weight_;
@@ -319,22 +323,22 @@ class NormedResidualStage : public Stage {
   bool normed() const override { return true; }
   bool takes_norm() const override { return true; }
 
-  void run(const Ops& ops, const float* rows, int64_t, int64_t windows, float* out, Workspace& workspace, int threads,
-           const FittedNorm* before, FittedNorm*) const override {
-    const int64_t in = conv1_.in;
-    const float* other = rows + window.pad_left * in;
-    float* const hidden = workspace.hidden.reserve(windows * conv1_.cols);
-    float* const residual = shortcut_ ? workspace.shortcut.reserve(windows * out_channels) : nullptr;
+  void run(const Ops& ops, const StageCall& call) const override {
+    const int64_t in = conv1_.in, windows = call.windows;
+    const FittedNorm* const before = call.before;
+    const float* other = call.rows + window.pad_left * in;
+    float* const hidden = call.workspace.hidden.reserve(windows * conv1_.cols);
+    float* const residual = shortcut_ ? call.workspace.shortcut.reserve(windows * out_channels) : nullptr;
     const int64_t blocks = conv1_.blocks(windows);
     const Norm none;
     NormSums hidden_sums(conv1_.norm, blocks), residual_sums(shortcut_ ? shortcut_->norm : none, blocks);
     // both layers that read the clip's rows go through it together: each row comes out of the last-level cache once
-    each_block(threads, blocks, [&](int64_t b, Workspace& own) {
-      const int64_t first = b * conv1_.block(), count = std::min(conv1_.block(), windows - first), needed = count + conv1_.span() - 1;
-      const float* block = rows + first * in;
+    each_block(call.threads, blocks, [&](int64_t b, Workspace& own) {
+      const int64_t first = b * conv1_.block(), count = std::min(conv1_.block(), windows - first), needed = count + conv1_.receptive_field() - 1;
+      const float* block = call.rows + first * in;
       if (before) {
         float* const normed = own.normed.reserve(needed * in);
-        ops.affine(block, normed, needed, before->affine());
+        ops.affine(block, normed, needed, before->affine(), Activation::kNone);
         block = normed;
       }
       conv1_.run_block(ops, block, first, count, hidden + first * conv1_.cols, own.scratch);
@@ -344,12 +348,12 @@ class NormedResidualStage : public Stage {
       residual_sums.add(ops, b, residual + first * out_channels, count);
     });
     const FittedNorm hidden_norm = hidden_sums.fit();
-    const FittedNorm out_norm = conv2_.run_for_norm(ops, hidden, windows, out, threads, &hidden_norm);
+    const FittedNorm out_norm = conv2_.run_for_norm(ops, hidden, windows, call.out, call.threads, &hidden_norm);
     const FittedNorm fitted = shortcut_ ? residual_sums.fit() : FittedNorm();
     const Affine other_map = shortcut_ ? fitted.affine() : before ? before->affine() : Affine();
-    each_rows(threads, windows, out_channels, [&](int64_t first, int64_t count) {
+    each_rows(call.threads, windows, out_channels, [&](int64_t first, int64_t count) {
       const float* const addend = (shortcut_ ? residual : other) + first * out_channels;
-      ops.affine_sum(out + first * out_channels, out_norm.affine(), addend, shortcut_ || before ? &other_map : nullptr, count);
+      ops.affine_sum(call.out + first * out_channels, out_norm.affine(), addend, shortcut_ || before ? &other_map : nullptr, count);
     });
   }
 

@@ -71,14 +71,14 @@ class Layer {
   static Layer convolution(const Ops& ops, const encodec_conv& conv);
   static Layer transposed(const Ops& ops, const encodec_conv& conv);
 
-  int64_t span() const { return (taps_ - 1) * dilation_ + 1; }
+  int64_t receptive_field() const { return (taps_ - 1) * dilation_ + 1; }
   // out [windows, cols]; rows: the first window's first row; index: which window of the clip it is.
   void run(const Ops& ops, const float* rows, int64_t index, int64_t windows, float* out, Buffer& scratch) const;
   // As `run`, of a whole clip, on idle threads too; returns the norm over the output, which is still to be applied. The rows are put
-  // through `before`, if that is given, ahead of their ELU.
+  // through `before`, if that is given, ahead of their activation.
   FittedNorm run_for_norm(const Ops& ops, const float* rows, int64_t windows, float* out, int threads,
                           const FittedNorm* before = nullptr) const;
-  // As `run`, all at once; before: only of a layer that takes the ELU of its input.
+  // As `run`, all at once.
   void run_block(const Ops& ops, const float* rows, int64_t index, int64_t windows, float* out, Buffer& scratch,
                  const FittedNorm* before = nullptr) const;
   // Windows of a convenient block for `run` in pieces; whole groups of Winograd's.
@@ -95,21 +95,29 @@ class Layer {
   void run_narrow(const Ops& ops, const float* rows, int64_t windows, float* out, Buffer& scratch) const;
 
   int64_t taps_, stride_, dilation_;
-  bool elu_, narrow_ = false;
+  Activation activation_ = Activation::kNone;
+  bool narrow_ = false;
   Floats weight_;
   Winograd winograd_;  // instead of weight_, where windows are two or three frames
   std::vector<float> bias_;
 };
 
+// Consecutive windows of a clip, and where their outputs go.
+struct StageCall {
+  const float* rows;  // the first window's first row
+  int64_t index;      // of the first window in its clip
+  int64_t windows;
+  float* out;  // [windows * rows_per_window, out_channels]
+  Workspace& workspace;
+  int threads;               // that may share the work of a whole clip, this one among them
+  const FittedNorm* before;  // a norm that the rows have yet to go through, only where takes_norm(), or null
+  FittedNorm* after;         // where to leave the norm of the output, which is then not applied, or null
+};
+
 class Stage {
  public:
   virtual ~Stage() = default;
-  // out [windows * rows_per_window, out_channels]; rows: the first window's first row; index: which window of the clip it is.
-  // threads: those that may share the work of a whole clip, this one among them.
-  // before: a norm that the rows have yet to go through, given only where takes_norm(), or null.
-  // after: where to leave the norm of the output, which is then not applied, or null.
-  virtual void run(const Ops& ops, const float* rows, int64_t index, int64_t windows, float* out, Workspace& workspace,
-                   int threads, const FittedNorm* before, FittedNorm* after) const = 0;
+  virtual void run(const Ops& ops, const StageCall& call) const = 0;
   virtual bool normed() const = 0;
   virtual bool takes_norm() const { return false; }
 

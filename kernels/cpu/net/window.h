@@ -20,7 +20,7 @@ struct Progress {
 };
 
 struct Window {
-  int64_t channels, span, stride, pad_left, pad_right;
+  int64_t channels, receptive_field, stride, pad_left, pad_right;
   PadMode mode;
   bool whole_steps;  // pad the right end further, up to ceil(length / stride) windows
 
@@ -42,7 +42,7 @@ struct Window {
     p.ended = final;
     if (!p.started) return 0;
     const int64_t rows = pad_left + p.length + (final ? right_padding(p.length) : 0) - p.next;
-    return rows < span || p.length == 0 ? 0 : (rows - span) / stride + 1;
+    return rows < receptive_field || p.length == 0 ? 0 : (rows - receptive_field) / stride + 1;
   }
 
   // Moves past `windows` windows; earlier rows than the next window and the tail need not be kept.

@@ -42,19 +42,19 @@ Winograd::Winograd(const Ops& ops, const float* weight, const std::vector<int64_
 
 int64_t Winograd::scratch(int64_t windows) const {
   const int64_t groups = windows / group() + 2, overlap = frames_ - 1;
-  return terms() * (groups * spread(depth_) + kCacheLine) + 2 * groups * cols_ + overlap * depth_;
+  return terms() * (groups * padded_stride(depth_) + kCacheLine) + 2 * groups * cols_ + overlap * depth_;
 }
 
-void Winograd::run(const Ops& ops, const float* x, bool elu, int64_t index, int64_t windows, const float* bias, float* out,
+void Winograd::run(const Ops& ops, const float* x, Activation activation, int64_t index, int64_t windows, const float* bias, float* out,
                    float* scratch) const {
   const int64_t step = group(), overlap = frames_ - 1;
   const int64_t first = -(index % step);  // window of the first group's first, which need not be there
   const int64_t groups = (windows - first + step - 1) / step;
   // the terms' distance is no power of two either: all of them are written together
-  const int64_t stride = spread(depth_), term_stride = groups * stride + kCacheLine;
+  const int64_t stride = padded_stride(depth_), term_stride = groups * stride + kCacheLine;
   float* const left = scratch + terms() * term_stride;
   float* const right = left + groups * cols_;
-  ops.input_transform({x, windows + overlap, depth_, zeros_.data(), elu, first, groups, step, overlap, scratch, stride, term_stride,
+  ops.input_transform({x, windows + overlap, depth_, zeros_.data(), activation, first, groups, step, overlap, scratch, stride, term_stride,
                        right + groups * cols_});
   const auto share = [&](const Floats& weight, int64_t term, const float* start, float* to) {
     const Segment rows = {scratch + term * term_stride, stride, depth_};

@@ -36,9 +36,9 @@ class Winograd {
   int64_t group() const { return frames_ == 2 && whole_ ? 3 : 2; }
   // Floats that `run` works in.
   int64_t scratch(int64_t windows) const;
-  // out [windows, cols]; x: the frames of those windows, one after the other; elu: take their ELU first; index: which window of the clip
+  // out [windows, cols]; x: the frames of those windows, one after the other; activation: of them, first; index: which window of the clip
   // the first one is, of a whole clip the first of a group; bias: [cols].
-  void run(const Ops& ops, const float* x, bool elu, int64_t index, int64_t windows, const float* bias, float* out, float* scratch) const;
+  void run(const Ops& ops, const float* x, Activation activation, int64_t index, int64_t windows, const float* bias, float* out, float* scratch) const;
 
  private:
   // Products of a group.

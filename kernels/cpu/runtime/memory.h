@@ -17,7 +17,7 @@ namespace encodec {
 constexpr int64_t kCacheLine = 16;  // floats
 
 // Floats from one row to the next: rows that lie a large power of two apart would share a few sets of the first-level cache.
-inline int64_t spread(int64_t width) { return width >= 256 ? width + kCacheLine : width; }
+inline int64_t padded_stride(int64_t width) { return width >= 256 ? width + kCacheLine : width; }
 
 class Floats {
  public:

@@ -253,7 +253,7 @@ Pool& the_pool() {
 
 }  // namespace
 
-void run_tasks(int threads, const std::vector<Task>& tasks) {
+void run_task_graph(int threads, const std::vector<Task>& tasks) {
   if (threads <= 1 || tasks.size() <= 1) {
     DefaultFloats floats;
     for (const Task& task : tasks) task.body();
@@ -267,10 +267,10 @@ bool has_idle_thread(int threads) {
   return threads > 1 && (!made || made->has_idle_thread(threads));
 }
 
-void run_tasks(int threads, int64_t count, const std::function<void(int64_t)>& body) {
+void parallel_for(int threads, int64_t count, const std::function<void(int64_t)>& body) {
   std::vector<Task> tasks;
   for (int64_t i = 0; i < count; ++i) tasks.push_back({[&body, i] { body(i); }, {}});
-  run_tasks(threads, tasks);
+  run_task_graph(threads, tasks);
 }
 
 }  // namespace encodec

@@ -19,12 +19,12 @@ struct Task {
 // ended. After the first exception no task begins, and it is rethrown. Calls from several threads share the workers; a child process
 // starts its own. Bodies see the default floating-point environment. A body may call this itself: threads that the outer call has no
 // task for then help.
-void run_tasks(int threads, const std::vector<Task>& tasks);
+void run_task_graph(int threads, const std::vector<Task>& tasks);
 
 // As above for body(0) ... body(count - 1), in any order.
-void run_tasks(int threads, int64_t count, const std::function<void(int64_t)>& body);
+void parallel_for(int threads, int64_t count, const std::function<void(int64_t)>& body);
 
-// Whether a call of run_tasks on so many threads, from here, is likely to find a thread without work, or would start one. Takes no lock.
+// Whether a call of either on so many threads, from here, is likely to find a thread without work, or would start one. Takes no lock.
 bool has_idle_thread(int threads);
 
 }  // namespace encodec

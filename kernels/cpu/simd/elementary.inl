@@ -81,7 +81,7 @@ template <class Function>
 void map_with(const float* x, float* out, int64_t count) {
   int64_t i = 0;
   for (; i + kWidth <= count; i += kWidth) {
-    ask_ahead(x + i);
+    prefetch(x + i);
     store(out + i, Function::apply(load(x + i)));
   }
   if (i < count) store_part(out + i, Function::apply(load_part(x + i, count - i)), count - i);
@@ -96,7 +96,18 @@ void map(int function, const float* x, float* out, int64_t count) {
   }
 }
 
-void elu_all(const float* x, float* out, int64_t count) { map_with<Elu>(x, out, count); }
+// Calls body with the activation's function, a value of its type.
+template <class Body>
+ENCODEC_INLINE void with_activation(Activation activation, const Body& body) {
+  switch (activation) {
+    case Activation::kNone: return body(Identity());
+    case Activation::kElu: return body(Elu());
+  }
+}
+
+void activate(Activation activation, const float* x, float* out, int64_t count) {
+  with_activation(activation, [&](auto function) { map_with<decltype(function)>(x, out, count); });
+}
 
 void add_all(const float* a, const float* b, float* out, int64_t count) {
   for (int64_t i = 0; i < count; ++i) out[i] = a[i] + b[i];

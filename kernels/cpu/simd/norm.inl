@@ -73,16 +73,16 @@ void affine_with(const float* x, float* out, int64_t rows, const Affine& map) {
   for (int64_t t = 0; t < rows; ++t, x += map.channels, out += map.channels) {
     int64_t c = 0;
     for (; c + kWidth <= map.channels; c += kWidth) {
-      ask_ahead(x + c);
+      prefetch(x + c);
       store(out + c, Function::apply(mapped(x, map, c)));
     }
     if (int64_t rest = map.channels - c; rest > 0) store_part(out + c, Function::apply(mapped_part(x, map, c, rest)), rest);
   }
 }
 
-void affine(const float* x, float* out, int64_t rows, const Affine& map) { affine_with<Identity>(x, out, rows, map); }
-
-void affine_elu(const float* x, float* out, int64_t rows, const Affine& map) { affine_with<Elu>(x, out, rows, map); }
+void affine(const float* x, float* out, int64_t rows, const Affine& map, Activation activation) {
+  with_activation(activation, [&](auto function) { affine_with<decltype(function)>(x, out, rows, map); });
+}
 
 void affine_sum(float* out, const Affine& map, const float* other, const Affine* other_map, int64_t rows) {
   for (int64_t t = 0; t < rows; ++t, other += map.channels, out += map.channels) {

@@ -8,6 +8,10 @@
 
 namespace encodec {
 
+// What a layer applies to its input. A new one: its struct in simd/elementary.inl, and its case in with_activation there.
+enum class Activation { kNone = 0, kElu = 1 };
+constexpr int64_t kActivations = 2;
+
 // A run of consecutive terms of a row of the left operand: row m begins at data + m * row_stride.
 struct Segment {
   const float* data;
@@ -53,7 +57,7 @@ struct InputTransform {
   const float* frames;  // [count, width]
   int64_t count, width;
   const float* zeros;  // [width], which stand for frames before the first and beyond the last
-  bool elu;            // whether to take that of every frame first
+  Activation activation;  // of every frame, first
   int64_t first, groups, step, overlap;
   float* terms;  // term i of group g at i * term_stride + g * stride
   ptrdiff_t stride, term_stride;
@@ -68,7 +72,8 @@ struct Ops {
   void (*pack)(const float* weight, const int64_t* row_offsets, const int64_t* col_offsets, float scale, int64_t depth,
                int64_t cols, float* packed);
   void (*product)(const Product& product);
-  void (*elu)(const float* x, float* out, int64_t count);
+  // out[i] = activation(x[i]); out may be x.
+  void (*activate)(Activation activation, const float* x, float* out, int64_t count);
   // out[i] = a[i] + b[i]
   void (*add)(const float* a, const float* b, float* out, int64_t count);
   // Step and overlap 2 and 1, terms x1, x0 - x1, x1 - x2 of a group's frames x0, x1, x2; or 2 and 2, or 3 and 1, terms x1 + x2, x2 - x1,
@@ -81,8 +86,8 @@ struct Ops {
   void (*lstm_cell)(const float* gates, float* c, float* h, int64_t hidden);
   // Adds sum(x - pivot) and sum((x - pivot)^2) of each channel over time to sums [2, C]. pivot: [C].
   void (*moments)(const float* x, int64_t rows, int64_t channels, const float* pivot, double* sums);
-  void (*affine)(const float* x, float* out, int64_t rows, const Affine& map);
-  void (*affine_elu)(const float* x, float* out, int64_t rows, const Affine& map);
+  // out = activation(map(x))
+  void (*affine)(const float* x, float* out, int64_t rows, const Affine& map, Activation activation);
   // out = map(out) + (other_map ? other_map(other) : other)
   void (*affine_sum)(float* out, const Affine& map, const float* other, const Affine* other_map, int64_t rows);
   // Codes [K, codes_stride] of rows [rows, D], which end as the residual. scratch: search_scratch(N, D) floats.

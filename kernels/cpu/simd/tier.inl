@@ -26,7 +26,7 @@ namespace {
 
 extern const Ops ENCODEC_TABLE;
 const Ops ENCODEC_TABLE = {
-    ENCODEC_NAME, packed_size, pack, product, elu_all, add_all, input_transform, sums_and_differences,
-    lstm_cell, moments, affine, affine_elu, affine_sum, search, search_scratch, rounded_size, round_entries, map};
+    ENCODEC_NAME, packed_size, pack, product, activate, add_all, input_transform, sums_and_differences,
+    lstm_cell, moments, affine, affine_sum, search, search_scratch, rounded_size, round_entries, map};
 
 }  // namespace encodec

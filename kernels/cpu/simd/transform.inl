@@ -55,7 +55,7 @@ void transform_groups(const InputTransform t) {
     int64_t c = 0;
     for (; c + kWidth <= t.width; c += kWidth) {
 #pragma GCC unroll 4
-      for (int i = 0; i < kStep; ++i) ask_ahead(frames[i] + c);
+      for (int i = 0; i < kStep; ++i) prefetch(frames[i] + c);
       transform_columns<Function, kOverlap>(t, frames, out, c, WholeVector());
     }
     if (const int64_t rest = t.width - c; rest > 0) transform_columns<Function, kOverlap>(t, frames, out, c, PartOfVector{rest});
@@ -69,7 +69,9 @@ void transform_with(const InputTransform& t) {
   transform_groups<Function, 2, 1>(t);
 }
 
-void input_transform(const InputTransform& t) { t.elu ? transform_with<Elu>(t) : transform_with<Identity>(t); }
+void input_transform(const InputTransform& t) {
+  with_activation(t.activation, [&](auto function) { transform_with<decltype(function)>(t); });
+}
 
 void sums_and_differences(float* a, const float* b, float* differences, ptrdiff_t stride, int64_t rows, int64_t width) {
   for (int64_t m = 0; m < rows; ++m, a += width, b += width, differences += stride) {

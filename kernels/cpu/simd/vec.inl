@@ -23,7 +23,7 @@ ENCODEC_INLINE Bits bits(Vec x) { return reinterpret_cast<Bits>(x); }
 ENCODEC_INLINE Vec from_bits(Bits x) { return reinterpret_cast<Vec>(x); }
 
 // Asks for what lies a page after p: the processors' own prefetching begins anew on every page.
-ENCODEC_INLINE void ask_ahead(const float* p) { __builtin_prefetch(p + 1024); }
+ENCODEC_INLINE void prefetch(const float* p) { __builtin_prefetch(p + 1024); }
 
 // The first `count` < kWidth floats; the rest are zero.
 ENCODEC_INLINE Vec load_part(const float* p, int64_t count) {

@@ -3,6 +3,7 @@
 // ran on, which are the machine's own, go to stderr.
 //
 //     engine_fuzz FIRST_CASE CASES
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -62,6 +63,46 @@ std::vector<Clip> run(const encodec_program* program, const Recipe& recipe, cons
   return results;
 }
 
+// The clips that are as long as the first one, as one tensor with room between its rows; the bits of each are those of `expected`.
+void check_batch(const encodec_program* program, const Recipe& recipe, const std::vector<Clip>& clips,
+                 const std::vector<Clip>& expected, int threads, int64_t number) {
+  const int64_t steps = length_of(clips[0]), row = steps + 3, length = encodec_output_length(program, steps), out_row = length + 1;
+  if (length < 0 || length != length_of(expected[0])) fail("encodec_output_length");
+  std::vector<size_t> members;
+  std::vector<float> x;
+  for (size_t b = 0; b < clips.size(); ++b) {
+    if (length_of(clips[b]) != steps) continue;
+    members.push_back(b);
+    for (const std::vector<float>& channel : clips[b]) {
+      x.insert(x.end(), channel.begin(), channel.end());
+      x.resize(x.size() + 3);
+    }
+  }
+  const auto batch = static_cast<int64_t>(members.size());
+  std::vector<float> y(batch * recipe.out_channels * out_row, 7.0f);
+  if (encodec_run(program, batch, x.data(), steps, recipe.in_channels * row, row, threads, y.data(), length,
+                  recipe.out_channels * out_row, out_row))
+    fail("encodec_run");
+  if (encodec_run(program, batch, x.data(), steps, recipe.in_channels * row, row, threads, y.data(), length + 1,
+                  recipe.out_channels * out_row, out_row) != -1)
+    fail("encodec_run takes an output of another length");
+  const float* found = y.data();
+  for (size_t b : members)
+    for (const std::vector<float>& channel : expected[b]) {
+      if (std::memcmp(found, channel.data(), 4 * length) != 0) fail("case " + std::to_string(number) + ": bits differ by encodec_run");
+      if (found[length] != 7.0f) fail("case " + std::to_string(number) + ": encodec_run writes beyond a row");
+      found += out_row;
+    }
+}
+
+// Every cut of time at random: not at all, as rarely as can be, or as usual.
+void set_cuts(Random& random, bool usual) {
+  for (const char* name : {"clips", "piece", "wave", "task", "lstm_clips", "lstm_rows", "lstm_steps", "tile", "block"}) {
+    const int64_t bounds[] = {0, 1, random.between(1, 5000), int64_t{1} << 32};
+    if (encodec_set_cut(name, usual ? 0 : bounds[random.below(4)])) fail("encodec_set_cut");
+  }
+}
+
 void require_same(const std::vector<Clip>& got, const std::vector<Clip>& expected, int64_t number, const std::string& what) {
   bool same = got.size() == expected.size();
   for (size_t b = 0; same && b < got.size(); ++b)
@@ -110,6 +151,11 @@ uint64_t network_case(int64_t number) {
     }
     for (size_t b = 0; b < clips.size(); ++b)
       require_same(run(program, recipe, {clips[b]}, threads(), 1, random), {first[b]}, number, "batch" + name);
+    check_batch(program, recipe, clips, first, threads(), number);
+    set_cuts(random, false);
+    require_same(run(program, recipe, clips, threads(), 1, random), first, number, "cuts" + name);
+    if (!recipe.whole) require_same(run(program, recipe, clips, threads(), 3, random), first, number, "cuts and pieces" + name);
+    set_cuts(random, true);
     encodec_program_free(program);
   }
   return digest(first);
@@ -166,6 +212,23 @@ void normed_case() {
   require_same_on_threads(recipe, clips, random, "threads, normed");
 }
 
+// The first frames of all clips, as one tensor: a frame's codes are its own.
+void check_search(const encodec_codebooks* books, const std::vector<Clip>& clips, const std::vector<std::vector<int64_t>>& codes,
+                  int64_t levels, int threads, int64_t number) {
+  int64_t frames = length_of(clips[0]);
+  for (const Clip& clip : clips) frames = std::min(frames, length_of(clip));
+  const auto batch = static_cast<int64_t>(clips.size()), dim = static_cast<int64_t>(clips[0].size()), row = frames + 2;
+  std::vector<float> x(batch * dim * row);
+  for (int64_t b = 0; b < batch; ++b)
+    for (int64_t d = 0; d < dim; ++d) std::copy_n(clips[b][d].begin(), frames, x.begin() + (b * dim + d) * row);
+  std::vector<int64_t> found(levels * batch * frames, -1);
+  if (encodec_search_batch(books, batch, x.data(), frames, dim * row, row, levels, threads, found.data())) fail("encodec_search_batch");
+  for (int64_t k = 0; k < levels; ++k)
+    for (int64_t b = 0; b < batch; ++b)
+      if (!std::equal(&found[(k * batch + b) * frames], &found[(k * batch + b + 1) * frames], &codes[b][k * length_of(clips[b])]))
+        fail("case " + std::to_string(number) + ": codes differ by batch");
+}
+
 uint64_t codebook_case(int64_t number) {
   Random random(number);
   const int64_t levels = random.between(1, 4), size = random.between(1, 170), dim = random.below(8) ? random.between(1, 40) : 300;
@@ -201,9 +264,11 @@ uint64_t codebook_case(int64_t number) {
     for (std::vector<int64_t>& row : codes) rows.push_back(row.data());
     const auto batch = static_cast<int64_t>(clips.size());
     const auto threads = static_cast<int>(random.between(1, 8));
-    if (encodec_search(books, &in, batch, levels, threads, rows.data(), lengths.data())) fail("encodec_search");
+    for (int64_t b = 0; b < batch; ++b)
+      if (encodec_search_batch(books, 1, in.data[b], lengths[b], 0, lengths[b], levels, threads, rows[b])) fail("encodec_search_batch");
     if (n == 0) first = codes;
     if (codes != first) fail("case " + std::to_string(number) + ": codes differ by tier on " + tier);
+    check_search(books, clips, codes, levels, threads, number);
     const Clips sums(dim, lengths);
     const encodec_clips out = sums.record();
     if (encodec_lookup(books, rows.data(), lengths.data(), batch, levels, 2, &out)) fail("encodec_lookup");

@@ -1,4 +1,4 @@
-// Calls of run_tasks from inside its tasks: never more bodies at once than threads, whatever the pool has from before; exceptions come
+// Calls of parallel_for from inside its tasks: never more bodies at once than threads, whatever the pool has from before; exceptions come
 // through; and many callers at once get all of their tasks run.
 #include <atomic>
 #include <chrono>
@@ -23,11 +23,11 @@ void require(bool holds, const char* what) {
 void pause() { std::this_thread::sleep_for(std::chrono::milliseconds(1)); }
 
 void limits() {
-  run_tasks(8, 8, [](int64_t) { pause(); });  // the pool has seven workers now
+  parallel_for(8, 8, [](int64_t) { pause(); });  // the pool has seven workers now
   for (int threads : {2, 3}) {
     std::atomic<int> running = 0, most = 0, done = 0;
-    run_tasks(threads, threads, [&](int64_t) {
-      run_tasks(threads, 8 * threads, [&](int64_t) {
+    parallel_for(threads, threads, [&](int64_t) {
+      parallel_for(threads, 8 * threads, [&](int64_t) {
         const int now = ++running;
         for (int before = most; before < now && !most.compare_exchange_weak(before, now);) {
         }
@@ -45,8 +45,8 @@ void exceptions() {
   for (int round = 0; round < 20; ++round) {
     bool caught = false;
     try {
-      run_tasks(3, 4, [](int64_t outer) {
-        run_tasks(3, 6, [outer](int64_t inner) {
+      parallel_for(3, 4, [](int64_t outer) {
+        parallel_for(3, 6, [outer](int64_t inner) {
           if (outer == 2 && inner == 3) throw std::runtime_error("inner");
         });
       });
@@ -63,7 +63,7 @@ void callers() {
   for (int caller = 0; caller < 4; ++caller)
     threads.emplace_back([&, caller] {
       for (int round = 0; round < 50; ++round)
-        run_tasks(1 + caller, 5, [&](int64_t) { run_tasks(1 + caller, 7, [&](int64_t) { ++done; }); });
+        parallel_for(1 + caller, 5, [&](int64_t) { parallel_for(1 + caller, 7, [&](int64_t) { ++done; }); });
     });
   for (std::thread& thread : threads) thread.join();
   require(done == 4 * 50 * 5 * 7, "every task of every caller runs");

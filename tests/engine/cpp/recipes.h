@@ -74,7 +74,7 @@ inline encodec_conv random_conv(Random& random, Recipe& recipe, int64_t in, int6
   conv.pad_right = causal ? 0 : padding / 2;
   conv.pad_left = padding - conv.pad_right;
   conv.pad_mode = random.below(3);
-  conv.elu = random.below(2);
+  conv.activation = random.below(2);
   conv.weight = recipe.keep(random.floats(in * out * kernel, 1.0f / static_cast<float>(in)));
   if (random.below(4)) conv.bias = recipe.keep(random.floats(out, 0.1f));
   if (recipe.whole) {
@@ -93,8 +93,8 @@ inline Recipe::Stage random_residual(Random& random, Recipe& recipe, int64_t cha
   stage.convs[0] = random_conv(random, recipe, channels, hidden, kernel, 1, dilation, causal);
   stage.convs[1] = random_conv(random, recipe, hidden, channels, 1, 1, 1, causal);
   stage.convs[2] = random_conv(random, recipe, channels, channels, 1, 1, 1, causal);
-  stage.convs[0].elu = stage.convs[1].elu = 1;
-  stage.convs[2].elu = 0;
+  stage.convs[0].activation = stage.convs[1].activation = 1;
+  stage.convs[2].activation = 0;
   return stage;
 }
 
