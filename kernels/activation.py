@@ -3,8 +3,25 @@
 `libdevice` has them too, but it is missing in the interpreter and on ROCm.
 """
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
+from .modes import Activation
+
+
+def activate_ref(x: Tensor, activation: Activation) -> Tensor:
+    """Applies an activation to a tensor of any shape; ValueError for one that is not an `Activation`."""
+    return torch.nn.functional.elu(x) if Activation(activation) == Activation.ELU else x
+
+
+@triton.jit
+def activate(x, ACTIVATION: tl.constexpr):
+    """Applies the activation that the string names."""
+    if ACTIVATION == "elu":
+        x = elu(x)
+    return x
 
 
 @triton.jit

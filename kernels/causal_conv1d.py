@@ -16,9 +16,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .activation import elu as _elu
+from .activation import activate as _activate
+from .activation import activate_ref
 from .group_norm import store_partial
-from .modes import ProductMode
+from .modes import Activation, ProductMode
 from .padding import pad_ref
 from .product import DEPTH, add_product, load_weight, split_matrix
 from .rows import Norm, Padding, Rows, normed, row_tile
@@ -35,13 +36,13 @@ def causal_conv1d_ref(
     padding: Padding,
     *,
     dilation: int = 1,
-    elu: bool = False,
+    activation: Activation = Activation.NONE,
     lengths: Tensor | None = None,
     start: int = 0,
     out_start: int = 0,
     out_length: int | None = None,
 ) -> Tensor:
-    """Convolves the padded input, then applies an optional ELU.
+    """Convolves the padded input, then applies an activation.
 
     x: [B, T, C_in].  weight: [C_out, C_in, kernel].  bias: [C_out] or None.
     padding: of the whole signal; its stride is that of the convolution.
@@ -66,7 +67,7 @@ def causal_conv1d_ref(
         padded = pad_ref(x[clip, :length].T, left, max(0, end - length), padding.mode)
         window = padded[None, :, max(0, origin) :][..., : end - origin]
         y[clip, :steps] = torch.nn.functional.conv1d(window, weight, bias, stride, dilation=dilation)[0].T
-    return torch.nn.functional.elu(y) if elu else y
+    return activate_ref(y, activation)
 
 
 def conv_mode(weight: Tensor, mode: ProductMode, normed: bool = False) -> ProductMode:
@@ -93,7 +94,7 @@ def conv_matrix(weight: Tensor, mode: ProductMode) -> Tensor:
 @triton.jit
 def _store_rows(
     acc, y_ptr, lengths_ptr, partials_ptr, stride_yb, stride_yt, clip, t, n, rows, N,
-    KERNEL: tl.constexpr, STRIDE: tl.constexpr, PHASES: tl.constexpr, ELU: tl.constexpr, EVEN_N: tl.constexpr,
+    KERNEL: tl.constexpr, STRIDE: tl.constexpr, PHASES: tl.constexpr, ACTIVATION: tl.constexpr, EVEN_N: tl.constexpr,
 ):  # fmt: skip
     """Stores a tile of outputs, and its partial sums for a group norm."""
     inside = (t < rows)[:, None] & (n < N)[None, :]
@@ -106,8 +107,7 @@ def _store_rows(
             else:
                 counted = counted & (t[:, None] * PHASES + n[None, :] // (N // PHASES) < (length - 1) * PHASES + KERNEL)
         store_partial(partials_ptr, acc, counted)
-    if ELU:
-        acc = _elu(acc)
+    acc = _activate(acc, ACTIVATION)
     y_block = y_ptr + clip * stride_yb + (t.to(tl.int64) * stride_yt)[:, None] + n[None, :]
     if EVEN_N:
         inside = (t < rows)[:, None]
@@ -118,13 +118,14 @@ def _store_rows(
 def _causal_conv1d_kernel(
     x_ptr, w_ptr, b_ptr, lengths_ptr, y_ptr, partials_ptr,
     stride_xb, stride_yb, stride_yt, C, rows, N,
-    KERNEL: tl.constexpr, TERMS: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, PHASES: tl.constexpr, ELU: tl.constexpr,
+    KERNEL: tl.constexpr, TERMS: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, PHASES: tl.constexpr, ACTIVATION: tl.constexpr,
     EVEN_N: tl.constexpr, MODE: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    stats_ptr=None, gamma_ptr=None, beta_ptr=None, NORM_ELU: tl.constexpr = False,
+    stats_ptr=None, gamma_ptr=None, beta_ptr=None, NORM_ACTIVATION: tl.constexpr = "none",
 ):  # fmt: skip
     """Computes `y[b, t, n] = f(b[n] + sum over k of w[n, k] x[b, t * STRIDE * C + k])`, k over TERMS.
 
-    stats, gamma, beta: of a group norm applied to x first, for a kernel of one step only.  NORM_ELU: an ELU follows that norm.
+    stats, gamma, beta: of a group norm applied to x first, for a kernel of one step only.
+    NORM_ACTIVATION: of what that norm gives.
     Grid: B x tiles of rows x tiles of columns.  Reference: causal_conv1d_ref.
     """
     clip, t, n, x_row, column = row_tile(x_ptr, stride_xb, STRIDE * C, rows, N, EVEN_N, BLOCK_T, BLOCK_N)
@@ -144,20 +145,21 @@ def _causal_conv1d_kernel(
         x = x.to(tl.float32)
         if stats_ptr is not None:
             x = normed(x, mean, rstd, gamma_ptr, beta_ptr, k, TERMS)
-            if NORM_ELU:
-                x = _elu(x)
+            x = _activate(x, NORM_ACTIVATION)
         w, w_low = load_weight(w_block, k[:, None], TERMS, N * TERMS, EVEN_K, MODE)
         acc = add_product(acc, x, w, w_low, MODE)
     if b_ptr is not None:
         acc += tl.load(b_ptr + column).to(tl.float32)[None, :]
-    _store_rows(acc, y_ptr, lengths_ptr, partials_ptr, stride_yb, stride_yt, clip, t, n, rows, N, KERNEL, STRIDE, PHASES, ELU, EVEN_N)
+    _store_rows(
+        acc, y_ptr, lengths_ptr, partials_ptr, stride_yb, stride_yt, clip, t, n, rows, N, KERNEL, STRIDE, PHASES, ACTIVATION, EVEN_N
+    )
 
 
 @triton.jit
 def _few_terms_kernel(
     x_ptr, w_ptr, b_ptr, lengths_ptr, y_ptr, partials_ptr,
     stride_xb, stride_yb, stride_yt, C, rows, N,
-    KERNEL: tl.constexpr, TERMS: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, PHASES: tl.constexpr, ELU: tl.constexpr,
+    KERNEL: tl.constexpr, TERMS: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, PHASES: tl.constexpr, ACTIVATION: tl.constexpr,
     EVEN_N: tl.constexpr, MODE: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Computes `_causal_conv1d_kernel` for few terms, in one chain of float32 multiply-adds.  w: [TERMS, N]."""
@@ -170,13 +172,15 @@ def _few_terms_kernel(
         acc += x[:, None] * w[None, :]
     if b_ptr is not None:
         acc += tl.load(b_ptr + column).to(tl.float32)[None, :]
-    _store_rows(acc, y_ptr, lengths_ptr, partials_ptr, stride_yb, stride_yt, clip, t, n, rows, N, KERNEL, STRIDE, PHASES, ELU, EVEN_N)
+    _store_rows(
+        acc, y_ptr, lengths_ptr, partials_ptr, stride_yb, stride_yt, clip, t, n, rows, N, KERNEL, STRIDE, PHASES, ACTIVATION, EVEN_N
+    )
 
 
 @triton.jit
 def _few_outputs_kernel(
     x_ptr, w_ptr, b_ptr, y_ptr, stride_xb, stride_yb, stride_yt, C, rows,
-    KERNEL: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, OUTPUTS: tl.constexpr, ELU: tl.constexpr,
+    KERNEL: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, OUTPUTS: tl.constexpr, ACTIVATION: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Computes `_causal_conv1d_kernel` for few outputs: each channel sums its taps in one chain, then the channels are summed."""
@@ -196,8 +200,7 @@ def _few_outputs_kernel(
         y = tl.sum(acc, axis=1)
         if b_ptr is not None:
             y += tl.load(b_ptr + n).to(tl.float32)
-        if ELU:
-            y = _elu(y)
+        y = _activate(y, ACTIVATION)
         tl.store(y_row + n, y.to(y_ptr.dtype.element_ty), mask=t < rows)
 
 
@@ -209,7 +212,7 @@ def causal_conv1d_triton(
     *,
     kernel: int,
     dilation: int = 1,
-    elu: bool = False,
+    activation: Activation = Activation.NONE,
     lengths: Tensor | None = None,
     start: int = 0,
     out_start: int = 0,
@@ -219,7 +222,7 @@ def causal_conv1d_triton(
     out: Tensor | None = None,
     partials: bool = False,
     norm: Norm | None = None,
-    norm_elu: bool = False,
+    norm_activation: Activation = Activation.NONE,
     mode: ProductMode,
     tile: Tile | None = None,
 ) -> Rows | tuple[Rows, Tensor]:
@@ -229,7 +232,7 @@ def causal_conv1d_triton(
     lead, tail: rows to leave free before and after each clip's output.  out: [B, T_out, C_out] to write to, channels contiguous.
     partials: return [3, B, tiles] float32 as well, count, mean and squared deviation of each output tile. `group_norm_statistics` reads
     them.
-    norm: applied to x as it is read, followed by an ELU if norm_elu. It needs a kernel of one step and excludes 'thin'.
+    norm: applied to x as it is read, followed by norm_activation. It needs a kernel of one step and excludes 'thin'.
     mode: of the products, as in `add_product`; sums are float32.
     """
     stride = padding.stride
@@ -237,8 +240,8 @@ def causal_conv1d_triton(
         out_length = -(-(start + x.length) // stride) - out_start
     window = x.first(out_start * stride - padding.left - start)
     made = multiply_rows(
-        window, matrix, bias, out_length, 1, kernel=kernel, stride=stride, dilation=dilation, elu=elu, lengths=lengths,
-        lead=lead, tail=tail, out=out, partials=partials, norm=norm, norm_elu=norm_elu, mode=mode, tile=tile,
+        window, matrix, bias, out_length, 1, kernel=kernel, stride=stride, dilation=dilation, activation=activation, lengths=lengths,
+        lead=lead, tail=tail, out=out, partials=partials, norm=norm, norm_activation=norm_activation, mode=mode, tile=tile,
     )  # fmt: skip
     rows = Rows(made[0], lead, out_length)
     return (rows, made[1]) if partials else rows
@@ -246,14 +249,15 @@ def causal_conv1d_triton(
 
 def multiply_rows(
     x: Tensor, matrix: Tensor, bias: Tensor | None, rows: int, phases: int, *, kernel: int, stride: int = 1, dilation: int = 1,
-    elu: bool = False, lengths: Tensor | None = None, lead: int = 0, tail: int = 0, out: Tensor | None = None, partials: bool = False,
-    norm: Norm | None = None, norm_elu: bool = False, mode: ProductMode, tile: Tile | None = None,
+    activation: Activation = Activation.NONE, lengths: Tensor | None = None, lead: int = 0, tail: int = 0, out: Tensor | None = None,
+    partials: bool = False, norm: Norm | None = None, norm_activation: Activation = Activation.NONE, mode: ProductMode,
+    tile: Tile | None = None,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """Multiplies the overlapping rows of x by a matrix.
 
     x: [B, T, C]; the first row starts at x[:, 0].
     phases: output steps per row, side by side; lead and tail count output steps.
-    norm, norm_elu: as in `causal_conv1d_triton`.
+    norm, norm_activation: as in `causal_conv1d_triton`.
     Returns the buffer of `lead` + rows * phases + `tail` steps, and the partial sums or None.
     """
     batch, _, channels = x.shape
@@ -280,7 +284,7 @@ def multiply_rows(
         if batch and rows > 0:
             _few_outputs_kernel[(batch * triton.cdiv(rows, tile.block_m),)](
                 x, matrix, bias, first, *strides, channels, rows,
-                KERNEL=taps, STRIDE=stride, DILATION=dilation, OUTPUTS=columns, ELU=elu,
+                KERNEL=taps, STRIDE=stride, DILATION=dilation, OUTPUTS=columns, ACTIVATION=Activation(activation).value,
                 BLOCK_T=tile.block_m, BLOCK_C=triton.next_power_of_2(channels), **tile.options,
             )  # fmt: skip
         return y, sums
@@ -290,11 +294,13 @@ def multiply_rows(
     if batch and rows > 0:
         before: dict[str, Any] = {}
         if norm is not None:
-            before = {"stats_ptr": norm.statistics, "gamma_ptr": norm.weight, "beta_ptr": norm.bias, "NORM_ELU": norm_elu}
+            before = {"stats_ptr": norm.statistics, "gamma_ptr": norm.weight, "beta_ptr": norm.bias}
+            before["NORM_ACTIVATION"] = Activation(norm_activation).value
         run = _few_terms_kernel if few_terms else _causal_conv1d_kernel
         run[(batch * tiles,)](
             x, matrix, bias, lengths, first, sums, *strides, channels, rows, columns,
-            KERNEL=kernel, TERMS=terms, STRIDE=stride, DILATION=dilation, PHASES=phases, ELU=elu, EVEN_N=columns % tile.block_n == 0,
+            KERNEL=kernel, TERMS=terms, STRIDE=stride, DILATION=dilation, PHASES=phases, ACTIVATION=Activation(activation).value,
+            EVEN_N=columns % tile.block_n == 0,
             MODE=ProductMode(mode).value, BLOCK_T=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=DEPTH.get(mode, 0), **before, **tile.options,
         )  # fmt: skip
     return y, sums

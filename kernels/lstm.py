@@ -15,10 +15,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .activation import elu as _elu
+from .activation import activate as _activate
+from .activation import activate_ref
 from .causal_conv1d import causal_conv1d_triton
 from .lstm_weights import SLICE, LSTMWeights, high_and_low, next_state, of_each_gate, sum_of_slices
-from .modes import ProductMode
+from .modes import Activation, ProductMode
 from .rows import Padding, Rows, empty_rows
 from .tiles import Tile, lstm_tile
 
@@ -40,9 +41,9 @@ def lstm_ref(
     cell: Tensor,
     time: int = 0,
     *,
-    elu: bool = False,
+    activation: Activation = Activation.NONE,
 ) -> Tensor:
-    """Computes x + lstm(x), then an optional ELU; updates hidden and cell in place.
+    """Computes x + lstm(x), then an activation; updates hidden and cell in place.
 
     x: [B, T, H].  w_ih, w_hh: [4 * H, H] of each layer, gates in torch's order i, f, g, o.  bias: [L, 4 * H], the sum of both.
     hidden: [L, 2, B, H] float32; the state after step t of the whole signal is in slot t % 2.  cell: [L, B, H] float32.
@@ -60,7 +61,7 @@ def lstm_ref(
             cell[layer] = f.sigmoid() * cell[layer] + i.sigmoid() * g.tanh()
             hidden[layer, (time + t) % 2] = below = o.sigmoid() * cell[layer].tanh()
         y[:, t] = below + x[:, t]
-    return torch.nn.functional.elu(y) if elu else y
+    return activate_ref(y, activation)
 
 
 @triton.jit
@@ -121,7 +122,7 @@ def _layer_step(
     ROWS: tl.constexpr,
     LEVELS: tl.constexpr,
     LOW: tl.constexpr,
-    ELU: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     MODE: tl.constexpr,
     CLIPS: tl.constexpr,
 ):
@@ -152,8 +153,7 @@ def _layer_step(
     if layer == L - 1:
         at = (t.to(tl.int64) * H + units)[:, None]
         y = h + tl.load(x_ptr + (clips.to(tl.int64) * stride_xb)[None, :] + at, mask=inside, other=0.0).to(tl.float32)
-        if ELU:
-            y = _elu(y)
+        y = _activate(y, ACTIVATION)
         tl.store(y_ptr + (clips.to(tl.int64) * stride_yb)[None, :] + at, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
@@ -180,7 +180,7 @@ def _lstm_step_kernel(
     LOW: tl.constexpr,
     ROWS: tl.constexpr,
     LEVELS: tl.constexpr,
-    ELU: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     MODE: tl.constexpr,
     CLIPS: tl.constexpr,
 ):
@@ -197,7 +197,7 @@ def _lstm_step_kernel(
         if t < T:
             _layer_step(
                 w_block, gates_ptr, x_ptr, b_ptr, unscale_ptr, hidden_ptr, cell_ptr, y_ptr, stride_xb, stride_yb,
-                t, (time + t) % 2, 0, block * (ROWS // 4), B, H, L, True, ROWS, LEVELS, LOW, ELU, MODE, CLIPS,
+                t, (time + t) % 2, 0, block * (ROWS // 4), B, H, L, True, ROWS, LEVELS, LOW, ACTIVATION, MODE, CLIPS,
             )  # fmt: skip
     else:
         a_layer = tl.cdiv(H, ROWS // 8)
@@ -207,7 +207,7 @@ def _lstm_step_kernel(
             _layer_step(
                 w_block, gates_ptr, x_ptr, b_ptr, unscale_ptr, hidden_ptr, cell_ptr, y_ptr, stride_xb, stride_yb,
                 t, (time + t) % 2, layer, (block - first_layer) % a_layer * (ROWS // 8), B, H, L,
-                False, ROWS // 2, LEVELS, LOW, ELU, MODE, CLIPS,
+                False, ROWS // 2, LEVELS, LOW, ACTIVATION, MODE, CLIPS,
             )  # fmt: skip
 
 
@@ -218,7 +218,7 @@ def lstm_triton(
     cell: Tensor,
     time: int = 0,
     *,
-    elu: bool = False,
+    activation: Activation = Activation.NONE,
     lead: int = 0,
     tail: int = 0,
     tile: Tile | None = None,
@@ -236,7 +236,7 @@ def lstm_triton(
     out = gates.transpose(0, 1)
     causal_conv1d_triton(x, weights.input_matrix, weights.bias[0], Padding(), kernel=1, out=out, mode=weights.mode)
     if tile is None and persistent_refusal(width, weights.layers, weights.rows, weights.mode, device) is None:
-        persistent_lstm(gates, x, weights, hidden, cell, y, time, elu)
+        persistent_lstm(gates, x, weights, hidden, cell, y, time, activation)
         return y
     tile = tile or lstm_tile(device, width, weights.mode)
     grid = (weights.blocks.shape[0], triton.cdiv(batch, tile.block_m))
@@ -244,6 +244,7 @@ def lstm_triton(
         _lstm_step_kernel[grid](
             gates, x.first(0), weights.blocks, weights.bias, weights.unscale, hidden, cell, y.first(0),
             x.buffer.stride(0), y.buffer.stride(0), step, time, batch, width, x.length, weights.layers,
-            BLOCK_SIZE=weights.blocks.stride(0), ELU=elu, CLIPS=tile.block_m, **weights.constants, **tile.options,
+            BLOCK_SIZE=weights.blocks.stride(0), ACTIVATION=Activation(activation).value, CLIPS=tile.block_m, **weights.constants,
+            **tile.options,
         )  # fmt: skip
     return y

@@ -18,9 +18,9 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import mma_v2
 
 from . import tiles
-from .activation import elu as _elu
+from .activation import activate as _activate
 from .lstm_weights import SLICE, LSTMWeights, high_and_low, next_state, of_each_gate, sum_of_slices
-from .modes import ProductMode
+from .modes import Activation, ProductMode
 from .rows import Rows
 from .tile_table import FUSED
 
@@ -141,7 +141,7 @@ def _layer_steps(
     ROWS: gl.constexpr,
     LEVELS: gl.constexpr,
     LOW: gl.constexpr,
-    ELU: gl.constexpr,
+    ACTIVATION: gl.constexpr,
     MODE: gl.constexpr,
     CLIPS: gl.constexpr,
 ):
@@ -236,8 +236,7 @@ def _layer_steps(
                 final = hidden_ptr + ((layer * 2 + (time + t) % 2) * B + clips)[None, :] * H + units[:, None]
                 gl.store(final, h, mask=inside & (t == T - 1))
                 y += h
-                if ELU:
-                    y = _elu(y)
+                y = _activate(y, ACTIVATION)
                 y_block = y_ptr + (clips.to(gl.int64) * stride_yb)[None, :] + at
                 gl.store(y_block, y.to(y_ptr.dtype.element_ty), mask=inside & (layer == L - 1))
         _arrive(counter_ptr)
@@ -268,7 +267,7 @@ def _lstm_persistent_kernel(
     LOW: gl.constexpr,
     ROWS: gl.constexpr,
     LEVELS: gl.constexpr,
-    ELU: gl.constexpr,
+    ACTIVATION: gl.constexpr,
     MODE: gl.constexpr,
     CLIPS: gl.constexpr,
 ):
@@ -285,14 +284,14 @@ def _lstm_persistent_kernel(
     if block < first_layer:
         _layer_steps(
             w_block, gates_ptr, x_ptr, b_ptr, unscale_ptr, exchange_ptr, hidden_ptr, cell_ptr, y_ptr, counter_ptr, stride_xb, stride_yb,
-            looks, time, B, T, L, 0, block * (ROWS // 4), H, True, ROWS, LEVELS, LOW, ELU, MODE, CLIPS,
+            looks, time, B, T, L, 0, block * (ROWS // 4), H, True, ROWS, LEVELS, LOW, ACTIVATION, MODE, CLIPS,
         )  # fmt: skip
     else:
         above = block - first_layer
         _layer_steps(
             w_block, gates_ptr, x_ptr, b_ptr, unscale_ptr, exchange_ptr, hidden_ptr, cell_ptr, y_ptr, counter_ptr, stride_xb, stride_yb,
             looks, time, B, T, L, 1 + above // a_layer, above % a_layer * (ROWS // 8),
-            H, False, ROWS // 2, LEVELS, LOW, ELU, MODE, CLIPS,
+            H, False, ROWS // 2, LEVELS, LOW, ACTIVATION, MODE, CLIPS,
         )  # fmt: skip
 
 
@@ -316,7 +315,9 @@ def persistent_refusal(width: int, layers: int, rows: int, mode: ProductMode, de
     return None
 
 
-def persistent_lstm(gates: Tensor, x: Rows, weights: LSTMWeights, hidden: Tensor, cell: Tensor, y: Rows, time: int, elu: bool) -> None:
+def persistent_lstm(
+    gates: Tensor, x: Rows, weights: LSTMWeights, hidden: Tensor, cell: Tensor, y: Rows, time: int, activation: Activation
+) -> None:
     """Writes y and updates hidden and cell, as `lstm_triton` does.
 
     gates: [T, B, 4 * H], the input product of the first layer.  hidden: only the slot of the last step is written.
@@ -331,6 +332,6 @@ def persistent_lstm(gates: Tensor, x: Rows, weights: LSTMWeights, hidden: Tensor
     _lstm_persistent_kernel[(weights.blocks.shape[0],)](
         gates, x.first(0), weights.blocks, weights.bias, weights.unscale, exchange, hidden, cell, y.first(0), counter,
         x.buffer.stride(0), y.buffer.stride(0), MOST_LOOKS, time, batch, length, weights.layers,
-        H=width, BLOCK_SIZE=weights.blocks.stride(0), ELU=elu, CLIPS=clips, **weights.constants,
+        H=width, BLOCK_SIZE=weights.blocks.stride(0), ACTIVATION=Activation(activation).value, CLIPS=clips, **weights.constants,
         num_warps=WARPS, launch_cooperative_grid=True, **FUSED,
     )  # fmt: skip

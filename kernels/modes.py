@@ -1,4 +1,4 @@
-"""Precisions of products: one closed set for sums of products and one for the search."""
+"""The closed sets that kernels know: activations, precisions of sums of products, precisions of the search."""
 
 from __future__ import annotations
 
@@ -10,6 +10,13 @@ class _Mode(str, Enum):
 
     __hash__ = str.__hash__
     __str__ = str.__str__
+
+
+class Activation(_Mode):
+    """What a layer applies to its input. A new one is a branch in `activate`, `activate_ref`, and in each other backend."""
+
+    NONE = "none"
+    ELU = "elu"
 
 
 class ProductMode(_Mode):

@@ -1,6 +1,6 @@
 """EnCodec's residual block as one read and one write.
 
-`h = ELU(conv1(ELU(x)))` and `y = conv2(h) + shortcut(x)`.
+`h = f2(conv1(f1(x)))` and `y = conv2(h) + shortcut(x)`, where f1 and f2 are ELU in EnCodec.
 conv2 and the shortcut have kernel 1; the shortcut may be the identity.
 """
 
@@ -11,9 +11,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .activation import elu as _elu
+from .activation import activate as _activate
+from .activation import activate_ref
 from .causal_conv1d import causal_conv1d_ref
-from .modes import ProductMode
+from .modes import Activation, ProductMode
 from .product import DEPTH, add_product, load_weight
 from .rows import Padding, Rows, empty_rows, row_tile
 from .tiles import Tile, block_of, residual_tile
@@ -30,28 +31,30 @@ def residual_block_ref(
     padding: Padding,
     *,
     dilation: int = 1,
-    elu: bool = False,
+    activations: tuple[Activation, Activation] = (Activation.ELU, Activation.ELU),
+    activation: Activation = Activation.NONE,
     lengths: Tensor | None = None,
     start: int = 0,
     out_start: int = 0,
     out_length: int | None = None,
 ) -> Tensor:
-    """Computes the block's output, one step for each step of x, then an optional ELU.
+    """Computes the block's output, one step for each step of x, then an activation.
 
     x: [B, T, C].  weight1: [H, C, kernel].  weight2: [C_out, H, 1].  shortcut: [C_out, C, 1], or None for the identity.
     Biases: [H], [C_out], [C_out], or None.
-    padding, dilation: of conv1.  lengths, start, out_start, out_length: as in `causal_conv1d_ref`.
+    padding, dilation: of conv1.  activations: f1 and f2, of its input and of conv2's.
+    lengths, start, out_start, out_length: as in `causal_conv1d_ref`.
     Returns [B, T_out, C_out] in x's dtype.
     Source: EncodecResnetBlock.forward, transformers 5.23 modeling_encodec.py.
     """
     hidden = causal_conv1d_ref(
-        torch.nn.functional.elu(x), weight1, bias1, padding, dilation=dilation, elu=True,
+        activate_ref(x, activations[0]), weight1, bias1, padding, dilation=dilation, activation=activations[1],
         lengths=lengths, start=start, out_start=out_start, out_length=out_length,
     )  # fmt: skip
     x = x[:, out_start - start :][:, : hidden.shape[1]].transpose(1, 2)
     short = x if shortcut is None else torch.nn.functional.conv1d(x, shortcut, shortcut_bias)
     y = (torch.nn.functional.conv1d(hidden.transpose(1, 2), weight2, bias2) + short).transpose(1, 2)
-    y = torch.nn.functional.elu(y) if elu else y
+    y = activate_ref(y, activation)
     return y if lengths is None else y * (torch.arange(y.shape[1], device=y.device) < lengths[:, None])[..., None]
 
 
@@ -59,10 +62,10 @@ def residual_block_ref(
 def _residual_block_kernel(
     x_ptr, w1_ptr, b1_ptr, w2_ptr, b2_ptr, ws_ptr, bs_ptr, y_ptr,
     stride_xb, stride_yb, C, H, C_out, rows, here,
-    TERMS: tl.constexpr, DILATION: tl.constexpr, ELU: tl.constexpr, MODE: tl.constexpr,
-    EVEN: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    TERMS: tl.constexpr, DILATION: tl.constexpr, ACTIVATION1: tl.constexpr, ACTIVATION2: tl.constexpr, ACTIVATION: tl.constexpr,
+    MODE: tl.constexpr, EVEN: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Computes `y = f(w2 @ ELU(w1 * ELU(x) + b1) + b2 + ws @ x + bs)` for BLOCK_T steps and BLOCK_N of C_out channels.
+    """Computes `y = f(w2 @ f2(w1 * f1(x) + b1) + b2 + ws @ x + bs)` for BLOCK_T steps and BLOCK_N of C_out channels.
 
     The window of output t starts at row t of x_ptr; the step itself is row t + here.  EVEN: blocks divide C, H and C_out evenly.
     Grid: B x tiles of time x tiles of channels.  Reference: residual_block_ref.
@@ -81,10 +84,10 @@ def _residual_block_kernel(
         else:
             x = tl.load(x_row[:, None] + offset[None, :], mask=(k < TERMS)[None, :], other=0.0, cache_modifier=".ca")
         w, w_low = load_weight(w1_ptr + unit[None, :] * TERMS + k[:, None], k[:, None], TERMS, H * TERMS, EVEN_K, MODE)
-        acc_h = add_product(acc_h, _elu(x.to(tl.float32)), w, w_low, MODE)
+        acc_h = add_product(acc_h, _activate(x.to(tl.float32), ACTIVATION1), w, w_low, MODE)
     if b1_ptr is not None:
         acc_h += tl.load(b1_ptr + unit).to(tl.float32)[None, :]
-    hidden = _elu(acc_h)
+    hidden = _activate(acc_h, ACTIVATION2)
     if not EVEN:
         hidden = tl.where((h < H)[None, :], hidden, 0.0)
 
@@ -107,8 +110,7 @@ def _residual_block_kernel(
         acc += tl.load(b2_ptr + column).to(tl.float32)[None, :]
     if bs_ptr is not None:
         acc += tl.load(bs_ptr + column).to(tl.float32)[None, :]
-    if ELU:
-        acc = _elu(acc)
+    acc = _activate(acc, ACTIVATION)
     y_block = y_ptr + clip * stride_yb + (t.to(tl.int64) * C_out)[:, None] + n[None, :]
     inside = (t < rows)[:, None] if EVEN else (t < rows)[:, None] & (n < C_out)[None, :]
     tl.store(y_block, acc.to(y_ptr.dtype.element_ty), mask=inside)
@@ -125,7 +127,8 @@ def residual_block_triton(
     padding: Padding,
     *,
     dilation: int = 1,
-    elu: bool = False,
+    activations: tuple[Activation, Activation] = (Activation.ELU, Activation.ELU),
+    activation: Activation = Activation.NONE,
     start: int = 0,
     out_start: int = 0,
     out_length: int | None = None,
@@ -151,7 +154,8 @@ def residual_block_triton(
         _residual_block_kernel[(batch * tiles,)](
             x.first(out_start - padding.left - start), matrix1, bias1, matrix2, bias2, shortcut, shortcut_bias, made.first(0),
             x.buffer.stride(0), made.buffer.stride(0), channels, hidden, out_channels, out_length, padding.left,
-            TERMS=terms, DILATION=dilation, ELU=elu, MODE=ProductMode(mode).value, EVEN=even,
+            TERMS=terms, DILATION=dilation, ACTIVATION1=Activation(activations[0]).value, ACTIVATION2=Activation(activations[1]).value,
+            ACTIVATION=Activation(activation).value, MODE=ProductMode(mode).value, EVEN=even,
             BLOCK_T=tile.block_m, BLOCK_H=block_h, BLOCK_N=block_n, BLOCK_K=depth, **tile.options,
         )  # fmt: skip
     return made

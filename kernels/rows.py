@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .activation import elu as _elu
+from .activation import activate as _activate
+from .activation import activate_ref
+from .modes import Activation
 from .padding import pad_ref, padded_index
 from .tile_table import FUSED
 
@@ -82,10 +83,10 @@ def arrange_ref(
     norm: Norm | None = None,
     other: Tensor | None = None,
     other_norm: Norm | None = None,
-    elu: bool = False,
+    activation: Activation = Activation.NONE,
     lengths: Tensor | None = None,
 ) -> list[Tensor]:
-    """Computes ELU(norm(x) + norm(other)) of each clip, then pads it.
+    """Computes activation(norm(x) + norm(other)) of each clip, then pads it.
 
     x, other: [B, T, C].  lengths: [B], each clip's own T.
     Returns [left + T_b + right + what completes the last stride, C] of each clip, in x's dtype.
@@ -93,7 +94,7 @@ def arrange_ref(
     """
     y = _normed(x, norm)
     y = y if other is None else y + _normed(other, other_norm)
-    y = torch.nn.functional.elu(y) if elu else y
+    y = activate_ref(y, activation)
     clips = []
     for clip, row in enumerate(y):
         length = row.shape[0] if lengths is None else int(lengths[clip])
@@ -152,9 +153,10 @@ def _arrange_kernel(
     x_ptr, stats_ptr, gamma_ptr, beta_ptr, other_ptr, other_stats_ptr, other_gamma_ptr, other_beta_ptr, lengths_ptr, y_ptr,
     stride_xb, stride_xt, stride_xc, stride_ob, stride_ot, stride_oc, stride_yb,
     C, T, start, left, right, begin, rows,
-    STRIDE: tl.constexpr, PAD_MODE: tl.constexpr, ELU: tl.constexpr, EDGES: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
+    STRIDE: tl.constexpr, PAD_MODE: tl.constexpr, ACTIVATION: tl.constexpr, EDGES: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Computes `y[b, i, :] = ELU(norm(x) + norm(other))` at the step that row i shows, zero outside.
+    """Computes `y[b, i, :] = f(norm(x) + norm(other))` at the step that row i shows, zero outside.
 
     Row 0 is the first row of padding; `begin` is the first row computed.  EDGES: only padding rows, of an x that is already in y.
     Grid: B x blocks of rows x blocks of channels.  Reference: arrange_ref.
@@ -179,9 +181,8 @@ def _arrange_kernel(
         y += _load_normed(
             other_ptr, other_stats_ptr, other_gamma_ptr, other_beta_ptr, stride_ob, stride_ot, stride_oc, clip, u, c, C, inside
         )
-    if ELU:
-        y = _elu(y)
-    # padding comes after norm and ELU, so rows outside the signal are zero again
+    y = _activate(y, ACTIVATION)
+    # padding comes after norm and activation, so rows outside the signal are zero again
     y = tl.where(inside, y, 0.0)
     y_block = y_ptr + clip * stride_yb + (i.to(tl.int64) * C)[:, None] + c[None, :]
     tl.store(y_block, y.to(y_ptr.dtype.element_ty), mask=wanted[:, None] & (c < C)[None, :])
@@ -194,7 +195,7 @@ def arrange_triton(
     norm: Norm | None = None,
     other: Tensor | None = None,
     other_norm: Norm | None = None,
-    elu: bool = False,
+    activation: Activation = Activation.NONE,
     lengths: Tensor | None = None,
     lead: int = 0,
     tail: int = 0,
@@ -206,7 +207,7 @@ def arrange_triton(
     batch, length, channels = x.shape
     lead, tail = max(lead, padding.left), max(tail, padding.tail)
     made = empty_rows(x, batch, length, channels, lead, tail)
-    _launch(made, padding, x, norm, other, other_norm, lengths, elu, 0, 0, edges=False)
+    _launch(made, padding, x, norm, other, other_norm, lengths, activation, 0, 0, edges=False)
     return made
 
 
@@ -217,12 +218,12 @@ def pad_rows_triton(rows: Rows, padding: Padding, lengths: Tensor | None = None,
     """
     if padding.left or padding.tail:
         begin = 0 if start == 0 else padding.left
-        _launch(rows, padding, rows.values, None, None, None, lengths, False, start, begin, edges=True)
+        _launch(rows, padding, rows.values, None, None, None, lengths, Activation.NONE, start, begin, edges=True)
 
 
 def _launch(
     made: Rows, padding: Padding, x: Tensor, norm: Norm | None, other: Tensor | None, other_norm: Norm | None, lengths: Tensor | None,
-    elu: bool, start: int, begin: int, edges: bool,
+    activation: Activation, start: int, begin: int, edges: bool,
 ) -> None:  # fmt: skip
     batch, length, channels = x.shape
     rows = padding.left + padding.tail + (0 if edges else length) - begin
@@ -235,6 +236,6 @@ def _launch(
     _arrange_kernel[(batch, triton.cdiv(rows, block_t), triton.cdiv(channels, block_c))](
         x, *norms[0], other, *norms[1], lengths, made.first(-padding.left),
         *x.stride(), *strides, made.buffer.stride(0), channels, length, start, padding.left, padding.right, begin, rows,
-        STRIDE=padding.stride, PAD_MODE=padding.mode, ELU=elu, EDGES=edges, BLOCK_T=block_t, BLOCK_C=block_c,
-        num_warps=1 if edges else 4, **FUSED,
+        STRIDE=padding.stride, PAD_MODE=padding.mode, ACTIVATION=Activation(activation).value, EDGES=edges,
+        BLOCK_T=block_t, BLOCK_C=block_c, num_warps=1 if edges else 4, **FUSED,
     )  # fmt: skip

@@ -10,8 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .activation import activate_ref
 from .causal_conv1d import multiply_rows
-from .modes import ProductMode
+from .modes import Activation, ProductMode
 from .product import split_matrix
 from .rows import Padding, Rows
 from .tiles import Tile
@@ -43,12 +44,12 @@ def transposed_conv1d_ref(
     stride: int,
     trim_left: int,
     trim_right: int,
-    elu: bool = False,
+    activation: Activation = Activation.NONE,
     lengths: Tensor | None = None,
     shift: int | None = None,
     out_length: int | None = None,
 ) -> Tensor:
-    """Computes a transposed convolution, trims it, then applies an optional ELU.
+    """Computes a transposed convolution, trims it, then applies an activation.
 
     x: [B, T, C_in].  weight: [C_in, C_out, kernel].  bias: [C_out] or None.
     lengths: [B], each clip's own T; output past a clip's end is zero.
@@ -67,7 +68,7 @@ def transposed_conv1d_ref(
         steps = out_length if lengths is None else (length - 1) * stride + kernel - trim_left - trim_right
         full = torch.nn.functional.conv_transpose1d(x[clip, :length].T, weight, bias, stride)
         y[clip, :steps] = full[:, shift : shift + steps].T
-    return torch.nn.functional.elu(y) if elu else y
+    return activate_ref(y, activation)
 
 
 def transposed_conv1d_triton(
@@ -79,7 +80,7 @@ def transposed_conv1d_triton(
     stride: int,
     trim_left: int,
     trim_right: int,
-    elu: bool = False,
+    activation: Activation = Activation.NONE,
     lengths: Tensor | None = None,
     shift: int | None = None,
     out_length: int | None = None,
@@ -104,7 +105,7 @@ def transposed_conv1d_triton(
     behind = max(0, end - first) * stride - before - out_length
     lead = max(0, lead - before)
     made, sums = multiply_rows(
-        x.first(first - (taps - 1)), matrix, bias, end - first, stride, kernel=kernel, elu=elu, lengths=lengths,
+        x.first(first - (taps - 1)), matrix, bias, end - first, stride, kernel=kernel, activation=activation, lengths=lengths,
         lead=lead, tail=max(0, tail - behind), partials=partials, mode=mode, tile=tile,
     )  # fmt: skip
     rows = Rows(made, lead + before, out_length)

@@ -126,7 +126,7 @@ def run_stage(setting: Setting, place: str) -> None:
     stage, layer = program.stages[int(index)], program.layers[int(index)]
     if isinstance(stage, LSTM) and lstm_refusal(stage, "split", x.device) is not None:
         # of hundreds of equal launches a few
-        signal = Signal(signal.applied().values[:, :3].contiguous(), elu=signal.elu)
+        signal = Signal(signal.applied().values[:, :3].contiguous(), activation=signal.activation)
     layer.run(signal, None)
     if x.is_cuda:
         torch.cuda.synchronize()

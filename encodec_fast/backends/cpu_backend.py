@@ -54,7 +54,7 @@ class CpuStageProgram(StageProgram):
             native.check(library, _append(library, self.handle, stage))
 
     def run(self, x: Tensor) -> Tensor:
-        """Whole clips [B, C_in, T] -> [B, C_out, T_out]."""
+        """Runs whole clips [B, C_in, T] -> [B, C_out, T_out]."""
         x = _batch(x, self.in_channels)
         batch, _, steps = x.shape
         length = native.check(self.library, self.library.encodec_output_length(self.handle, steps))
@@ -67,17 +67,17 @@ class CpuStageProgram(StageProgram):
         return y
 
     def run_clips(self, clips: Sequence[Tensor]) -> list[Tensor]:
-        """Whole clips [C_in, T_b] of any lengths, as one batch, -> [C_out, T_out_b] each."""
+        """Runs whole clips [C_in, T_b] of any lengths, as one batch, -> [C_out, T_out_b] each."""
         return self.push(clips, [self.open() for _ in clips], [True] * len(clips))
 
     def open(self) -> NativeState:
-        """The state of one clip at time zero."""
+        """Returns the state of one clip at time zero."""
         return NativeState(self, self.library.encodec_open(self.handle))
 
     def push(self, pieces: Sequence[Tensor], states: Sequence[NativeState], final: Sequence[bool]) -> list[Tensor]:
-        """The output that each clip's next piece of time completes, as the base class says.
+        """Returns the output that each clip's next piece of time completes, as the base class says.
 
-        Raises EngineError after a clip's end, and for a piece of a clip where a stage needs the whole of it.
+        Raises EngineError after a clip's end, and for a piece where a stage needs the whole clip.
         """
         call = self._call(pieces, states, final)
         y = [_floats(self.out_channels, length) for length in call.ready()]
@@ -85,14 +85,17 @@ class CpuStageProgram(StageProgram):
         return y
 
     def save(self, state: NativeState) -> list[Tensor]:
-        """A clip's state as bytes, the same for every instruction set."""
+        """Returns a clip's state as bytes, the same for every instruction set."""
         size = native.check(self.library, self.library.encodec_save(state.handle, None, 0))
         saved = torch.empty(size, dtype=torch.uint8, device="cpu")
         native.check(self.library, self.library.encodec_save(state.handle, saved.data_ptr(), size))
         return [saved]
 
     def load(self, saved: Sequence[Tensor]) -> NativeState:
-        """The state that `save` wrote.  Raises ValueError as the base class says: the engine checks all that it counts and indexes by."""
+        """Returns the state that `save` wrote.  Raises ValueError as the base class says.
+
+        The engine checks all that it counts and indexes by.
+        """
         try:
             (tensor,) = saved
             if tensor.dtype != torch.uint8 or tensor.dim() != 1:
@@ -103,7 +106,7 @@ class CpuStageProgram(StageProgram):
             raise ValueError("this is not the state of a clip in such a program") from error
 
     def ended(self, state: NativeState) -> bool:
-        """Whether the clip has ended."""
+        """Tells whether the clip has ended."""
         return native.check(self.library, self.library.encodec_ended(state.handle)) == 1
 
     def _call(self, pieces: Sequence[Tensor], states: Sequence[NativeState], final: Sequence[bool]) -> _Call:
@@ -127,7 +130,7 @@ class _Call:
         self.final = _ints(map(int, final))
 
     def ready(self) -> list[int]:
-        """Steps that the push will give out."""
+        """Returns the steps that the push will give out, of each clip."""
         lengths = (c_int64 * self.batch)()
         native.check(self.library, self.library.encodec_ready(self.states, self.batch, self.x.lengths, self.final, lengths))
         return list(lengths)
@@ -151,7 +154,7 @@ class CpuQuantizerProgram(QuantizerProgram):
         _close_with(self, library.encodec_codebooks_free)
 
     def encode(self, x: Tensor, num_quantizers: int) -> Tensor:
-        """Codes [num_quantizers, B, F], int64, of embeddings x [B, D, F]; on equal distances the lowest index."""
+        """Returns codes [num_quantizers, B, F], int64, of embeddings x [B, D, F]; on equal distances the lowest index."""
         x = _batch(x, self.dim)
         batch, _, frames = x.shape
         codes = torch.empty(num_quantizers, batch, frames, dtype=torch.int64, device="cpu")
@@ -162,7 +165,7 @@ class CpuQuantizerProgram(QuantizerProgram):
         return codes
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Sum of the entries [B, D, F] that codes [K, B, F] name.  Raises IndexError for a code outside the codebook."""
+        """Sums the entries [B, D, F] that codes [K, B, F] name.  Raises IndexError for a code outside the codebook."""
         if codes.device.type != "cpu" or codes.is_floating_point():
             raise ValueError(f"codes are {codes.dtype}, on {codes.device}; the cpu backend takes integers on the CPU")
         codes = codes.to(torch.int64).contiguous()
@@ -182,7 +185,7 @@ class CpuBackend(Backend):
     name = "cpu"
 
     def unavailable(self) -> str | None:
-        """Why the engine can't be used and how to change that, or None."""
+        """Returns why the engine can't be used and how to change that, or None."""
         try:
             library = native.load()
         except native.LibraryMissing as missing:
@@ -193,7 +196,7 @@ class CpuBackend(Backend):
         return None
 
     def refusal(self, stage: Stage | Quantizer, dtype: torch.dtype, device: torch.device) -> str | None:
-        """Why the engine can't run this stage on such tensors, or None."""
+        """Returns why the engine can't run this stage on such tensors, or None."""
         if device.type != "cpu":
             return f"runs on the CPU, the tensors are on {device}"
         if dtype != torch.float32:
@@ -215,7 +218,7 @@ class CpuBackend(Backend):
         return None if all(map(_taken, tensors)) else "runs in float32 on the CPU"
 
     def normalize(self, audio: Tensor) -> tuple[Tensor, Tensor]:
-        """As the base class says."""
+        """Normalises as the base class says."""
         library, (batch, channels, _) = native.load(), audio.shape
         clean, scales = _floats(*audio.shape), _floats(batch, 1)
         x, y = NativeClips(audio.unbind(0)), NativeClips(clean.unbind(0))
@@ -224,7 +227,7 @@ class CpuBackend(Backend):
         return clean, scales
 
     def overlap_add(self, chunks: Sequence[Tensor], weight: Tensor, stride: int, length: int) -> Tensor:
-        """As the base class says, bit for bit as transformers adds."""
+        """Joins chunks as the base class says, bit for bit as transformers adds."""
         library, (batch, channels, _) = native.load(), chunks[0].shape
         joined = _floats(batch, channels, length)
         x, y = NativeClips([clip for chunk in chunks for clip in chunk.unbind(0)]), NativeClips(joined.unbind(0))
@@ -256,7 +259,7 @@ def _append(library: ctypes.CDLL, program: int, stage: Stage) -> int:
             out_channels=conv.out_channels,
             kernel=conv.kernel,
             stride=conv.stride,
-            activation=int(conv.elu),
+            activation=native.ACTIVATIONS[conv.activation],
             weight=address(conv.weight),
             bias=address(conv.bias),
             norm_weight=address(conv.norm.weight if conv.norm else None),
@@ -292,12 +295,12 @@ def _batch(x: Tensor, channels: int) -> Tensor:
 
 
 def _taken(tensor: Tensor) -> bool:
-    """Whether the engine reads such memory."""
+    """Tells whether the engine reads such memory."""
     return tensor.dtype == torch.float32 and tensor.device.type == "cpu"
 
 
 def _floats(*shape: int) -> Tensor:
-    """What the engine writes to, whatever torch's default dtype and device are."""
+    """Returns memory for the engine to write to, whatever torch's default dtype and device are."""
     return torch.empty(shape, dtype=torch.float32, device="cpu")
 
 
@@ -311,7 +314,7 @@ def _addresses(tensors: Sequence[Tensor]) -> ctypes.Array[c_void_p]:
 
 
 def _code_rows(codes: Tensor) -> tuple[ctypes.Array[c_void_p], ctypes.Array[c_int64]]:
-    """Where each clip's codes begin in codes [K, B, F], and how far apart its levels lie."""
+    """Returns where each clip's codes begin in codes [K, B, F], and how far apart its levels lie."""
     _, batch, frames = codes.shape
     rows = [codes.data_ptr() + codes.element_size() * frames * b for b in range(batch)]
     return (c_void_p * batch)(*rows), _ints([batch * frames] * batch)

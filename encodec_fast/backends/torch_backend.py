@@ -20,6 +20,7 @@ from torch import Tensor
 from encodec_fast.backends.base import Backend, Precision, QuantizerProgram
 from encodec_fast.backends.batched import BATCH_DIM, BatchedProgram, is_like, join_trees, split_tree
 from encodec_fast.backends.torch_functions import normalize_torch, overlap_add_torch
+from encodec_fast.kernels.modes import Activation
 from encodec_fast.plan import LSTM, Conv, Quantizer, ResidualBlock, Stage, Upsample, not_streamable, stage_weights, step_bytes
 
 # The widest activation of one tile of time: 1 s of 24 kHz audio.
@@ -72,6 +73,17 @@ class _Step(Protocol):
     def reachable(self, state: Any) -> bool: ...
 
 
+def _activated(x: Tensor, activation: Activation) -> Tensor:
+    return F.elu(x) if activation == Activation.ELU else x
+
+
+def _activate(x: Tensor, out: Tensor, activation: Activation) -> None:
+    if activation == Activation.ELU:
+        torch.ops.aten.elu.out(x, out=out)
+    else:
+        out.copy_(x)
+
+
 class _ConvStep:
     def __init__(self, conv: Conv) -> None:
         self.conv = conv
@@ -114,7 +126,7 @@ class _ConvStep:
         row = x.new_empty(x.shape[0], x.shape[1], carried + x.shape[-1] + extra)
         row[..., :carried] = state.row
         end = carried + x.shape[-1]
-        self._activate(x, row[..., carried:end])
+        _activate(x, row[..., carried:end], self.conv.activation)
         if extra:
             self._fill_right(row, end, extra)
         return row
@@ -125,17 +137,17 @@ class _ConvStep:
         left, right = conv.pad_left, conv.pad_right + conv.extra_padding(length)
         reflect_length = conv.reflect_length(length)
         if conv.pad_mode == "reflect" and reflect_length > length:
-            extended = F.pad(F.elu(x) if conv.elu else x, (0, reflect_length - length))
+            extended = F.pad(_activated(x, conv.activation), (0, reflect_length - length))
             return F.pad(extended, (left, right), "reflect")[..., : left + length + right]
         return self._pad(x, left, right)
 
     def _pad(self, x: Tensor, left: int, right: int) -> Tensor:
-        if not (self.conv.elu or left or right):
+        if self.conv.activation == Activation.NONE and not (left or right):
             return x
         end = left + x.shape[-1]
         row = x.new_empty(x.shape[0], x.shape[1], end + right)
         body = row[..., left:end]
-        self._activate(x, body)
+        _activate(x, body, self.conv.activation)
         if left:
             if self.conv.pad_mode == "reflect":
                 row[..., :left] = body[..., 1 : left + 1].flip(-1)
@@ -150,12 +162,6 @@ class _ConvStep:
             row[..., end:] = row[..., end - 1 - right : end - 1].flip(-1)
         else:
             row[..., end:] = row[..., end - 1 : end] if self.conv.pad_mode == "replicate" else 0
-
-    def _activate(self, x: Tensor, out: Tensor) -> None:
-        if self.conv.elu:
-            torch.ops.aten.elu.out(x, out=out)
-        else:
-            out.copy_(x)
 
     def _convolve(self, row: Tensor) -> Tensor:
         conv = self.conv
@@ -205,7 +211,7 @@ class _ResidualStep:
         weight, bias = self.joined
         width = hidden.shape[1]
         rows = x.new_empty(x.shape[0], width + x.shape[1], x.shape[2])
-        torch.ops.aten.elu.out(hidden, out=rows[:, :width])
+        _activate(hidden, rows[:, :width], self.block.conv2.activation)
         rows[:, width:] = x
         y = torch.matmul(weight, rows)
         return y if bias is None else y.add_(bias)
@@ -230,7 +236,7 @@ class _UpsampleStep:
     def push(self, x: Tensor, state: UpsampleState, final: bool) -> Tensor:
         up = self.up
         if final and state.tail is None and x.shape[-1]:
-            y = F.conv_transpose1d(self._activated(x), up.weight, up.bias, up.stride)
+            y = F.conv_transpose1d(_activated(x, self.up.activation), up.weight, up.bias, up.stride)
             if up.norm is not None:
                 y = torch.group_norm(y, 1, up.norm.weight, up.norm.bias, up.norm.eps)
             return y[..., up.trim_left : y.shape[-1] - up.trim_right]
@@ -249,12 +255,9 @@ class _UpsampleStep:
             state.tail = x.new_zeros(x.shape[0], self.up.out_channels, self.overlap)
         if x.shape[-1] == 0:
             return state.tail
-        y = F.conv_transpose1d(self._activated(x), self.up.weight, None, self.up.stride)
+        y = F.conv_transpose1d(_activated(x, self.up.activation), self.up.weight, None, self.up.stride)
         y[..., : self.overlap] += state.tail
         return y
-
-    def _activated(self, x: Tensor) -> Tensor:
-        return F.elu(x) if self.up.elu else x
 
 
 class _LSTMStep:

@@ -1,7 +1,7 @@
 """Each kind of stage on its kernels: whole clips of equal or of different lengths, or pieces of time with carried state.
 
 Between layers a signal is channels-last, with room beside each clip for the next layer's padding (kernels/rows.py).
-A layer applies the next layer's ELU if that layer reads nothing else.
+A layer applies the next layer's activation if that layer reads nothing else.
 It also applies the group norm of the layer before it.
 """
 
@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from encodec_fast.backends.batched import BATCH_DIM, is_like
+from encodec_fast.kernels.activation import activate_ref
 from encodec_fast.kernels.causal_conv1d import causal_conv1d_triton, conv_matrix, conv_mode
 from encodec_fast.kernels.group_norm import group_norm_statistics_triton
 from encodec_fast.kernels.lstm import lstm_triton, persistent_refusal
 from encodec_fast.kernels.lstm_weights import lstm_weights
-from encodec_fast.kernels.modes import ProductMode
+from encodec_fast.kernels.modes import Activation, ProductMode
 from encodec_fast.kernels.residual_block import residual_block_triton
 from encodec_fast.kernels.rows import Norm, Padding, Rows, arrange_triton, empty_rows, pad_rows_triton
 from encodec_fast.kernels.tiles import lstm_tile
@@ -31,22 +32,22 @@ from encodec_fast.plan import LSTM, Conv, GroupNorm, ResidualBlock, Stage, Upsam
 class Signal:
     """norm(values) + norm(other), where the reader still has to apply the norms and the sum.
 
-    values: [B, T, C] of any strides.  rows: their buffer, if it may have room for padding.  elu: whether ELU has been applied.
+    values: [B, T, C] of any strides.  rows: their buffer, if it may have room for padding.  activation: the one that has been applied.
     """
 
     values: Tensor
     rows: Rows | None = None
-    elu: bool = False
+    activation: Activation = Activation.NONE
     norm: Norm | None = None
     other: Signal | None = None
 
-    def arranged(self, padding: Padding, elu: bool, lengths: Tensor | None) -> Rows:
+    def arranged(self, padding: Padding, activation: Activation, lengths: Tensor | None) -> Rows:
         """Returns the signal with its padding written, in its own buffer if that suffices, otherwise in a new one."""
-        plain = self.norm is None and self.other is None and self.elu == elu
+        plain = self.norm is None and self.other is None and self.activation == activation
         if plain and self.rows is not None and self.rows.lead >= padding.left and self.rows.tail >= padding.tail:
             pad_rows_triton(self.rows, padding, lengths)
             return self.rows
-        assert elu or not self.elu, "ELU can't be taken back"
+        assert self.activation in (Activation.NONE, activation), f"{self.activation} can't be taken back"
         other, other_norm = (None, None) if self.other is None else (self.other.values, self.other.norm)
         return arrange_triton(
             self.values,
@@ -54,37 +55,39 @@ class Signal:
             norm=self.norm,
             other=other,
             other_norm=other_norm,
-            elu=elu and not self.elu,
+            activation=activation if self.activation == Activation.NONE else Activation.NONE,
             lengths=lengths,
         )
 
     def applied(self) -> Signal:
         """Returns the signal with its norms and sum applied."""
-        return self if self.norm is None and self.other is None else _plain(self.arranged(Padding(), self.elu, None), self.elu)
+        if self.norm is None and self.other is None:
+            return self
+        return _plain(self.arranged(Padding(), self.activation, None), self.activation)
 
 
-def _plain(made: Any, elu: bool) -> Signal:
-    return Signal(made.values, made, elu)
+def _plain(made: Any, activation: Activation) -> Signal:
+    return Signal(made.values, made, activation)
 
 
 class Layer(ABC):
     """One stage with its weights laid out for the kernels.
 
-    padding: rows that it reads beside its input.  elu_input: whether it reads its input only through ELU.
-    lead, tail: rows to leave free beside its output.  elu_output: whether to apply ELU to its output.
+    padding: rows that it reads beside its input.  input_activation: what it applies to its input, all of it.
+    lead, tail: rows to leave free beside its output.  output_activation: what to apply to its output.
     """
 
     padding = Padding()
-    elu_input = False
+    input_activation = Activation.NONE
 
     def __init__(self, following: Layer | None) -> None:
         around = Padding() if following is None else following.padding
         self.lead, self.tail = around.left, around.tail
-        self.elu_output = following is not None and following.elu_input
+        self.output_activation = Activation.NONE if following is None else following.input_activation
 
     @property
     def _output(self) -> dict[str, Any]:
-        return {"elu": self.elu_output, "lead": self.lead, "tail": self.tail}
+        return {"activation": self.output_activation, "lead": self.lead, "tail": self.tail}
 
     @abstractmethod
     def run(self, x: Signal, lengths: Tensor | None) -> Signal:
@@ -100,7 +103,7 @@ class Layer(ABC):
 
     @abstractmethod
     def push(self, x: Tensor, state: Any, final: bool) -> Tensor:
-        """Runs `StageProgram.push` on steps [B, T, C], with ELU already applied if `elu_input`."""
+        """Runs `StageProgram.push` on steps [B, T, C], with `input_activation` already applied."""
 
 
 @dataclass
@@ -168,10 +171,10 @@ class WindowLayer(Layer):
         """Launches the kernel.  where: lengths, or start, out_start and out_length, as in `causal_conv1d_ref`."""
 
     def run(self, x: Signal, lengths: Tensor | None) -> Signal:
-        return self._made(self._launch(x.arranged(self.padding, self.elu_input, lengths), lengths=lengths))
+        return self._made(self._launch(x.arranged(self.padding, self.input_activation, lengths), lengths=lengths))
 
     def _made(self, made: Any) -> Signal:
-        return _plain(made, self.elu_output) if self.conv.norm is None else _normed(made, self.conv.norm)
+        return _plain(made, self.output_activation) if self.conv.norm is None else _normed(made, self.conv.norm)
 
     def open(self, batch: int) -> Carried:
         return Carried()
@@ -200,14 +203,14 @@ class WindowLayer(Layer):
 class ConvLayer(WindowLayer):
     def __init__(self, conv: Conv, mode: ProductMode, following: Layer | None = None) -> None:
         super().__init__(conv, following if conv.norm is None else None)
-        self.elu_input = conv.elu
+        self.input_activation = conv.activation
         self.mode = conv_mode(conv.weight, mode, conv.norm is not None)
         self.matrix = conv_matrix(conv.weight, self.mode)
         self.reads_norm = conv.kernel == 1 and self.mode != ProductMode.THIN and self.padding == Padding(mode=conv.pad_mode)
 
     def run(self, x: Signal, lengths: Tensor | None) -> Signal:
         if self.reads_norm and x.norm is not None and x.rows is not None and x.other is None:
-            return self._made(self._launch(x.rows, lengths=lengths, norm=x.norm, norm_elu=self.elu_input))
+            return self._made(self._launch(x.rows, lengths=lengths, norm=x.norm, norm_activation=self.input_activation))
         return super().run(x, lengths)
 
     def _launch(self, x: Rows, **where: Any) -> Any:
@@ -232,6 +235,7 @@ class ResidualLayer(WindowLayer):
     def __init__(self, block: ResidualBlock, mode: ProductMode, following: Layer | None) -> None:
         super().__init__(block.conv1, following)
         self.mode = mode
+        self.activations = (block.conv1.activation, block.conv2.activation)
         convs = (block.conv1, block.conv2, block.shortcut)
         self.parameters = [p for c in convs for p in ((None, None) if c is None else (conv_matrix(c.weight, mode), c.bias))]
 
@@ -241,6 +245,7 @@ class ResidualLayer(WindowLayer):
             *self.parameters,
             self.padding,
             dilation=self.conv.dilation,
+            activations=self.activations,
             mode=self.mode,
             **self._output,
             **where,
@@ -276,7 +281,7 @@ class UpsampleLayer(Layer):
     def __init__(self, stage: Upsample, mode: ProductMode, following: Layer | None) -> None:
         super().__init__(following if stage.norm is None else None)
         self.stage, self.mode = stage, mode
-        self.elu_input, self.padding = stage.elu, phase_padding(stage.kernel, stage.stride)
+        self.input_activation, self.padding = stage.activation, phase_padding(stage.kernel, stage.stride)
         self.matrix = phase_matrix(stage.weight, stage.stride, mode)
         self.bias = None if stage.bias is None else stage.bias.repeat(stage.stride)
 
@@ -297,8 +302,8 @@ class UpsampleLayer(Layer):
         )
 
     def run(self, x: Signal, lengths: Tensor | None) -> Signal:
-        made = self._launch(x.arranged(self.padding, self.elu_input, lengths), lengths=lengths)
-        return _plain(made, self.elu_output) if self.stage.norm is None else _normed(made, self.stage.norm)
+        made = self._launch(x.arranged(self.padding, self.input_activation, lengths), lengths=lengths)
+        return _plain(made, self.output_activation) if self.stage.norm is None else _normed(made, self.stage.norm)
 
     def open(self, batch: int) -> Carried:
         return Carried()
@@ -352,8 +357,8 @@ class LSTMLayer(Layer):
         return y
 
     def run(self, x: Signal, lengths: Tensor | None) -> Signal:
-        rows = x.arranged(self.padding, False, lengths)
-        return _plain(self._launch(rows, self.open(rows.buffer.shape[0])), self.elu_output)
+        rows = x.arranged(self.padding, Activation.NONE, lengths)
+        return _plain(self._launch(rows, self.open(rows.buffer.shape[0])), self.output_activation)
 
     def open(self, batch: int) -> Recurrent:
         shape = (len(self.stage.layers), 2, batch, self.stage.in_channels)
@@ -394,7 +399,7 @@ class LibraryLSTMLayer(Layer):
     def run(self, x: Signal, lengths: Tensor | None) -> Signal:
         # causal: steps past a clip's end reach none of its own
         values = x.applied().values
-        return Signal(self.push(values, self.open(values.shape[0]), final=True), elu=self.elu_output)
+        return Signal(self.push(values, self.open(values.shape[0]), final=True), activation=self.output_activation)
 
     def open(self, batch: int) -> LibraryRecurrent:
         weight: Tensor = self.lstm.all_weights[0][1]
@@ -410,7 +415,7 @@ class LibraryLSTMLayer(Layer):
             return x.clone()
         y, (state.hidden, state.cell) = self.lstm(x.transpose(0, 1), (state.hidden, state.cell))
         y = y.transpose(0, 1) + x
-        return torch.nn.functional.elu(y) if self.elu_output else y
+        return activate_ref(y, self.output_activation)
 
 
 def lstm_refusal(stage: LSTM, mode: ProductMode, device: torch.device) -> str | None:

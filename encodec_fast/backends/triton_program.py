@@ -12,7 +12,7 @@ from torch import Tensor
 from encodec_fast.backends.base import QuantizerProgram
 from encodec_fast.backends.batched import BatchedProgram
 from encodec_fast.backends.triton_layers import LibraryLSTMLayer, Signal, make_layers
-from encodec_fast.kernels.modes import ProductMode, SearchMode
+from encodec_fast.kernels.modes import Activation, ProductMode, SearchMode
 from encodec_fast.kernels.rows import arrange_triton
 from encodec_fast.kernels.rvq_decode import rvq_decode_triton
 from encodec_fast.kernels.rvq_encode import rvq_encode_triton, search_tables
@@ -108,8 +108,9 @@ class TritonProgram(BatchedProgram):
     def push_batch(self, x: Tensor, state: list[Any], final: bool) -> Tensor:
         with device_of(x):
             steps = x.transpose(1, 2)
-            if self.layers[0].elu_input:
-                steps = arrange_triton(steps, elu=True).values
+            activation = self.layers[0].input_activation
+            if activation != Activation.NONE:
+                steps = arrange_triton(steps, activation=activation).values
             for layer, carried in zip(self.layers, state, strict=True):
                 steps = layer.push(steps, carried, final)
         return steps.transpose(1, 2)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers.models.encodec import modeling_encodec as hf
 
+from encodec_fast.kernels.modes import Activation
 from encodec_fast.plan import (
     LSTM,
     Conv,
@@ -37,17 +38,15 @@ def read_network(module: Any) -> Network:
     if not isinstance(getattr(module, "layers", None), nn.ModuleList):
         raise Unplannable(f"{type(module).__name__} has no list of layers")
     stages: list[Stage] = []
-    elu = False
+    activation = Activation.NONE
     for index, layer in enumerate(module.layers):
         name = f"layers.{index}"
-        if type(layer) is nn.ELU:
-            _require_plain_elu(layer, name)
-            elu = True
-            continue
-        stages.append(_read_stage(layer, name, elu))
-        elu = False
-    if elu:
-        raise Unplannable(f"{name} is an ELU that no layer follows")
+        found = _read_activation(layer, name)
+        if found is None:
+            stages.append(_read_stage(layer, name, activation))
+        activation = found or Activation.NONE
+    if activation != Activation.NONE:
+        raise Unplannable(f"{name} is an activation that no layer follows")
     return Network(tuple(stages))
 
 
@@ -70,19 +69,21 @@ def read_plan(model: hf.EncodecModel) -> Plan:
     return Plan(read_network(model.encoder), read_quantizer(model.quantizer), read_network(model.decoder))
 
 
-def _read_stage(layer: Any, name: str, elu: bool) -> Stage:
+def _read_stage(layer: Any, name: str, activation: Activation) -> Stage:
     if type(layer) is hf.EncodecConv1d:
-        return _read_conv(layer, name, elu)
+        return _read_conv(layer, name, activation)
     if type(layer) is hf.EncodecConvTranspose1d:
-        return _read_upsample(layer, name, elu)
-    if type(layer) is hf.EncodecResnetBlock and not elu:
+        return _read_upsample(layer, name, activation)
+    if activation != Activation.NONE:
+        raise Unplannable(f"{name} is a {type(layer).__name__} after an activation")
+    if type(layer) is hf.EncodecResnetBlock:
         return _read_residual(layer, name)
-    if type(layer) is hf.EncodecLSTM and not elu:
+    if type(layer) is hf.EncodecLSTM:
         return _read_lstm(layer, name)
-    raise Unplannable(f"{name} is a {type(layer).__name__}{' after an ELU' if elu else ''}")
+    raise Unplannable(f"{name} is a {type(layer).__name__}")
 
 
-def _read_conv(module: Any, name: str, elu: bool) -> Conv:
+def _read_conv(module: Any, name: str, activation: Activation) -> Conv:
     conv = module.conv
     _require_plain_conv(conv, nn.Conv1d, name)
     stride, dilation = conv.stride[0], conv.dilation[0]
@@ -101,12 +102,12 @@ def _read_conv(module: Any, name: str, elu: bool) -> Conv:
         pad_left=total - pad_right,
         pad_right=pad_right,
         pad_mode=module.pad_mode,
-        elu=elu,
+        activation=activation,
         norm=_read_norm(module, name),
     )
 
 
-def _read_upsample(module: Any, name: str, elu: bool) -> Upsample:
+def _read_upsample(module: Any, name: str, activation: Activation) -> Upsample:
     conv = module.conv
     _require_plain_conv(conv, nn.ConvTranspose1d, name)
     kernel, stride = conv.kernel_size[0], conv.stride[0]
@@ -121,22 +122,22 @@ def _read_upsample(module: Any, name: str, elu: bool) -> Upsample:
         stride=stride,
         trim_left=total - trim_right,
         trim_right=trim_right,
-        elu=elu,
+        activation=activation,
         norm=_read_norm(module, name),
     )
 
 
 def _read_residual(module: Any, name: str) -> ResidualBlock:
     kinds = [type(layer) for layer in module.block]
-    if kinds != [nn.ELU, hf.EncodecConv1d, nn.ELU, hf.EncodecConv1d]:
+    activations = [_read_activation(layer, f"{name}.block.{index}") for index, layer in enumerate(module.block)]
+    first, second = (activations[0], activations[2]) if len(kinds) == 4 else (None, None)
+    if kinds[1::2] != [hf.EncodecConv1d] * 2 or first is None or second is None:
         raise Unplannable(f"{name}.block is {[kind.__name__ for kind in kinds]}")
-    for index in (0, 2):
-        _require_plain_elu(module.block[index], f"{name}.block.{index}")
-    conv1 = _read_conv(module.block[1], f"{name}.block.1", elu=True)
-    conv2 = _read_conv(module.block[3], f"{name}.block.3", elu=True)
+    conv1 = _read_conv(module.block[1], f"{name}.block.1", first)
+    conv2 = _read_conv(module.block[3], f"{name}.block.3", second)
     shortcut = None
     if type(module.shortcut) is hf.EncodecConv1d:
-        shortcut = _read_conv(module.shortcut, f"{name}.shortcut", elu=False)
+        shortcut = _read_conv(module.shortcut, f"{name}.shortcut", Activation.NONE)
     elif type(module.shortcut) is not nn.Identity:
         raise Unplannable(f"{name}.shortcut is a {type(module.shortcut).__name__}")
     if conv1.stride != 1 or any(conv.kernel != 1 or conv.stride != 1 for conv in (conv2, shortcut) if conv is not None):
@@ -170,9 +171,13 @@ def _require_plain_conv(conv: Any, kind: type[nn.Module], name: str) -> None:
         raise Unplannable(f"{name}.conv is not a plain {kind.__name__} without padding or groups")
 
 
-def _require_plain_elu(elu: Any, name: str) -> None:
-    if elu.alpha != 1.0:
-        raise Unplannable(f"{name} is an ELU with alpha {elu.alpha}")
+def _read_activation(layer: Any, name: str) -> Activation | None:
+    """Returns which activation the layer is, or None where it is none."""
+    if type(layer) is not nn.ELU:
+        return None
+    if layer.alpha != 1.0:
+        raise Unplannable(f"{name} is an ELU with alpha {layer.alpha}")
+    return Activation.ELU
 
 
 def weight_norm_hook(module: nn.Module) -> Any:

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from encodec_fast.kernels.modes import Activation
+
 
 @dataclass(frozen=True, eq=False)
 class GroupNorm:
@@ -29,7 +31,7 @@ class GroupNorm:
 
 @dataclass(frozen=True, eq=False)
 class Conv:
-    """Optional ELU, padding, convolution, optional group norm.
+    """Activation, padding, convolution, optional group norm.
 
     weight: [C_out, C_in, kernel], weight norm folded.  bias: [C_out] or None.
     The output has ceil(T / stride) steps: the right end is padded by `extra_padding(T)` more than `pad_right`.
@@ -43,7 +45,7 @@ class Conv:
     pad_left: int
     pad_right: int
     pad_mode: str
-    elu: bool
+    activation: Activation
     norm: GroupNorm | None
 
     @property
@@ -100,7 +102,7 @@ class Conv:
 
 @dataclass(frozen=True, eq=False)
 class ResidualBlock:
-    """shortcut(x) + conv2(conv1(x)); both convolutions take ELU of their input.  shortcut None is the identity."""
+    """shortcut(x) + conv2(conv1(x)); each convolution with the activation of its input.  shortcut None is the identity."""
 
     name: str
     conv1: Conv
@@ -124,7 +126,7 @@ class ResidualBlock:
 
 @dataclass(frozen=True, eq=False)
 class Upsample:
-    """ELU, transposed convolution, optional group norm over the untrimmed output, trim.
+    """Activation, transposed convolution, optional group norm over the untrimmed output, trim.
 
     weight: [C_in, C_out, kernel], weight norm folded.  bias: [C_out] or None.
     """
@@ -135,7 +137,7 @@ class Upsample:
     stride: int
     trim_left: int
     trim_right: int
-    elu: bool
+    activation: Activation
     norm: GroupNorm | None
 
     @property

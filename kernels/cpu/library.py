@@ -14,6 +14,7 @@ ABI = 6
 ISA_VARIABLE = "ENCODEC_FAST_CPU_ISA"
 CUTS_VARIABLE = "ENCODEC_FAST_CPU_CUTS"
 PAD_MODES = {"reflect": 0, "constant": 1, "replicate": 2}
+ACTIVATIONS = {"none": 0, "elu": 1}
 FUNCTIONS = {"exp": 0, "elu": 1, "sigmoid": 2, "tanh": 3}
 
 FLOATS = POINTER(c_float)
@@ -82,7 +83,7 @@ SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
 
 
 def bind(path: Path) -> ctypes.CDLL:
-    """The library at `path` with every function's types set.  Raises LibraryMissing where it can't be used."""
+    """Loads the library at `path` with every function's types set.  Raises LibraryMissing where it can't be used."""
     if not path.exists():
         raise LibraryMissing(
             "the engine was not compiled when encodec-fast was installed: install a C++17 compiler (g++ or clang++), "
@@ -104,7 +105,7 @@ def bind(path: Path) -> ctypes.CDLL:
 
 @cache
 def load() -> ctypes.CDLL:
-    """The engine of this installation, loaded at the first call, with the cuts that the environment asks for.
+    """Returns the engine of this installation, loaded at the first call, with the cuts that the environment asks for.
 
     Raises LibraryMissing where there is none, and EngineError for a cut that it does not know.
     """
@@ -126,7 +127,7 @@ def set_cuts(library: ctypes.CDLL, text: str) -> None:
 
 
 def tiers(library: ctypes.CDLL) -> list[str]:
-    """Instruction-set tiers that this machine can run, best first."""
+    """Lists the instruction-set tiers that this machine can run, best first."""
     names = []
     while (name := library.encodec_tier(len(names))) is not None:
         names.append(name.decode())
@@ -134,19 +135,19 @@ def tiers(library: ctypes.CDLL) -> list[str]:
 
 
 def requested_tier() -> bytes | None:
-    """The tier that the environment variable ENCODEC_FAST_CPU_ISA names, or None for the best."""
+    """Returns the tier that the environment variable ENCODEC_FAST_CPU_ISA names, or None for the best."""
     return os.environ.get(ISA_VARIABLE, "").encode() or None
 
 
 def check(library: ctypes.CDLL, result: int) -> int:
-    """The status of a call.  Raises EngineError with the engine's message where it is negative."""
+    """Returns the status of a call.  Raises EngineError with the engine's message where it is negative."""
     if result < 0:
         raise EngineError(library.encodec_error().decode())
     return result
 
 
 def check_handle(library: ctypes.CDLL, handle: int | None) -> int:
-    """The object that a call made.  Raises EngineError with the engine's message where it made none."""
+    """Returns the object that a call made.  Raises EngineError with the engine's message where it made none."""
     if handle is None:
         raise EngineError(library.encodec_error().decode())
     return handle

@@ -49,7 +49,7 @@ class Case:
     def reference(self):
         hidden, cell = self.hidden.double().clone(), self.cell.double().clone()
         weights = [[w.double() for w in group] for group in (self.w_ih, self.w_hh)]
-        y = lstm.lstm_ref(self.x.double(), *weights, self.bias.double(), hidden, cell, elu=True)
+        y = lstm.lstm_ref(self.x.double(), *weights, self.bias.double(), hidden, cell, activation="elu")
         return y, (hidden, cell)
 
 

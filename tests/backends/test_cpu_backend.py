@@ -12,6 +12,7 @@ from transformers import EncodecModel
 
 from encodec_fast.backends.cpu_backend import CpuBackend
 from encodec_fast.kernels.cpu import library as native
+from encodec_fast.kernels.modes import Activation
 from encodec_fast.plan import Conv, GroupNorm
 from encodec_fast.plan.reader import read_plan
 from support.engine import engine, prepared, pushed
@@ -89,7 +90,7 @@ def test_long_sums_err_by_their_short_chains(clips):
     """The last convolution of the 24 kHz encoder sums 3,584 terms; transformers' libraries sum them in blocks."""
     torch.manual_seed(0)
     weight = torch.rand(128, 512, 7)
-    conv = Conv("conv", weight, None, 1, 1, 6, 0, "constant", False, None)
+    conv = Conv("conv", weight, None, 1, 1, 6, 0, "constant", Activation.NONE, None)
     engine()
     x = torch.rand(clips, 512, 12)
     exact = torch.nn.functional.conv1d(torch.nn.functional.pad(x.double(), (6, 0)), weight.double())
@@ -226,7 +227,7 @@ def test_a_push_after_the_end_is_an_error(small):
 def test_a_constant_clip_normalises_to_the_bias_alone():
     # x * scale + shift would leave the rounding of x * scale, blown up by 1 / sqrt(eps)
     weight, norm = torch.full((2, 1, 1), 0.7), GroupNorm(torch.ones(2), torch.tensor([0.0, 0.25]), 1e-5)
-    conv = Conv("conv", weight, None, 1, 1, 0, 0, "constant", elu=False, norm=norm)
+    conv = Conv("conv", weight, None, 1, 1, 0, 0, "constant", Activation.NONE, norm=norm)
     engine()
     normalised = CpuBackend().prepare((conv,)).run(torch.full((1, 1, 50), 0.7))
     assert torch.equal(normalised, norm.bias[:, None].expand(1, 2, 50))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -166,3 +167,28 @@ def test_a_file_that_is_no_library_is_not_loaded(tmp_path):
     (tmp_path / native.LIBRARY).write_bytes(b"nothing")
     with pytest.raises(native.LibraryMissing, match="can't be loaded"):
         native.bind(tmp_path / native.LIBRARY)
+
+
+@pytest.mark.parametrize(
+    ("cuts", "message"),
+    [("tiles=4", 'there is no cut "tiles": cuts are clips, piece, wave'), ("tile", "NAME=BOUND"), ("wave=5000000000", "bound of a cut")],
+)
+def test_an_unknown_cut_is_refused(cuts, message):
+    with pytest.raises(native.EngineError, match=message):
+        native.set_cuts(engine(), cuts)
+
+
+def test_the_environment_changes_cuts_and_no_bit():
+    script = """
+import torch
+from encodec_fast.backends.cpu_backend import CpuBackend
+from encodec_fast.plan.reader import read_plan
+from support.models import audio_like, pair, small_config
+encoder = read_plan(pair(small_config())[1]).encoder.stages
+print(CpuBackend().prepare(encoder).run(audio_like(3, 1, 5000, 0)).double().sum().item().hex())
+"""
+    command, found = [sys.executable, "-c", script], set()
+    for cuts in ("", "tile=1,wave=1,lstm_steps=1", "clips=1,block=1"):
+        environment = {**os.environ, "PYTHONPATH": str(CPP.parents[1]), native.CUTS_VARIABLE: cuts}
+        found.add(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+    assert len(found) == 1 and "0x" in found.pop()

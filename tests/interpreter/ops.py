@@ -8,10 +8,10 @@ from encodec_fast.kernels.rows import Padding, arrange_triton, pad_rows_triton
 from encodec_fast.kernels.transposed_conv1d import phase_matrix, phase_padding, transposed_conv1d_triton
 
 
-def rows_of(x, padding, lengths=None, start=0, elu=False):
+def rows_of(x, padding, lengths=None, start=0, activation="none"):
     if start == 0:
-        return arrange_triton(x, padding, lengths=lengths, elu=elu)
-    rows = arrange_triton(x, lead=padding.left, tail=padding.tail, elu=elu)
+        return arrange_triton(x, padding, lengths=lengths, activation=activation)
+    rows = arrange_triton(x, lead=padding.left, tail=padding.tail, activation=activation)
     pad_rows_triton(rows, padding, start=start)
     return rows
 

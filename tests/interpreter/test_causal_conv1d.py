@@ -34,7 +34,7 @@ def test_every_length_matches_the_reference(geometry, pad_mode, sliced):
     padding = Padding(pad_left, pad_right, pad_mode, stride)
     for length in interesting_lengths(stride, kernel):
         x = sliced(torch.randn(3 if length == kernel else 1, length, 3))
-        where = dict(dilation=dilation, elu=length % 3 > 0)
+        where = dict(dilation=dilation, activation="elu" if length % 3 > 0 else "none")
         y = conv(x, weight, bias, padding, **where, tile=SMALL)
         assert_close(y, causal_conv1d_ref(x, weight, bias, padding, **where))
 
@@ -60,8 +60,8 @@ def test_layers_of_the_real_models_match_the_reference(channels, out_channels, k
     weight, bias = parameters(out_channels, channels, kernel)
     x = sliced(torch.randn(1, 3 * stride + 1, channels))
     padding = Padding(kernel - stride, 0, "reflect", stride)
-    y = conv(x, weight, bias, padding, elu=True, mode=conv_mode(weight, mode))
-    assert_close(y, causal_conv1d_ref(x, weight, bias, padding, elu=True))
+    y = conv(x, weight, bias, padding, activation="elu", mode=conv_mode(weight, mode))
+    assert_close(y, causal_conv1d_ref(x, weight, bias, padding, activation="elu"))
 
 
 @pytest.mark.parametrize("mode", ["ieee", "split", "tf32"])
@@ -74,8 +74,8 @@ def test_production_tiles_match_the_reference(arch, mode, sliced):
         tile = lookup("conv", arch, mode, min(128, max(16, 1 << (out_channels - 1).bit_length())))
         weight, bias = parameters(out_channels, channels, 4)
         x, padding = sliced(torch.randn(2, 2 * tile.block_m + 3, channels)), Padding(2, 0, "reflect", 2)
-        y = conv(x, weight, bias, padding, elu=True, mode=mode, tile=tile)
-        assert_close(y, causal_conv1d_ref(x, weight, bias, padding, elu=True), PRODUCTS[mode])
+        y = conv(x, weight, bias, padding, activation="elu", mode=mode, tile=tile)
+        assert_close(y, causal_conv1d_ref(x, weight, bias, padding, activation="elu"), PRODUCTS[mode])
 
 
 @pytest.mark.parametrize("dilation", [1, 2])
@@ -86,8 +86,9 @@ def test_thin_convolutions_match_the_reference(channels, outputs, kernel, dilati
     padding = Padding((kernel - 1) * dilation, 0, "reflect")
     for length in (1, 9, 130):
         x = sliced(torch.randn(2, length, channels))
-        y = conv(x, weight, bias, padding, dilation=dilation, elu=length == 9, mode="thin", tile=Tile(64, 16, 1, 1))
-        assert_close(y, causal_conv1d_ref(x, weight, bias, padding, dilation=dilation, elu=length == 9))
+        where = dict(dilation=dilation, activation="elu" if length == 9 else "none")
+        y = conv(x, weight, bias, padding, **where, mode="thin", tile=Tile(64, 16, 1, 1))
+        assert_close(y, causal_conv1d_ref(x, weight, bias, padding, **where))
 
 
 def test_a_convolution_is_thin_by_its_terms_or_by_outputs_that_no_norm_follows():
@@ -104,7 +105,7 @@ def test_a_clip_among_longer_ones_has_the_bits_it_has_alone(geometry, sliced):
     weight, bias = parameters(20, 3, kernel)
     lengths = [1, 19, 40, stride + 1]
     x, own = among_longer_ones(lengths, 3, 40)
-    padding, where = Padding(pad_left, pad_right, "reflect", stride), dict(dilation=dilation, elu=True, mode="split", tile=SMALL)
+    padding, where = Padding(pad_left, pad_right, "reflect", stride), dict(dilation=dilation, activation="elu", mode="split", tile=SMALL)
     y = conv(sliced(x), weight, bias, padding, lengths=own, **where)
     for clip, length in enumerate(lengths):
         alone = conv(x[clip : clip + 1, :length].clone(), weight, bias, padding, **where)
@@ -152,9 +153,9 @@ def test_float16_in_and_out_with_float32_sums(sliced):
     weight, bias = parameters(32, 16, 7)
     x, weight, bias = sliced(torch.randn(2, 40, 16).half()), weight.half(), bias.half()
     padding = Padding(6, 0, "reflect")
-    y = conv(x, weight, bias, padding, elu=True, mode="tf32")
+    y = conv(x, weight, bias, padding, activation="elu", mode="tf32")
     assert y.dtype == torch.float16
-    assert_close(y, causal_conv1d_ref(x.float(), weight.float(), bias.float(), padding, elu=True), FLOAT16)
+    assert_close(y, causal_conv1d_ref(x.float(), weight.float(), bias.float(), padding, activation="elu"), FLOAT16)
 
 
 @pytest.mark.parametrize("mode", ["ieee", "split", "tf32"])
@@ -162,7 +163,7 @@ def test_nan_stays_where_it_reaches(mode):
     weight, bias = parameters(20, 2, 3)
     x = torch.randn(1, 40, 2)
     x[0, 20, 1] = float("nan")
-    y = conv(x, weight, bias, Padding(2, 0, "reflect"), elu=True, mode=mode, tile=SMALL)
+    y = conv(x, weight, bias, Padding(2, 0, "reflect"), activation="elu", mode=mode, tile=SMALL)
     assert y[0].isnan().any(1).nonzero().flatten().tolist() == [20, 21, 22]
 
 
@@ -189,7 +190,7 @@ def test_a_long_sum_in_blocks_errs_less_than_as_one_chain(mode):
 
 def test_elu_is_as_exact_near_zero_as_expm1():
     x = torch.cat((-torch.logspace(-12, 1.5, 500), torch.linspace(-1, 1, 501), torch.tensor([-float("inf"), float("inf"), -1e-40])))
-    y = arrange_triton(x[None, :, None], elu=True).values[0, :, 0]
+    y = arrange_triton(x[None, :, None], activation="elu").values[0, :, 0]
     exact = torch.nn.functional.elu(x.double())
     # at -0.25, where the series ends: exp's last place, 6e-8, over 0.22, and a rounding. exp(x) - 1 errs by 3e-8 / |x| further up
     assert torch.allclose(y.double(), exact, rtol=4e-7, atol=1e-44)

@@ -55,7 +55,7 @@ def test_the_width_of_the_real_models_matches_torch():
     case = Case(512, 2, 1)
     x = torch.randn(1, 5, 512)
     elu = torch.nn.functional.elu
-    assert_close(case.run(x, elu=True), elu(case.exact(x)))
+    assert_close(case.run(x, activation="elu"), elu(case.exact(x)))
 
 
 @pytest.mark.parametrize("mode", ["ieee", "split"])

@@ -15,6 +15,7 @@ from encodec_fast.audio import read_audio
 from encodec_fast.backends.triton_backend import TritonBackend
 from encodec_fast.backends.triton_layers import LibraryLSTMLayer
 from encodec_fast.demo import fit_codebooks
+from encodec_fast.kernels.modes import Activation
 from encodec_fast.plan import Conv
 from encodec_fast.plan.reader import PAD_MODES, read_plan
 from support.models import audio_like, config_24khz, config_48khz, pair
@@ -120,7 +121,7 @@ def test_pushed_in_any_pieces_is_pushed_whole(part, changes):
 def test_any_causal_convolution_can_be_pushed(kernel, stride, dilation, pad_mode):
     # the models' own kernels are twice the stride; a shorter one shows older steps again at the right end
     span = (kernel - 1) * dilation + 1
-    conv = Conv("conv", torch.randn(5, 3, kernel), None, stride, dilation, span - stride, 0, pad_mode, elu=True, norm=None)
+    conv = Conv("conv", torch.randn(5, 3, kernel), None, stride, dilation, span - stride, 0, pad_mode, Activation.ELU, norm=None)
     program = TritonBackend().prepare((conv,))
     for length in (1, 2, 5, 10, 11):
         x = torch.randn(1, 3, length)

@@ -17,7 +17,7 @@ CHANNELS = 3
 
 
 def arranged(x):
-    return arrange_triton(x.transpose(1, 2), Padding(2, 0, "reflect"), elu=True).values
+    return arrange_triton(x.transpose(1, 2), Padding(2, 0, "reflect"), activation="elu").values
 
 
 def search(x):

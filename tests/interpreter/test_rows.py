@@ -46,17 +46,17 @@ def test_padding_in_place_is_that_of_arranging(padding):
         assert_same_bits(ours, expected)
 
 
-@pytest.mark.parametrize("elu", [False, True])
+@pytest.mark.parametrize("activation", ["none", "elu"])
 @pytest.mark.parametrize("other", ["none", "plain", "normed"])
-def test_norms_sum_and_elu_come_before_the_padding(other, elu, sliced):
+def test_norms_sum_and_elu_come_before_the_padding(other, activation, sliced):
     padding = Padding(1, 1, "constant", 2)
     for length in (1, 33):
         x, second = sliced(torch.randn(2, length, 11)), sliced(torch.randn(2, length, 11))
         norms = [Norm(torch.rand(2, 2), torch.randn(11), torch.randn(11)) for _ in range(2)]
         more = {"none": {}, "plain": dict(other=second), "normed": dict(other=second, other_norm=norms[1])}[other]
-        rows = arrange_triton(x, padding, norm=norms[0], elu=elu, **more)
+        rows = arrange_triton(x, padding, norm=norms[0], activation=activation, **more)
         for ours, expected in zip(
-            clips_of(rows, padding, [length] * 2), arrange_ref(x, padding, norm=norms[0], elu=elu, **more), strict=True
+            clips_of(rows, padding, [length] * 2), arrange_ref(x, padding, norm=norms[0], activation=activation, **more), strict=True
         ):
             assert_close(ours, expected)
 

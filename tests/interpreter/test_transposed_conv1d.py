@@ -41,7 +41,7 @@ def test_every_length_matches_torch(kernel, stride, trim_left, trim_right, slice
 def test_layers_of_the_real_models_match_the_reference(channels, stride, mode, sliced):
     weight, bias = parameters(channels, channels // 2, 2 * stride, stride)
     x = sliced(torch.randn(1, 7, channels))
-    where = dict(stride=stride, trim_left=0, trim_right=stride, elu=True)
+    where = dict(stride=stride, trim_left=0, trim_right=stride, activation="elu")
     assert_close(transposed(x, weight, bias, **where, mode=mode), transposed_conv1d_ref(x, weight, bias, **where))
 
 
