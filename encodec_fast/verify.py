@@ -1,15 +1,15 @@
 """Evidence that ours is the same codec: ours, HF in float32 and HF in float64 on the same weights and audio.
 
-Codes by contract: a code may differ from HF's only where float64 itself can hardly tell the two entries apart. At a frame's first
-level where they differ, the margin is how far the frame's embedding lies from the plane halfway between the two entries, as a share
-of its own length:
+Codes by contract: a code may differ from HF's only where float64 itself can hardly tell the two entries apart. Between these two
+entries lies a plane halfway. The margin is the embedding's distance from it, as a share of the embedding's length. It is taken at the
+frame's first level where the codes differ:
 
     margin = | |r - a|^2 - |r - b|^2 | / (2 |a - b| |x|)
     r residual before that level, x embedding, a and b the two entries, all float64
 
-It is the relative change of the embedding that would swap the two codes. It must be below MARGIN_BOUND or, where HF's own float32
-embeddings err by more than usual (a chunk of near silence, blown up by `normalize`), below ERRORS_BOUND times the largest error of
-that chunk; plus what the rounding of one float32 distance amounts to in the same unit. Later levels of that frame quantize another
+It is the relative change of the embedding that would swap the two codes, and must be below MARGIN_BOUND. HF's own float32 embeddings
+can err by more than usual, as in near silence that `normalize` blows up. There the bound is ERRORS_BOUND times the largest
+error of that chunk. To both comes the rounding of one float32 distance in the same unit. Later levels of that frame quantize another
 residual and are not compared.
 """
 
@@ -33,12 +33,12 @@ ERRORS_BOUND = 4.0
 # Rounding of a float32 distance |r|^2 - 2 r.e + |e|^2, relative to (|r| + |e|)^2: 8 units. It adds to the margin that two entries much
 # closer to each other than to zero may be swapped at.
 SEARCH_ROUNDOFF = 8 * 2**-23
-# Root-mean-square error against float64, relative to the signal: ours may be HF's own, times a factor for luck (where a clip is
-# ill-conditioned and both err by 1e-5, other orders of summation gave 1.06 times HF's error), plus 4 units of float32 roundoff.
+# Root-mean-square error against float64, relative to the signal: ours may be HF's own times a factor, plus 4 units of float32 roundoff.
+# The factor is for luck: where a clip is ill-conditioned and both err by 1e-5, other orders of summation gave 1.06 times HF's error.
 ERROR_FACTOR, ERROR_SLACK = 1.5, 5e-7
-# Ours and HF float32 err independently, so about twice as many frames differ between them as between HF float32 and float64; 4 x
-# plus 10 leaves room for small counts and catches a search that is wrong only near ties. Only distinct swaps count: in digital silence
-# one near tie stands in every frame.
+# Ours and HF float32 err independently: about twice as many frames differ between them as between HF float32 and float64.
+# 4 x plus 10 leaves room for small counts and catches a search that is wrong only near ties.
+# Only distinct swaps count: in digital silence one near tie stands in every frame.
 FLIPS_PER_REFERENCE_FLIP, FLIPS_SLACK = 4, 10
 
 
@@ -154,7 +154,7 @@ class Reference:
         self.model.encoder.register_forward_hook(lambda module, args, output: self.embeddings.append(output))
 
     def encode(self, audio: Tensor, bandwidth: float) -> tuple[Any, list[Tensor]]:
-        """HF's output and the embeddings [B, D, F] of its chunks."""
+        """Returns HF's output and the embeddings [B, D, F] of its chunks."""
         self.embeddings = []
         output = self.model.encode(audio.to(self.model.dtype), bandwidth=bandwidth)
         return output, self.embeddings

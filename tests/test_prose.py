@@ -1,19 +1,16 @@
-"""Docstrings and comments keep to plain prose: a verb first, and short sentences."""
+"""Docstrings and comments keep to plain prose, in Python and C++: a verb first, and short sentences."""
 
 import ast
 import io
 import re
 import tokenize
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 
 import pytest
 
 from support.venvs import ROOT
 
 MOST_WORDS = 20
-# Folders and files whose prose has not been rewritten. An entry goes when its files pass.
-NOT_YET = ("encodec_fast/backends/cpu_backend.py", "encodec_fast/verify.py", "kernels/cpu")
 # Plural nouns look like verbs in the third person.
 _NOUNS = set(
     "Arguments Bits Bytes Chunks Clips Codes Columns Devices Embeddings Entries Files Frames Indices Its Lengths Members Numbers Outputs "
@@ -29,8 +26,12 @@ _DIRECTIVE = re.compile(r"# (fmt|type|noqa|mypy)\b")
 
 def _sources() -> list[str]:
     files = [*(ROOT / "encodec_fast").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")]
-    names = sorted(path.relative_to(ROOT).as_posix() for path in files)
-    return [name for name in names if not any(name == entry or name.startswith(f"{entry}/") for entry in NOT_YET)]
+    return sorted(path.relative_to(ROOT).as_posix() for path in files)
+
+
+def _native_sources() -> list[str]:
+    files = [path for path in (ROOT / "kernels" / "cpu").rglob("*") if path.suffix in (".h", ".cpp", ".inl")]
+    return sorted(path.relative_to(ROOT).as_posix() for path in files)
 
 
 def _docstrings(source: str) -> Iterator[tuple[int, ast.AST, str]]:
@@ -54,6 +55,21 @@ def _comments(source: str) -> Iterator[tuple[int, str]]:
             else:
                 found.append((line, line if alone else -1, text))
     yield from ((start, text) for start, _, text in found)
+
+
+def _native_comments(source: str) -> Iterator[tuple[int, str]]:
+    """Yields the first line and the text of every comment of C++; lines below each other are one comment."""
+    block: list[str] = []
+    for number, line in enumerate([*source.splitlines(), ""], 1):
+        code, slashes, text = line.partition("//")
+        if slashes and not code.strip():
+            block.append(text)
+            continue
+        if block:
+            yield number - len(block), "\n".join(block)
+            block = []
+        if slashes:
+            yield number, text
 
 
 def _long_sentences(text: str) -> Iterator[str]:
@@ -89,15 +105,18 @@ def test_a_functions_docstring_begins_with_a_verb(name):
 @pytest.mark.parametrize("name", _sources())
 def test_no_sentence_is_long(name):
     source = (ROOT / name).read_text(encoding="utf-8")
-    prose = [*((line, text) for line, _, text in _docstrings(source)), *_comments(source)]
+    _check_sentences(name, [*((line, text) for line, _, text in _docstrings(source)), *_comments(source)])
+
+
+@pytest.mark.parametrize("name", _native_sources())
+def test_no_sentence_of_the_engine_is_long(name):
+    _check_sentences(name, _native_comments((ROOT / name).read_text(encoding="utf-8")))
+
+
+def _check_sentences(name: str, prose: Iterable[tuple[int, str]]) -> None:
     found = [
         f"{name}:{line}: {len(_ONE_WORD.sub('x', sentence).split())} words: {sentence!r}"
         for line, text in sorted(prose)
         for sentence in _long_sentences(text)
     ]
     assert not found, f"split sentences of more than {MOST_WORDS} words:\n" + "\n".join(found)
-
-
-@pytest.mark.parametrize("entry", NOT_YET)
-def test_what_waits_for_a_rewrite_exists(entry):
-    assert Path(ROOT, entry).exists(), f"{entry} is gone: take it out of NOT_YET"

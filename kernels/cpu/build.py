@@ -51,12 +51,12 @@ class BuildError(Exception):
 
 
 def find_compiler() -> str | None:
-    """The C++ compiler: the CXX environment variable, else c++, g++ or clang++; None without one."""
+    """Returns the C++ compiler: the CXX environment variable, else c++, g++ or clang++; None without one."""
     return os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
 
 
 def compile_units(folder: str | os.PathLike[str], command: str, machine: str, extra_flags: tuple[str, ...] = ()) -> list[str]:
-    """Paths of the objects in `folder`, one of each translation unit for that machine.  Raises BuildError where the compiler fails."""
+    """Compiles objects into `folder`, one of each translation unit for that machine.  Raises BuildError where the compiler fails."""
     units = {**dict.fromkeys(COMMON, ()), **TIERS.get(MACHINES.get(machine, machine), {"simd/tier_baseline": ()})}
     objects = [str(Path(folder) / f"{Path(unit).name}.o") for unit in units]
     jobs = [
@@ -74,7 +74,7 @@ def build(
     machine: str | None = None,
     extra_flags: tuple[str, ...] = (),
 ) -> Path:
-    """Path of the library, compiled into `output_dir`.
+    """Compiles the library into `output_dir` and returns its path.
 
     compiler: default the CXX environment variable, else c++, g++ or clang++.  machine: what it compiles for, default this one.
     Raises BuildError without a C++17 compiler that has GCC's vector extensions, or where it fails.

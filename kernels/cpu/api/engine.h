@@ -93,8 +93,8 @@ int encodec_lookup(const encodec_codebooks* codebooks, const int64_t* const* cod
 // y = x / scale and the scale [batch] of each clip: sqrt(mean(mono^2)) + 1e-8, mono the mean of the channels.
 int encodec_normalize(const encodec_clips* x, int64_t batch, int64_t channels, int threads, const encodec_clips* y,
                       float* scales);
-// Chunk i of clip b, clip i * batch + b of `chunks`, begins at step i * stride of y's clip b and is cut at its end. Each is
-// weighed by `weight`, which is as long as the longest, and the sum divided by that of the weights.
+// Chunk i of clip b is clip i * batch + b of `chunks`. It begins at step i * stride of y's clip b and is cut at its end.
+// Each chunk is weighed by `weight`, which is as long as the longest. The sum is divided by that of the weights.
 int encodec_overlap_add(const encodec_clips* chunks, int64_t count, int64_t batch, int64_t channels, const float* weight,
                         int64_t stride, int threads, const encodec_clips* y);
 

@@ -53,7 +53,8 @@ void overlap_add(const encodec_clips& x, int64_t count, int64_t batch, int64_t c
   parallel_for(threads, (total + kSteps - 1) / kSteps, [&](int64_t task) {
     const int64_t begin = task * kSteps, steps = std::min(kSteps, total - begin);
     float sums[kSteps], weights[kSteps];
-    // Calls body(chunk, its first step in this task, this task's first step in it, steps) for clip b's chunks in this task.
+    // Calls body(chunk, to, from, steps) for clip b's chunks in this task.
+    // to: the chunk's first step in this task.  from: this task's first step in the chunk.
     const auto each_chunk = [&](int64_t b, const auto& body) {
       for (int64_t i = std::max<int64_t>(0, begin - longest) / stride; i < count && i * stride < begin + steps; ++i) {
         const int64_t start = i * stride, end = start + x.lengths[i * batch + b];

@@ -1,4 +1,4 @@
-// A run of stages as parts (chains, with LSTMs between them), and the state of a batch on its way through them.
+// A run of stages as parts, which are chains with LSTMs between them; and the state of a clip on its way through them.
 #pragma once
 
 #include <memory>

@@ -179,8 +179,8 @@ void Schedule::plan_piece(size_t part, ClipPlan& clip, int64_t steps, bool final
   tasks_.push_back({[this, part, &clip, last = plan.last] { run_piece(part, clip, *last); }, std::move(after)});
 }
 
-// Moves the start of a piece, which is the clip's step `before` and gives its output `emitted`, far enough back for it to need no state;
-// whether that is possible and costs little.
+// Moves the start of a piece so far back that it needs no state; returns whether that is possible and costs little.
+// before: the clip's step that the piece begins with.  emitted: the output that this step gives first.
 bool Schedule::start_in_middle(const Chain& chain, int64_t before, int64_t emitted, Piece& piece) {
   int64_t up = 1, down = 1;
   chain.rate(up, down);
@@ -218,7 +218,7 @@ void Schedule::plan_lstm(size_t part, std::vector<ClipPlan*> clips) {
   if (clips.empty()) return;
   std::stable_sort(clips.begin(), clips.end(), [](const ClipPlan* a, const ClipPlan* b) { return a->added > b->added; });
   const LayerTasks before = std::exchange(lstm_tasks_[part], LayerTasks(lstm.layers()));
-  // threads beyond one a layer take clips of their plan, dealt out in turn so that each has long and short ones
+  // threads beyond one a layer take clips of their own, dealt out in turn: each has long and short ones
   const auto count = static_cast<int64_t>(clips.size());
   const int64_t per_layer = (threads_ + lstm.layers() - 1) / lstm.layers(), most = bound_of(Cut::kLstmClips);
   const int64_t groups = std::min(count, std::max(per_layer, (count + most - 1) / most));

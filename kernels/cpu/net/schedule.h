@@ -1,8 +1,8 @@
 // The tasks of a push: the next steps of some clips on their way through the parts of a program, wave by wave.
 //
 // A wave is a stretch of time that all clips go through before the next one. Each clip's piece of it is one task, or two, in every
-// chain; the blocks and layers of an LSTM are tasks for all clips together. While an LSTM, which is one step after the other, is at one
-// wave, other threads are at the chains of another.
+// chain; the blocks and layers of an LSTM are tasks for all clips together. An LSTM is one step after the other: while it is at one wave,
+// other threads are at the chains of another.
 #pragma once
 
 #include <deque>

@@ -74,7 +74,7 @@ FittedNorm NormSums::fit() const {
   const int64_t channels = norm_.channels();
   const auto steps = static_cast<double>(std::accumulate(rows_.begin(), rows_.end(), int64_t{0}));
   const double count = steps * static_cast<double>(channels);
-  // The mean over all elements of term(rows, first row, sum, sum of squares), which is given for each channel of each block.
+  // The mean over all elements of term(rows, first row, sum, sum of squares), called for each channel of each block.
   std::vector<double> totals(channels);
   const auto mean_of = [&](const auto& term) {
     std::fill(totals.begin(), totals.end(), 0.0);

@@ -27,8 +27,8 @@ struct Workspace {
 // This thread's.
 Workspace& own_workspace();
 
-// A group norm that has seen its clip: (x - mean) * scale + shift. The mean comes off first: of nearly constant values little is left,
-// which the scale blows up, and x * scale + shift would blow up the rounding of x * scale instead.
+// A group norm that has seen its clip: (x - mean) * scale + shift. The mean comes off first. Of nearly constant values little is left,
+// which the scale blows up; x * scale + shift would blow up the rounding of x * scale instead.
 struct FittedNorm {
   float mean = 0;
   std::vector<float> scale, shift;

@@ -6,10 +6,10 @@
 //   three frames, F(2, 3), four products for six:
 //     s = (x[2p+1] + x[2p+2]) (G0 + G1 + G2)/2,   t = (x[2p+2] - x[2p+1]) (G0 - G1 + G2)/2
 //     y[2p] = s + t + (x[2p] - x[2p+2]) G0,   y[2p+1] = s - t - (x[2p+1] - x[2p+3]) G2
-// (S. Winograd, Arithmetic Complexity of Computations, SIAM 1980.) Pairs count from the clip's beginning and each window reads its
-// own frames only, so that its bits do not depend on the piece it comes in.
+// Source: S. Winograd, Arithmetic Complexity of Computations, SIAM 1980. Pairs count from the clip's beginning, and each window reads
+// its own frames only: its bits do not depend on the piece it comes in.
 //
-// Of a clip that is whole, as one with a group norm must be, windows of two frames go in threes, F(3, 2), four products for six:
+// A clip with a group norm is whole. Its windows of two frames go in threes, F(3, 2), four products for six:
 //     s = (x[3p+1] + x[3p+2]) (G0 + G1)/2,   t = (x[3p+2] - x[3p+1]) (G0 - G1)/2
 //     y[3p] = s + t + (x[3p] - x[3p+2]) G0,   y[3p+1] = s - t,   y[3p+2] = s + t - (x[3p+1] - x[3p+3]) G1
 // There a window also reads a frame that is not its own. With the norm every value depends on the whole clip anyway.

@@ -26,7 +26,7 @@ class Floats {
   explicit Floats(int64_t count) {
     constexpr size_t kHugePage = size_t{2} << 20;
     const size_t bytes = static_cast<size_t>(count) * sizeof(float);
-    // weights read once a step at 4 KiB a page spend up to a third of the time on address translation
+    // weights are read once a step: in pages of 4 KiB, address translation takes up to a third of the time
     const size_t alignment = bytes >= kHugePage ? kHugePage : kCacheLine * sizeof(float);
     const size_t rounded = (bytes + alignment - 1) / alignment * alignment;
     memory_.reset(static_cast<float*>(std::aligned_alloc(alignment, rounded ? rounded : alignment)));

@@ -24,7 +24,7 @@ void run_task_graph(int threads, const std::vector<Task>& tasks);
 // As above for body(0) ... body(count - 1), in any order.
 void parallel_for(int threads, int64_t count, const std::function<void(int64_t)>& body);
 
-// Whether a call of either on so many threads, from here, is likely to find a thread without work, or would start one. Takes no lock.
+// Whether a call of either, from here, is likely to find a thread without work, or would start one. Takes no lock.
 bool has_idle_thread(int threads);
 
 }  // namespace encodec

@@ -19,9 +19,11 @@ struct Segment {
   int64_t length;
 };
 
-// out[m, n] = start + sum_k left[m, k] * weight[k, n] (+ addend[m, n]), k ascending through the segments in order, in chains of fused
-// multiply-adds of 256 terms (fewer where 16 segments have fewer). The first chain starts from bias[n], each other one from zero, and is
-// then added to the sum so far. Where bias is null, the sum begins with out[m, n].
+// out[m, n] = start + sum_k left[m, k] * weight[k, n] (+ addend[m, n])
+//
+// k ascends through the segments in order, in chains of 256 fused multiply-adds; fewer where 16 segments have fewer. The first
+// chain starts from bias[n], each other one from zero, and is then added to the sum so far. Where bias is null, the sum begins with
+// out[m, n].
 struct Product {
   const Segment* segments;
   int64_t segment_count;
@@ -51,8 +53,8 @@ struct Affine {
   const float *scale, *shift;
 };
 
-// The input transform of Winograd's minimal filtering (net/winograd.h). Group g has `step + overlap` frames from first + g * step on, of which
-// the last `overlap` are also the next group's first.
+// The input transform of Winograd's minimal filtering (net/winograd.h). Group g has `step + overlap` frames from first + g * step on. The
+// last `overlap` of them are also the next group's first.
 struct InputTransform {
   const float* frames;  // [count, width]
   int64_t count, width;
@@ -76,11 +78,10 @@ struct Ops {
   void (*activate)(Activation activation, const float* x, float* out, int64_t count);
   // out[i] = a[i] + b[i]
   void (*add)(const float* a, const float* b, float* out, int64_t count);
-  // Step and overlap 2 and 1, terms x1, x0 - x1, x1 - x2 of a group's frames x0, x1, x2; or 2 and 2, or 3 and 1, terms x1 + x2, x2 - x1,
-  // x0 - x2, x1 - x3.
+  // Of a group's frames x0, x1, ... the terms. Step 2, overlap 1: `x1, x0 - x1, x1 - x2`.
+  // Step 2, overlap 2, and step 3, overlap 1: `x1 + x2, x2 - x1, x0 - x2, x1 - x3`.
   void (*input_transform)(const InputTransform& transform);
-  // (a[m, c], b[m, c]) become (a[m, c] + b[m, c], a[m, c] - b[m, c]), the differences in rows that lie `stride` apart at `differences`,
-  // which may be b.
+  // a becomes a + b; a - b goes to `differences`, which may be b, in rows that lie `stride` apart.
   void (*sums_and_differences)(float* a, const float* b, float* differences, ptrdiff_t stride, int64_t rows, int64_t width);
   // One step: gates [4 * hidden] in torch's order i, f, g, o; c and h [hidden] move on.
   void (*lstm_cell)(const float* gates, float* c, float* h, int64_t hidden);

@@ -1,8 +1,7 @@
 // The matrix product: register tiles of kRows x kVecs vectors over packed panels. Included inside a tier's own namespace.
 //
 // A panel is kVecs vectors of columns (the last one as many as it needs), its weights lying [depth][panel width]. An output
-// element is the sum of chains of fused multiply-adds over fixed stretches of the depth, so that no choice of tile or panel touches
-// its bits.
+// element is the sum of chains of fused multiply-adds over fixed stretches of the depth: no choice of tile or panel touches its bits.
 
 #if ENCODEC_WIDTH == 16 || defined(__aarch64__)
 // 32 vector registers: 24 accumulators, one vector of weights a step and the broadcasts
@@ -61,8 +60,8 @@ struct Tiles {
 
 // Every loop over rows or columns of a tile is unrolled whole (up to 24 turns): a sum that an index picks would lie in memory.
 //
-// Tiles of kRows rows that ask for kLines lines ahead at each step. kPanels > 1 lets a tile of few rows keep enough chains in flight to
-// hide the latency of a multiply-add.
+// Tiles of kRows rows that ask for kLines lines ahead at each step. With kPanels > 1 a tile of few rows has chains enough to hide
+// the latency of a multiply-add.
 template <int kRows, int kVecs, int kPanels, int kLines = 1>
 void run_tiles(const Tiles& tiles) {
   constexpr int kCols = kVecs * kPanels;

@@ -1,11 +1,19 @@
 // The few entries of a codebook that can be nearest to a row, by integer products: twice the terms of float32's an instruction.
 // Included inside a tier's own namespace after simd/product.inl.
 //
-// A row and all entries of a codebook are scaled, each by one power of two, to x and e of lengths of at most kLength, and rounded to int16,
-// X and E: |x - X| and |e - E| are at most sqrt(D)/2. So |x.e - X.E| <= |x - X| |e| + |X| |e - E| <= sqrt(D)/2 (|x| + |e| + sqrt(D)/2), and
-// |X.E| <= |X| |E| stays within int32. Without the scales, the score |e|^2 - 2 x.e of simd/search.inl, a chain of float32, errs by at most
-// D 2^-24 (|e|^2 + 2 |x| |e|). So an entry can have simd/search.inl's lowest score only where its score by X.E is within twice the sum of both
-// bounds of the lowest one: those entries are listed. For |e| stands the longest entry's.
+// A row and all entries of a codebook are scaled, each by one power of two: x and e have lengths of at most kLength. They are rounded to
+// int16, X and E:
+//
+//     |x - X|, |e - E|  <=  sqrt(D)/2
+//     |x.e - X.E|       <=  |x - X| |e| + |X| |e - E|  <=  sqrt(D)/2 (|x| + |e| + sqrt(D)/2)     (1)
+//     |X.E|             <=  |X| |E|, which stays within int32
+//
+// The score |e|^2 - 2 x.e of simd/search.inl is a chain of float32. Without the scales it errs by at most
+//
+//     D 2^-24 (|e|^2 + 2 |x| |e|)     (2)
+//
+// The entry with simd/search.inl's lowest score has a score by X.E that is near the lowest one: within twice the sum of (1) and (2). Such
+// entries are listed. For |e| stands the longest entry's.
 
 constexpr float kLength = 32000.0f;
 // Lengths whose squares, and whose scales, are far inside float32's range.
@@ -183,7 +191,7 @@ void search_listed(const Codebook& book, const float* x, int64_t rows, int64_t* 
     float low = lowest[m * kWidth];
     for (int lane = 1; lane < kWidth; ++lane) low = lowest[m * kWidth + lane] < low ? lowest[m * kWidth + lane] : low;
     const double length = lengths[m], scale = scale_of(lengths[m]);
-    // the bounds above; D and four more roundings for X.E's as a float and its sum with |e|^2, and what they grow by along the chain
+    // (1) and (2), with four more roundings: of X.E as a float, of its sum with |e|^2, and their growth along the chain
     const double rounding = -factors[m] * half_root * (length * scale + longest * entry_scale + half_root);
     const double chain = static_cast<double>(dim + 4) * 0x1.01p-24 * longest * (longest + 2 * length);
     const double limit = low + 2 * (rounding + chain);

@@ -41,7 +41,7 @@ ENCODEC_INLINE void transform_columns(const InputTransform& t, const float* cons
   for (int i = 0; i < kOverlap; ++i) columns.put(t.carried + i * t.width + c, x[kStep + i]);
 }
 
-// Every frame comes out of memory once, and its ELU keeps the multipliers busy while the terms are added up and stored.
+// Every frame comes out of memory once. Its activation keeps the multipliers busy while the terms are added up and stored.
 // t: by value, or the compiler would have to read its fields anew after every store.
 template <class Function, int kStep, int kOverlap>
 void transform_groups(const InputTransform t) {

@@ -60,8 +60,8 @@ ENCODEC_INLINE Vec fma(Vec a, Vec b, Vec c) {
 #elif defined(__aarch64__) && ENCODEC_WIDTH == 4
 ENCODEC_INLINE Vec fma(Vec a, Vec b, Vec c) { return vfmaq_f32(c, a, b); }
 #else
-// Exact without the instruction: a float product is exact in double; its sum with c is rounded to odd there, after which
-// the rounding to float is the only one that shows (Boldo and Melquiond, Emulation of FMA and correctly rounded sums, 2008).
+// Exact without the instruction: a float product is exact in double, and its sum with c is rounded to odd there. After that the rounding
+// to float is the only one that shows. (Boldo and Melquiond, Emulation of FMA and correctly rounded sums, 2008.)
 ENCODEC_INLINE Vec fma(Vec a, Vec b, Vec c) {
   typedef int64_t WideMask __attribute__((vector_size(kWidth * 8)));
   Wide product = __builtin_convertvector(a, Wide) * __builtin_convertvector(b, Wide);
