@@ -10,6 +10,7 @@ Measured values are rounded to float16, which hides differences in the last bits
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -181,20 +182,38 @@ def fit_codebooks(model: Any, audio: Tensor, generator: torch.Generator) -> list
 
     audio: [B, C, T], scaled as the encoder sees it, of the model's dtype (float64: the same codebooks on any machine).
     At each level, entries are drawn from the covariance of the residual.
-    KMEANS_STEPS of k-means then move them, with a weight of PRIOR_FRAMES on the drawn entry.
     """
     embeddings = torch.cat([model.encoder(piece) for piece in audio.split(2)])
-    residual = embeddings.transpose(1, 2).reshape(-1, embeddings.shape[1])  # [B*F, D]
-    used = []
+    vectors = embeddings.transpose(1, 2).reshape(-1, embeddings.shape[1])  # [B*F, D]
+    return fit_levels(
+        model,
+        vectors,
+        draw=lambda residual, size: _draw_entries(residual, size, generator),
+        settle=lambda entries, _: _portable(entries),
+        prior=PRIOR_FRAMES,
+    )
+
+
+def fit_levels(
+    model: Any, vectors: Tensor, draw: Callable[[Tensor, int], Tensor], settle: Callable[[Tensor, Tensor], Tensor], prior: float
+) -> list[int]:
+    """Fits every level in place to what the levels before leave of `vectors`; returns how many entries of each these use.
+
+    vectors: [R, D] of the codebooks' dtype.  draw: gives the first entries [size, D] for a residual [R, D] and a size.
+    KMEANS_STEPS of k-means then move them, with a weight of `prior` vectors on the entry as it was.
+    settle: gives the entries [size, D] that are kept, for those and the residual.
+    """
+    residual, used = vectors, []
     for layer in model.quantizer.layers:
-        size = layer.codebook.codebook_size
-        entries = _draw_entries(residual, size, generator)
+        size = layer.codebook.embed.shape[0]
+        entries = draw(residual, size)
         for _ in range(KMEANS_STEPS):
             nearest = _nearest(residual, entries)
             count = torch.bincount(nearest, minlength=size).to(residual)[:, None]
             total = torch.zeros_like(entries).index_add_(0, nearest, residual)
-            entries = (total + PRIOR_FRAMES * entries) / (count + PRIOR_FRAMES)
-        entries = _portable(entries)
+            moved = (total + prior * entries) / (count + prior)
+            entries = torch.where(count + prior > 0, moved, entries)
+        entries = settle(entries, residual)
         layer.codebook.embed.copy_(entries)
         nearest = _nearest(residual, entries)
         residual = residual - entries[nearest]

@@ -13,9 +13,9 @@ from transformers import EncodecConfig
 
 import encodec_fast
 from encodec_fast import verify
+from encodec_fast.demo import fit_levels
 from encodec_fast.plan import geometry
 
-KMEANS_STEPS = 2
 # Against a float64 run ours may err this many times as much as HF's own float32 run, plus the slack times the signal's peak: on a few
 # dozen values either error can come out near zero by luck.
 PEAK_ERROR_FACTOR, PEAK_ERROR_SLACK = 4.0, 5e-6
@@ -95,25 +95,17 @@ def reference_model(config: EncodecConfig, seed: int = 0) -> transformers.Encode
     return model
 
 
-def fit_codebooks(model: transformers.EncodecModel, residual: Tensor, generator: torch.Generator, noise: float) -> list[int]:
-    """Fits every level to what the levels before leave of the vectors `residual` [R, D]; returns the entries in use per level."""
-    used = []
-    for layer in model.quantizer.layers:
-        size = layer.codebook.embed.shape[0]
-        picked = residual[torch.randperm(residual.shape[0], generator=generator)[:size]]
-        entries = picked + noise * residual.std() * torch.randn(picked.shape, generator=generator)
-        for _ in range(KMEANS_STEPS):
-            nearest = torch.cdist(residual, entries).argmin(1)
-            counts = torch.bincount(nearest, minlength=size)[:, None]
-            means = torch.zeros_like(entries).index_add_(0, nearest, residual) / counts.clamp(min=1)
-            entries = torch.where(counts > 0, means, entries)
-        # between the means and where they came from: entries that equal their only vector would leave a residual of zero
-        entries = entries + noise * residual.std() * torch.randn(entries.shape, generator=generator)
-        layer.codebook.embed.copy_(entries)
-        nearest = torch.cdist(residual, entries).argmin(1)
-        used.append(int(nearest.unique().numel()))
-        residual = residual - entries[nearest]
-    return used
+def fit_codebooks(model: transformers.EncodecModel, vectors: Tensor, generator: torch.Generator, noise: float) -> list[int]:
+    """Fits every level to the vectors [R, D], beginning with some of them; returns the entries in use per level."""
+
+    def near(entries: Tensor, residual: Tensor) -> Tensor:
+        # entries that equal their only vector would leave a residual of zero
+        return entries + noise * residual.std() * torch.randn(entries.shape, generator=generator)
+
+    def draw(residual: Tensor, size: int) -> Tensor:
+        return near(residual[torch.randperm(residual.shape[0], generator=generator)[:size]], residual)
+
+    return fit_levels(model, vectors, draw, near, prior=0)
 
 
 def ours_like(reference: transformers.EncodecModel) -> encodec_fast.EncodecModel:
