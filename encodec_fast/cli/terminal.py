@@ -120,7 +120,7 @@ def summary_lines(summary: Summary, failures: int) -> Iterator[str]:
     if summary.left:
         yield f"left to other shards: {counted(summary.left, 'clip')}"
     if failures:
-        yield f"without codes: {counted(failures, 'clip')}, listed in errors.parquet; --retry-failed tries again"
+        yield f"without codes: {counted(failures, 'clip')}, listed in .encodec_fast/errors.jsonl; --retry-failed tries again"
     if summary.verified is not None:
         counts = summary.verified
         verdict = "the same codec" if not counts["failed"] and not counts["changed"] else "NOT the same codec"

@@ -73,7 +73,7 @@ EngineOption = Annotated[str, typer.Option(metavar="NAME", help="local or ray: R
 AddressOption = Annotated[str | None, typer.Option(metavar="ADDRESS", help="Of the Ray cluster. Default: one on this machine.")]
 ActorsOption = Annotated[int, typer.Option(min=0, metavar="N", help="Encoders of the Ray engine. 0: as many as fit.")]
 VerifyOption = Annotated[float, typer.Option(metavar="SHARE", help="Share of the clips to compare with transformers, 0 to 1.")]
-ReportOption = Annotated[bool, typer.Option("--report/--no-report", help="Write report.html at the end.")]
+ReportOption = Annotated[bool, typer.Option("--report/--no-report", help="Write _report.html at the end.")]
 
 
 @command(

@@ -8,6 +8,7 @@ import queue
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 from encodec_fast.audio import AUDIO_SUFFIXES, MAX_CLIP_BYTES, AudioFile, find_audio
 from encodec_fast.audio.files import added_protocols, is_url
@@ -18,13 +19,21 @@ from encodec_fast.corpus.tables import DamagedTable, TableError
 from encodec_fast.corpus.tasks import Task
 from encodec_fast.corpus.worker import CLIP_TIMEOUT, Failed, ScanTasks
 
-# Where a run keeps its ledger, below its --out folder
-RUN_FOLDER = "_encodec_fast"
+# Where a run keeps its ledger, below its --out folder: readers of data sets pass over a name with a dot.
+RUN_FOLDER = ".encodec_fast"
+# By earlier versions; the next run renames it.
+OLD_RUN_FOLDER = "_encodec_fast"
 # Processes that read headers, at most
 SCAN_PROCESSES = 4
 # What one of them is given at once: files, or rows of one table
 SCAN_FILES = 64
 SCAN_ROWS = 4096
+
+
+def run_folder(out: Path) -> Path:
+    """Returns where the run of an --out folder keeps its ledger, which need not be there yet."""
+    folder, old = out / RUN_FOLDER, out / OLD_RUN_FOLDER
+    return old if not folder.exists() and (old / "lock").is_file() and not old.is_symlink() else folder
 
 
 def find_tasks(sources: Iterable[str | os.PathLike[str]], audio_column: str = "audio") -> list[Task]:
@@ -65,7 +74,7 @@ def _plain_tasks(sources: list[str], audio_column: str) -> list[Task]:
     with Tables(audio_column) as tables:
         for file in find_audio(sources, AUDIO_SUFFIXES | CONTAINER_SUFFIXES):
             # where codes are written beside their audio, what a run keeps for itself is no source
-            if RUN_FOLDER in file.path.split(os.sep):
+            if not {RUN_FOLDER, OLD_RUN_FOLDER}.isdisjoint(file.path.split(os.sep)):
                 continue
             if is_tar(file.path):
                 tasks += tar_tasks(file.path, file.id)

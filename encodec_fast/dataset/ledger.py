@@ -1,9 +1,10 @@
-"""What a run's folder knows about itself, beside the shards, in `_encodec_fast/`:
+"""What a run's folder knows about itself, beside the shards, in `.encodec_fast/`:
 
     run.json                  what makes the codes: weights, bandwidth, options. A run with others is refused. And which run it is
     schedule-NNN-CRC.arrow    the batches; a later one holds clips that were added, or are tried again
     ledger-I-of-N.jsonl       a line per shard on the disk: its file, its batches, the clips of them that failed
     begun/                    the name of each shard that is begun and that no line vouches for yet
+    errors.jsonl              the clips without codes, for people
     set-aside/                shards that had no line, or a damaged one, and were made again
     removal.jsonl             what an --overwrite is removing
     lock, writer-I-of-N.lock  held while a process plans, or writes
@@ -28,15 +29,15 @@ from typing import IO, Any
 
 import numpy as np
 
-from encodec_fast.corpus.sources import RUN_FOLDER, unique_ids
+from encodec_fast.corpus.sources import OLD_RUN_FOLDER, RUN_FOLDER, run_folder, unique_ids
 from encodec_fast.corpus.tasks import Task
-from encodec_fast.dataset.ownership import ForeignFile, OwnFiles, own_files, side_folders
+from encodec_fast.dataset.failures import OLD_FAILURES_FILE, is_old_table, write_failures
+from encodec_fast.dataset.ownership import OLD_REPORT_FILE, REPORT_FILE, ForeignFile, OwnFiles, own_files, side_folders
 from encodec_fast.dataset.records import Line, Record, checked_line, read_lines, void_line
 from encodec_fast.dataset.schedule import Schedule, is_sound, write_schedule
 from encodec_fast.formats import ClipFailure
 from encodec_fast.formats.atomic import sync_folder, write_atomically
 from encodec_fast.formats.folder import is_shard_name, shard_paths, shard_problem, shard_problem_inside
-from encodec_fast.formats.parquet import write_errors
 
 logger = logging.getLogger("encodec_fast")
 
@@ -57,7 +58,7 @@ class Ledger:
         if not 0 <= index < count:
             raise ValueError(f"shard is {index}/{count}; allowed are 0/{count} ... {count - 1}/{count}.")
         self.out = Path(out)
-        self.folder = self.out / FOLDER
+        self.folder = run_folder(self.out)
         self.index, self.count = index, count
         # which run it is: a run that another one replaced meanwhile must not write
         self.run = run
@@ -72,11 +73,40 @@ class Ledger:
     def planning(self) -> Iterator[None]:
         """Keeps other processes waiting while this one plans."""
         self.out.mkdir(parents=True, exist_ok=True)
+        self._adopt_older()
         if self.folder.is_symlink():
             raise LedgerError(f"{self.folder} is a link; a run writes and removes files in its own folder only. Choose another folder.")
         self.folder.mkdir(exist_ok=True)
         with _locked(self.folder / "lock", wait=True):
             yield
+
+    def _adopt_older(self) -> None:
+        """Takes over the folder of a run by an earlier version, whose files readers took for codes.
+
+        Raises LedgerError while a process of that version is at work.
+        """
+        if self.folder.name != OLD_RUN_FOLDER:
+            return
+        if run_folder(self.out) == self.folder:
+            with _locked(self.folder / "lock", wait=True):
+                # another process may have done it meanwhile
+                if run_folder(self.out) == self.folder:
+                    self._rename_older()
+        self.folder = self.out / FOLDER
+        self.own = OwnFiles(self.out, self.folder)
+
+    def _rename_older(self) -> None:
+        if others := self.active_writers():
+            holder = (self.folder / others[0]).read_text(errors="replace")
+            raise LedgerError(f"{self.out} is being written by {holder}, of an earlier version; wait for it, or choose another folder.")
+        table, report = self.out / OLD_FAILURES_FILE, self.out / OLD_REPORT_FILE
+        if is_old_table(table):
+            table.unlink()
+        if report.is_file() and not os.path.lexists(self.out / REPORT_FILE):
+            report.rename(self.out / REPORT_FILE)
+        self.folder.rename(self.out / FOLDER)
+        sync_folder(self.out)
+        logger.warning("%s was written by an earlier version: its ledger is now in %s", self.out, self.out / FOLDER)
 
     @contextmanager
     def writing(self, check: bool = False) -> Iterator[None]:
@@ -350,10 +380,10 @@ class Ledger:
                         del failed[task.id]
         return [failed[id] for id in sorted(failed)]
 
-    def write_errors(self) -> Path | None:
-        """Brings the errors table up to date for all writers; returns its path, or None if no clip failed."""
+    def write_failures(self) -> Path | None:
+        """Brings the list of failures up to date for all writers; returns its path, or None if no clip failed."""
         with self.planning():
-            return write_errors(self.out, self.failures())
+            return write_failures(self.folder, self.failures())
 
     def begin(self, name: str) -> None:
         """Marks a shard, before it is begun and before it gets its name. Raises LedgerError if somebody else's file has the name."""

@@ -3,12 +3,12 @@
 Its own are:
 
 - shards that a line of the ledger names.
-- shards of the run's weights that have a mark in `_encodec_fast/begun/`. The mark is made before the shard is begun. It goes when the
+- shards of the run's weights that have a mark in `.encodec_fast/begun/`. The mark is made before the shard is begun. It goes when the
   shard's line is on the disk.
 - the side files of either, or of a shard that was never finished; the format says which (see formats.Format).
 - temporary names that no other program makes.
 
-What has such a name and can't be told from a foreign file is moved to `_encodec_fast/set-aside/`.
+What has such a name and can't be told from a foreign file is moved to `.encodec_fast/set-aside/`.
 """
 
 from __future__ import annotations
@@ -22,14 +22,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from encodec_fast.dataset.failures import FAILURES_FILE
 from encodec_fast.formats import FORMATS, Format, format_module
 from encodec_fast.formats.atomic import inside, sync_folder, temporary_of, write_atomically
 from encodec_fast.formats.folder import all_formats, format_of, is_shard_name, read_info_of
-from encodec_fast.formats.parquet import ERRORS_FILE
 
 logger = logging.getLogger("encodec_fast")
 
 BEGUN, REMOVAL, SET_ASIDE = "begun", "removal.jsonl", "set-aside"
+# An underscore: pyarrow, pandas and Spark pass over it in a folder of Parquet files.
+REPORT_FILE, OLD_REPORT_FILE = "_report.html", "report.html"
 # A shared file's temporary name with its owner before it, by earlier versions
 _OWNED = re.compile(r"part-\d{8,}\.(?P<file>.+)")
 
@@ -37,7 +39,7 @@ _OWNED = re.compile(r"part-\d{8,}\.(?P<file>.+)")
 def own_files(identity: Mapping[str, Any]) -> list[str]:
     """Returns the names of what a run writes beside its shards and their side files.  identity: of run.json."""
     module = _format_of_run(identity)
-    return [ERRORS_FILE, "report.html", *(module.SHARED_FILES if module else ())]
+    return [REPORT_FILE, *(module.SHARED_FILES if module else ())]
 
 
 def side_folders(identity: Mapping[str, Any]) -> list[str]:
@@ -139,10 +141,10 @@ class OwnFiles:
         """Moves a shard whose line is damaged, or was never written, out of the readers' way; returns its new path."""
         folder = self.folder / SET_ASIDE
         folder.mkdir(exist_ok=True)
-        target, number = folder / path.name, 1
-        while os.path.lexists(target):
+        # not by its own suffix: `**/*.parquet` may look into folders with a dot
+        number = 1
+        while os.path.lexists(target := folder / f"{path.name}.{number}"):
             number += 1
-            target = folder / f"{path.name}.{number}"
         path.rename(target)
         return target
 
@@ -189,5 +191,5 @@ class OwnFiles:
         return True
 
     def _run_files(self) -> Iterator[Path]:
-        for pattern in ("ledger-*.jsonl", "schedule-*.arrow", "writer-*.lock", f"{BEGUN}/part-*", "run.json"):
+        for pattern in (FAILURES_FILE, "ledger-*.jsonl", "schedule-*.arrow", "writer-*.lock", f"{BEGUN}/part-*", "run.json"):
             yield from self.folder.glob(pattern)

@@ -81,7 +81,7 @@ def run_on_ray(job: RayJob, ledger: Ledger, address: str | None, progress: Calla
             summary.reading, summary.waited = row["reading"], 0.0
             if progress is not None:
                 progress(summary)
-        ledger.write_errors()
+        ledger.write_failures()
     if lost := nodes - _alive(ray):
         summary.warnings.append(f"{len(lost)} of the {len(nodes)} nodes of the cluster went away; others did what they had begun.")
     summary.wall_seconds = time.perf_counter() - start

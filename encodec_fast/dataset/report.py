@@ -1,4 +1,4 @@
-"""report.html: what a data set holds and how its run went, in numbers and pictures, in one file without links."""
+"""_report.html: what a data set holds and how its run went, in numbers and pictures, in one file without links."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from typing import Any
 
 import numpy as np
 
+from encodec_fast.corpus.sources import RUN_FOLDER
+from encodec_fast.dataset.failures import FAILURES_FILE
 from encodec_fast.dataset.ledger import Ledger
+from encodec_fast.dataset.ownership import REPORT_FILE
 from encodec_fast.dataset.records import Record
 from encodec_fast.dataset.writing import add_counts
 from encodec_fast.formats import ClipFailure, DatasetInfo
 from encodec_fast.formats.atomic import write_atomically
 from encodec_fast.formats.folder import read_info, read_shard, shard_paths
 
-REPORT_FILE = "report.html"
 # Codebook use is counted on this many codes of evenly spread shards: 1024 entries get thousands each
 SAMPLED_SHARDS, SAMPLED_CODES = 64, 20_000_000
 FAILURES_SHOWN = 50
@@ -124,7 +126,9 @@ def _page(
     errors = "".join(f"<tr><td>{html.escape(each.id)}</td><td>{html.escape(each.reason)}</td></tr>" for each in failures[:FAILURES_SHOWN])
     if failures:
         more = (
-            f"<p>The first {FAILURES_SHOWN} of {len(failures):,}; all are in errors.parquet.</p>" if len(failures) > FAILURES_SHOWN else ""
+            f"<p>The first {FAILURES_SHOWN} of {len(failures):,}; all are in {RUN_FOLDER}/{FAILURES_FILE}.</p>"
+            if len(failures) > FAILURES_SHOWN
+            else ""
         )
         errors = f"<h2>Failed clips</h2><table><tr><th>Clip</th><th>Reason</th></tr>{errors}</table>{more}"
     return f"""<!doctype html>

@@ -195,7 +195,7 @@ class Run:
                     if progress is not None:
                         progress(summary)
                 summary.files = writer.close()
-            self._ledger.write_errors()
+            self._ledger.write_failures()
         summary.wall_seconds = time.perf_counter() - start
         return summary
 

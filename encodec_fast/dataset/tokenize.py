@@ -63,7 +63,7 @@ def tokenize(
 
     The run may end at any moment: by Ctrl-C, kill, a full disk or a power cut. Shards that were finished stay, and the same call does
     the rest. It adds clips that are new in the sources. The rows do not depend on interruptions, devices or parts.
-    A clip that can't be read or encoded stops nothing: it stands in `failures`, and in errors.parquet in the folder.
+    A clip that can't be read or encoded stops nothing: it stands in `failures`, and in `.encodec_fast/errors.jsonl` of the folder.
 
     sources: files, folders, patterns, manifests, tar shards, tables, or URLs of them; see corpus.sources.find_tasks.
     out: folder of the shards; made if it is not there. Read it with load_codes or CodesDataset.

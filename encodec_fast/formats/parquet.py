@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +26,7 @@ SUFFIX = ".parquet"
 SHARED_FILES: tuple[str, ...] = ()
 SIDE_FOLDERS: tuple[str, ...] = ()
 METADATA_KEY = b"encodec_fast"
-ERRORS_FILE = "errors.parquet"
 ROW_GROUP_BYTES = 4 << 20
-ERRORS_SCHEMA = pa.schema([pa.field(name, pa.string(), nullable=False) for name in ("id", "path", "reason")])
 
 
 def clip_schema(info: DatasetInfo, packed: bool = False) -> pa.Schema:
@@ -201,24 +197,3 @@ def read_shard_ids(path: Path) -> list[str]:
 def side_files(path: Path) -> list[str]:
     """Returns none: a shard is all there is."""
     return []
-
-
-def write_errors(folder: Path, failures: Iterable[ClipFailure]) -> Path | None:
-    """Writes the errors table, of the clips that have no codes; returns its path. Without failures removes it and returns None."""
-    path, rows = folder / ERRORS_FILE, [asdict(failure) for failure in failures]
-    if not rows:
-        path.unlink(missing_ok=True)
-        return None
-    atomic = AtomicFile(path)
-    try:
-        pq.write_table(pa.Table.from_pylist(rows, ERRORS_SCHEMA), atomic.file)
-    except BaseException:
-        atomic.discard()
-        raise
-    return atomic.finish()
-
-
-def read_failures(folder: str | os.PathLike[str]) -> list[ClipFailure]:
-    """Returns the clips that have no codes, from the errors table; none if there is no such table."""
-    path = Path(folder) / ERRORS_FILE
-    return [ClipFailure(**row) for row in pq.read_table(path).to_pylist()] if path.exists() else []

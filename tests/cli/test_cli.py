@@ -16,12 +16,12 @@ import torch
 import encodec_fast
 from encodec_fast import cli, pretrained
 from encodec_fast.cli.terminal import progress_line
+from encodec_fast.dataset.failures import read_failures
 from encodec_fast.dataset.ledger import Ledger
 from encodec_fast.dataset.report import codebook_use
 from encodec_fast.dataset.run import Summary
 from encodec_fast.dataset.split import parse_shard, shard_of_environment
 from encodec_fast.formats.folder import load_codes, read_ids, read_info
-from encodec_fast.formats.parquet import read_failures
 from encodec_fast.plan.weights import weights_sha256
 from support.corpora import content
 from support.models import audio_like, config_48khz, pair, small_config
@@ -277,7 +277,7 @@ def test_a_changed_option_and_a_folder_of_others_are_refused_in_one_line(capsys,
     assert tokenize(capsys, corpus, codes, model_folder)[0] == cli.OK
     code, _, err = tokenize(capsys, corpus, codes, model_folder, "--packed")
     assert code == cli.WRONG_ARGUMENT and err.count("\n") == 1 and "packed was False, is True" in err
-    shutil.rmtree(codes / "_encodec_fast")
+    shutil.rmtree(codes / ".encodec_fast")
     code, _, err = tokenize(capsys, corpus, codes, model_folder)
     assert code == cli.WRONG_ARGUMENT and err.count("\n") == 1 and "no ledger of them" in err
 
@@ -350,7 +350,7 @@ def test_two_groups_of_cores_do_what_one_process_does(capsys, corpus, model_fold
         pytest.skip("one core")
     code, out, err = tokenize(capsys, corpus, tmp_path / "two", model_folder, "--batch-seconds", "0.1", "--devices", "cpu,cpu")
     assert (code, err) == (cli.OK, "") and "3 clips" in out
-    assert content(tmp_path / "one") == content(tmp_path / "two") and len(list((tmp_path / "two" / "_encodec_fast").glob("ledger-*"))) == 2
+    assert content(tmp_path / "one") == content(tmp_path / "two") and len(list((tmp_path / "two" / ".encodec_fast").glob("ledger-*"))) == 2
 
 
 def test_devices_run_on_the_backend_of_the_environment(capsys, corpus, model_folder, tmp_path, monkeypatch):
@@ -371,7 +371,7 @@ def test_the_report_shows_four_pictures_the_failures_and_no_link(capsys, corpus,
     pytest.importorskip("matplotlib")
     (corpus / "<b>.wav").write_bytes(b"")
     tokenize(capsys, corpus, tmp_path / "codes", model_folder)
-    page = (tmp_path / "codes" / "report.html").read_text()
+    page = (tmp_path / "codes" / "_report.html").read_text()
     assert page.count("data:image/png;base64,") == 4 and "http" not in page
     assert "&lt;b&gt;.wav" in page and "<b>.wav" not in page
 

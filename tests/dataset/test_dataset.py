@@ -7,9 +7,9 @@ import pytest
 from encodec_fast.corpus.sources import find_tasks, scan_seconds
 from encodec_fast.dataset import run
 from encodec_fast.dataset.encoding import ClipEncoder
+from encodec_fast.dataset.failures import read_failures
 from encodec_fast.dataset.ledger import Ledger
 from encodec_fast.formats.folder import load_codes, read_ids, shard_paths
-from encodec_fast.formats.parquet import read_failures
 from support.corpora import CHUNKED, LENGTHS, RATE, SMALL, content, put_clip, put_corpus, put_mixed, small_model, tokenize
 from support.models import pair, small_config
 

@@ -11,12 +11,12 @@ import time
 import pytest
 
 from encodec_fast.corpus.tasks import Task
+from encodec_fast.dataset.failures import read_failures
 from encodec_fast.dataset.ledger import FOLDER, Ledger, LedgerError
 from encodec_fast.dataset.records import Record, _runs, checked_line
 from encodec_fast.dataset.schedule import write_schedule
 from encodec_fast.formats import ClipFailure, FormatError, npy
 from encodec_fast.formats.folder import load_codes, shard_paths
-from encodec_fast.formats.parquet import read_failures
 from support.corpora import SMALL, content, put_clip, put_mixed, small_model, tokenize
 from support.models import pair, small_config
 from support.rows import INFO, row
@@ -83,7 +83,7 @@ def test_a_line_that_was_cut_short_counts_for_nothing(corpus, model, tmp_path):
     out = tmp_path / "codes"
     tokenize(model, [corpus], out, rows_per_shard=1, batch_seconds=1.0)
     whole = content(out)
-    log = out / "_encodec_fast" / "ledger-0-of-1.jsonl"
+    log = out / ".encodec_fast" / "ledger-0-of-1.jsonl"
     lines = log.read_bytes().splitlines(keepends=True)
     log.write_bytes(b"".join(lines[:3]) + lines[3][: len(lines[3]) // 2])
     assert len(Ledger(out).records()) == 3
@@ -95,7 +95,7 @@ def test_a_shard_that_no_line_vouches_for_is_removed_and_made_again(corpus, mode
     out = tmp_path / "codes"
     tokenize(model, [corpus], out, rows_per_shard=1, batch_seconds=1.0)
     whole = content(out)
-    log = out / "_encodec_fast" / "ledger-0-of-1.jsonl"
+    log = out / ".encodec_fast" / "ledger-0-of-1.jsonl"
     log.write_bytes(b"".join(log.read_bytes().splitlines(keepends=True)[:2]))
     # with larger shards, the old ones' rows would stand beside the new one's
     tokenize(model, [corpus], out, batch_seconds=1.0)
@@ -119,7 +119,7 @@ def test_overwriting_removes_what_a_run_wrote_and_nothing_else(corpus, model, tm
     (out / "codes" / "mine.npy").write_bytes(b"mine")
     tokenize(model, [corpus / "0000.wav"], out, overwrite=True)
     assert list(content(out)) == ["0000.wav"]
-    files = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file() and "_encodec_fast" not in path.parts}
+    files = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file() and ".encodec_fast" not in path.parts}
     assert files == {"part-00000000.parquet", "notes.txt", "codes/mine.npy"}
 
 
@@ -196,7 +196,7 @@ def test_codes_may_be_written_beside_the_audio_they_are_of(model, tmp_path):
     assert {name: (tmp_path / name).read_bytes() for name in audio} == audio
 
 
-@pytest.mark.parametrize("name", ["part-00000000.parquet", "part-00000000.tar", "errors.parquet", "report.html"])
+@pytest.mark.parametrize("name", ["part-00000000.parquet", "part-00000000.tar", "_report.html"])
 def test_a_first_run_is_refused_where_it_would_replace_a_file_of_others(corpus, model, tmp_path, name):
     (tmp_path / "codes").mkdir()
     (tmp_path / "codes" / name).write_bytes(b"somebody's")
@@ -246,7 +246,7 @@ def test_a_file_under_the_name_of_a_shard_that_was_only_begun_is_kept(corpus, mo
     (out / FOLDER / "begun" / name).touch()
     (out / name).write_bytes(b"somebody's")
     tokenize(model, [corpus], out, format=format, overwrite=overwrite)
-    assert (out / FOLDER / "set-aside" / name).read_bytes() == b"somebody's" and len(content(out)) == 8
+    assert (out / FOLDER / "set-aside" / f"{name}.1").read_bytes() == b"somebody's" and len(content(out)) == 8
 
 
 def test_files_of_others_among_the_npy_files_are_left_alone(corpus, model, tmp_path):

@@ -9,6 +9,7 @@ import sys
 import time
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -19,13 +20,13 @@ from encodec_fast.corpus.sources import find_tasks
 from encodec_fast.corpus.tasks import Task
 from encodec_fast.dataset import ray_engine
 from encodec_fast.dataset.encoding import dataset_info
+from encodec_fast.dataset.failures import read_failures
 from encodec_fast.dataset.ledger import Ledger
 from encodec_fast.dataset.options import TokenizeOptions
 from encodec_fast.dataset.ray_engine import RayError, run_on_ray
 from encodec_fast.dataset.ray_stages import GroupEncoder, RayJob, read_group
 from encodec_fast.dataset.run import identity, plan
 from encodec_fast.dataset.schedule import Schedule, write_schedule
-from encodec_fast.formats.parquet import read_failures
 from encodec_fast.plan.weights import weights_sha256
 from support.corpora import BANDWIDTH, RATE, content, put_clip, put_corpus, small_model, tokenize
 
@@ -177,6 +178,7 @@ def test_ray_ends_what_the_local_engine_began_with_its_rows_though_an_actor_is_k
 
     summary = ray_tokenize(model, model_folder, corpus, tmp_path, kill_one)
     assert killed and before + summary.clips == 120
+    assert pq.read_table(tmp_path).num_rows == len(local[0])
     assert (content(tmp_path), read_failures(tmp_path)) == local
 
 
@@ -198,8 +200,8 @@ def test_a_node_that_goes_away_is_said_and_costs_no_row(nodes, cluster, model, m
 def test_a_full_disk_of_a_node_is_that_error_here(cluster, model, model_folder, corpus, tmp_path):
     # for the writing task on its node, a folder where none can be
     (tmp_path / "codes").mkdir()
-    (tmp_path / "codes" / "_encodec_fast").mkdir()
-    (tmp_path / "codes" / "_encodec_fast" / "begun").write_text("a file")
+    (tmp_path / "codes" / ".encodec_fast").mkdir()
+    (tmp_path / "codes" / ".encodec_fast" / "begun").write_text("a file")
     with pytest.raises(OSError, match="begun"):
         ray_tokenize(model, model_folder, corpus, tmp_path / "codes")
 

@@ -12,9 +12,9 @@ import time
 import pytest
 import torch
 
+from encodec_fast.dataset.failures import read_failures
 from encodec_fast.dataset.ledger import FOLDER, Ledger, LedgerError
 from encodec_fast.formats.folder import shard_paths
-from encodec_fast.formats.parquet import read_failures
 from support.corpora import content, put_corpus, small_model, tokenize
 
 # No process of these tests works for longer.

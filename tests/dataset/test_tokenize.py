@@ -11,11 +11,11 @@ import transformers
 import encodec_fast
 from encodec_fast import cli, pretrained
 from encodec_fast.dataset.engines import Engine
+from encodec_fast.dataset.failures import read_failures
 from encodec_fast.dataset.ledger import FOLDER, Ledger, LedgerError
 from encodec_fast.dataset.ray_engine import RayError
 from encodec_fast.dataset.tokenize import preview
 from encodec_fast.formats.folder import load_codes, read_info, shard_paths
-from encodec_fast.formats.parquet import read_failures
 from support.corpora import BANDWIDTH, SMALL, content, put_mixed, put_three, small_model
 from support.models import pair, small_config
 

@@ -13,11 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import encodec_fast
-from encodec_fast.formats import FORMATS, ClipFailure, ClipRow, Format, FormatError, format_module, npy, parquet
+from encodec_fast.formats import FORMATS, ClipRow, Format, FormatError, format_module, npy, parquet
 from encodec_fast.formats.atomic import AtomicFile, temporary_of, write_atomically
 from encodec_fast.formats.folder import load_codes, read_ids, read_info, read_rows, shard_paths
 from encodec_fast.formats.packing import code_bits, pack_codes, unpack_codes
-from encodec_fast.formats.parquet import read_failures, write_errors
 from support.rows import INFO, KINDS, row, write
 
 
@@ -218,14 +217,6 @@ def test_row_groups_do_not_change_the_rows(tmp_path, monkeypatch):
     assert pq.ParquetFile(path).num_row_groups == 3
     for index, read in enumerate(load_codes(tmp_path)):
         assert_equal(read, row(index))
-
-
-def test_failures_stand_in_their_own_table_and_only_if_there_are_any(tmp_path):
-    failure = ClipFailure("a.wav", "/a.wav", "it is broken.")
-    write_errors(tmp_path, [failure])
-    assert read_failures(tmp_path) == [failure] and shard_paths(tmp_path) == []
-    assert write_errors(tmp_path, []) is None
-    assert read_failures(tmp_path) == [] and list(tmp_path.iterdir()) == []
 
 
 # Folders

@@ -8,10 +8,10 @@ import pytest
 import encodec_fast
 from encodec_fast import cli
 from encodec_fast.dataset.decoding import StoredRows, decode
+from encodec_fast.dataset.failures import read_failures
 from encodec_fast.dataset.ledger import FOLDER, Ledger, LedgerError
 from encodec_fast.formats import FORMATS, ClipFailure, FormatError, format_module
 from encodec_fast.formats.folder import load_codes, read_ids, shard_paths
-from encodec_fast.formats.parquet import read_failures
 from support.corpora import BANDWIDTH, content, put_mixed, small_model, tokenize
 from support.rows import INFO, row, write
 
@@ -111,7 +111,7 @@ def test_a_file_under_the_name_of_a_shard_that_was_only_begun_is_set_aside(corpu
     (out / FOLDER / "begun" / name).touch()
     (out / name).write_bytes(b"somebody's")
     tokenize(model, [corpus], out, format=format)
-    assert (out / FOLDER / "set-aside" / name).read_bytes() == b"somebody's" and len(content(out)) == 8
+    assert (out / FOLDER / "set-aside" / f"{name}.1").read_bytes() == b"somebody's" and len(content(out)) == 8
 
 
 @pytest.mark.parametrize("damage", ["gone", "cut", "a bit"])
