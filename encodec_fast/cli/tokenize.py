@@ -62,7 +62,6 @@ RetryOption = Annotated[bool, typer.Option("--retry-failed", help="Try those cli
 CheckOption = Annotated[bool, typer.Option("--check", help="Read all codes that count as done; do again what is damaged.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Only list what would be done, from the headers.")]
 FormatOption = Annotated[str, typer.Option(metavar="NAME", help=f"{joined([*FORMATS], 'or')}.")]
-PackedOption = Annotated[bool, typer.Option("--packed", help="Codes in as few bits as they need: 10, not 16 (parquet).")]
 RowsOption = Annotated[int, typer.Option(min=1, metavar="N", help="Clips per shard.")]
 MinutesOption = Annotated[float, typer.Option(metavar="MINUTES", help="A shard ends after this time: the most work a power cut costs.")]
 ShardOption = Annotated[str, typer.Option(metavar="I/N", help="This process's part. auto: as torchrun or SLURM say in the environment.")]
@@ -105,7 +104,6 @@ def tokenize(
     check: CheckOption = False,
     dry_run: DryRunOption = False,
     format: FormatOption = "parquet",
-    packed: PackedOption = False,
     rows_per_shard: RowsOption = 10_000,
     shard_minutes: MinutesOption = 10.0,
     shard: ShardOption = "auto",
@@ -131,7 +129,6 @@ def tokenize(
         options = TokenizeOptions(
             bandwidth,
             format=format,
-            packed=packed,
             batch_seconds=batch_seconds,
             long_clip_seconds=long_clip_seconds,
             rows_per_shard=rows_per_shard,

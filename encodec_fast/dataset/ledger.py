@@ -43,8 +43,8 @@ logger = logging.getLogger("encodec_fast")
 
 FOLDER = RUN_FOLDER
 _RESTORE = "Restore it, or choose another folder, or begin anew with --overwrite."
-# In run.json, beside what makes the codes: which run it is.
-_RUN = "run"
+# In run.json, beside what makes the codes: which run it is; and by earlier versions, whether its codes are packed.
+_RUN, _PACKED = "run", "packed"
 
 
 class LedgerError(ValueError):
@@ -245,9 +245,15 @@ class Ledger:
         try:
             stored = json.loads(path.read_bytes())
             self.run = stored.pop(_RUN, None)
+            packed = stored.pop(_PACKED, False)
         except (ValueError, AttributeError) as error:
             raise LedgerError(f"{path} is damaged ({error}); restore it, or choose another folder.") from error
         changed = [name for name in {**stored, **identity} if stored.get(name) != identity.get(name)]
+        if packed:
+            raise LedgerError(
+                f"{self.out} holds packed codes of an earlier version. They can be read, but not added to: choose another folder, or "
+                "begin anew with --overwrite."
+            )
         if changed:
             differences = "; ".join(f"{name} was {stored.get(name)!r}, is {identity.get(name)!r}" for name in changed)
             raise LedgerError(f"{self.out} holds codes made otherwise: {differences}. Choose another folder or add --overwrite.")

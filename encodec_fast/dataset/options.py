@@ -22,7 +22,6 @@ class TokenizeOptions:
     What is stored. A run goes on with the same values only:
     bandwidth: kbps, one of the model's.
     format: of formats.FORMATS.
-    packed: stores codes in as few bits as they need (parquet).
     batch_seconds: audio per call of the model.
     long_clip_seconds: longer clips are encoded in pieces, so that memory is bounded.
     audio_column: of tables, the column that holds the audio.
@@ -42,7 +41,6 @@ class TokenizeOptions:
 
     bandwidth: float = BANDWIDTH
     format: str = "parquet"
-    packed: bool = False
     batch_seconds: float = BATCH_SECONDS
     long_clip_seconds: float = 300.0
     rows_per_shard: int = 10_000

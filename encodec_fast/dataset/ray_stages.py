@@ -119,9 +119,7 @@ def write_group(batch: dict[str, Any], job: RayJob) -> dict[str, Any]:
     ledger, options = MemoryLedger(job.out), job.options
     error = b""
     try:
-        with ShardWriter(
-            ledger, job.info, format=options.format, packed=options.packed, rows_per_shard=options.rows_per_shard, shard_seconds=math.inf
-        ) as writer:
+        with ShardWriter(ledger, job.info, format=options.format, rows_per_shard=options.rows_per_shard, shard_seconds=math.inf) as writer:
             for finished in pickle.loads(batch["group"][0]):
                 writer.put(finished)
     except (OSError, LedgerError) as refused:

@@ -44,7 +44,7 @@ _CONFIG = (
 
 def identity(info: DatasetInfo, model: EncodecModel, options: TokenizeOptions, sources: Sequence[str]) -> dict[str, Any]:
     """Returns everything that the codes, and which clips have some, depend on; a run is continued with the same only."""
-    kept = ("bandwidth", "format", "packed", "batch_seconds", "long_clip_seconds", "audio_column")
+    kept = ("bandwidth", "format", "batch_seconds", "long_clip_seconds", "audio_column")
     return {
         "weights": info.weights_sha256[:16],
         **{f"config.{name}": getattr(model.config, name) for name in _CONFIG},
@@ -205,7 +205,6 @@ class Run:
             self._ledger,
             self._info,
             format=options.format,
-            packed=options.packed,
             rows_per_shard=options.rows_per_shard,
             shard_seconds=options.shard_seconds,
         )

@@ -52,14 +52,13 @@ class ShardWriter:
         info: DatasetInfo,
         *,
         format: str = "parquet",
-        packed: bool = False,
         rows_per_shard: int = 10_000,
         shard_seconds: float = 600.0,
     ):
         if rows_per_shard < 1:
             raise ValueError(f"rows_per_shard is {rows_per_shard}; 1 or more.")
         self.files: list[Path] = []
-        self._ledger, self._info, self._packed = ledger, info, packed
+        self._ledger, self._info = ledger, info
         self._format = format_module(format)
         self._rows_per_shard, self._shard_seconds = rows_per_shard, shard_seconds
         self._shard: ShardFile | None = None
@@ -123,7 +122,7 @@ class ShardWriter:
                 first = record.batches[0] if record.batches else batch.number
                 self._name = f"{shard_name(first)}{self._format.SUFFIX}"
                 self._ledger.begin(self._name)
-                self._shard = self._format.Shard(self._ledger.out, shard_name(first), self._info, self._packed)
+                self._shard = self._format.Shard(self._ledger.out, shard_name(first), self._info)
             self._shard.write(result)
             self._bytes += result.codes.nbytes
             record.clips += 1

@@ -127,11 +127,10 @@ class Format(Protocol):
     SHARED_FILES: tuple[str, ...]
     SIDE_FOLDERS: tuple[str, ...]
 
-    def Shard(self, folder: Path, name: str, info: DatasetInfo, packed: bool = False) -> ShardFile:
+    def Shard(self, folder: Path, name: str, info: DatasetInfo) -> ShardFile:
         """Begins a shard: `finish` gives it the name `name` + SUFFIX, so that a reader never meets half a one.
 
-        Its bytes depend on name, info and rows alone. packed: stores codes in as few bits as they need.
-        Raises ValueError if the format has no packed codes (see refuse_packed).
+        Its bytes depend on name, info and rows alone.
         """
 
     def read_rows(self, path: Path) -> Iterator[ClipRow | ClipFailure]:
@@ -180,12 +179,6 @@ def joined(names: Sequence[str], last: str) -> str:
     """Returns the names for people: `a, b or c`, where `or` is `last`."""
     *others, end = names
     return f"{', '.join(others)} {last} {end}" if others else end
-
-
-def refuse_packed(packed: bool) -> None:
-    """Raises ValueError if packed codes are asked of a format that has none."""
-    if packed:
-        raise ValueError("packed codes are stored as Parquet only; choose --format parquet.")
 
 
 def check_codes(row: ClipRow, info: DatasetInfo) -> np.ndarray:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from encodec_fast.formats import ClipFailure, ClipRow, DatasetInfo, FormatError, check_codes, refuse_packed
+from encodec_fast.formats import ClipFailure, ClipRow, DatasetInfo, FormatError, check_codes
 from encodec_fast.formats.atomic import AtomicFile, inside, write_atomically
 from encodec_fast.formats.records import damaged_row, info_of, info_record, load_npy, record_row, row_record
 
@@ -34,8 +34,7 @@ MAX_PATH_BYTES = 1024
 class Shard:
     """Writes a manifest and its files; see formats.ShardFile."""
 
-    def __init__(self, folder: Path, name: str, info: DatasetInfo, packed: bool = False):
-        refuse_packed(packed)
+    def __init__(self, folder: Path, name: str, info: DatasetInfo):
         self._folder, self._info = folder, info
         self._written: list[Path] = []
         if not (folder / INFO_FILE).exists():

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from encodec_fast.formats import ClipFailure, ClipRow, DatasetInfo, FormatError, check_codes
 from encodec_fast.formats.atomic import AtomicFile
-from encodec_fast.formats.packing import code_bits, pack_codes, unpack_codes
+from encodec_fast.formats.packing import code_bits, unpack_codes
 from encodec_fast.formats.records import damaged_row, info_of, info_record, record_row, row_record, shape_of
 
 SUFFIX = ".parquet"
@@ -29,12 +29,12 @@ METADATA_KEY = b"encodec_fast"
 ROW_GROUP_BYTES = 4 << 20
 
 
-def clip_schema(info: DatasetInfo, packed: bool = False) -> pa.Schema:
+def clip_schema(info: DatasetInfo) -> pa.Schema:
     """Returns the columns of a shard, with the DatasetInfo as JSON under METADATA_KEY."""
     columns = [
         ("id", pa.string()),
         ("path", pa.string()),
-        ("codes", pa.binary() if packed else pa.list_(pa.from_numpy_dtype(info.code_dtype))),
+        ("codes", pa.list_(pa.from_numpy_dtype(info.code_dtype))),
         ("codes_shape", pa.list_(pa.int32(), 3)),
         ("scales", pa.list_(pa.float32())),
         ("num_samples", pa.int64()),
@@ -51,11 +51,11 @@ def clip_schema(info: DatasetInfo, packed: bool = False) -> pa.Schema:
 
 
 class Shard:
-    """Writes a Parquet shard; see formats.ShardFile.  packed: stores codes in as few bits as they need."""
+    """Writes a Parquet shard; see formats.ShardFile."""
 
-    def __init__(self, folder: Path, name: str, info: DatasetInfo, packed: bool = False):
+    def __init__(self, folder: Path, name: str, info: DatasetInfo):
         self._info = info
-        self._schema = clip_schema(info, packed)
+        self._schema = clip_schema(info)
         self._rows: list[ClipRow] = []
         self._bytes = 0
         self._atomic = AtomicFile(folder / f"{name}{SUFFIX}")
@@ -89,12 +89,9 @@ class Shard:
 
 
 def _table(rows: list[ClipRow], schema: pa.Schema, info: DatasetInfo) -> pa.Table:
-    if schema.field("codes").type == pa.binary():
-        codes: object = [pack_codes(row.codes, code_bits(info.codebook_size)) for row in rows]
-    else:
-        flat = np.concatenate([row.codes.astype(info.code_dtype, copy=False).ravel() for row in rows])
-        offsets = np.cumsum([0, *(row.codes.size for row in rows)], dtype=np.int32)
-        codes = pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat))
+    flat = np.concatenate([row.codes.astype(info.code_dtype, copy=False).ravel() for row in rows])
+    offsets = np.cumsum([0, *(row.codes.size for row in rows)], dtype=np.int32)
+    codes = pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat))
     records = [row_record(row) for row in rows]
     columns = {name: codes if name == "codes" else [record[name] for record in records] for name in schema.names}
     return pa.Table.from_pydict(columns, schema)
@@ -140,6 +137,7 @@ def _rows(table: pa.Table, info: DatasetInfo, path: Path) -> Iterator[ClipRow | 
         return
     table = table.combine_chunks()
     codes = table["codes"].chunk(0)
+    # by earlier versions
     packed = codes.type == pa.binary()
     if not packed and not (pa.types.is_list(codes.type) and pa.types.is_integer(codes.type.value_type)):
         raise FormatError(f"{path}: the column 'codes' is of {codes.type}; lists of whole numbers, or bytes, are needed.")

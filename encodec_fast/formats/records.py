@@ -14,6 +14,11 @@ import numpy as np
 
 from encodec_fast.formats import FORMAT_VERSION, ClipFailure, ClipRow, DatasetInfo, FormatError
 
+# Of a DatasetInfo, in every shard.
+_INFO = {"model_id": str, "weights_sha256": str, "codebook_size": int, "backend": str, "versions": dict, "options": dict}
+# Codes are stored in 32 bits at most.
+MOST_ENTRIES = 1 << 32
+
 
 def info_record(info: DatasetInfo) -> dict[str, Any]:
     """Returns the info with the version of the format."""
@@ -27,9 +32,16 @@ def info_of(record: dict[str, Any], path: Path) -> DatasetInfo:
     if version != FORMAT_VERSION:
         raise FormatError(f"{path}: format version {version}; this encodec_fast reads {FORMAT_VERSION}.")
     try:
-        return DatasetInfo(**stored)
+        info = DatasetInfo(**stored)
     except TypeError as error:
         raise FormatError(f"{path}: what made its codes can't be read ({error}).") from error
+    for name, kind in _INFO.items():
+        value = getattr(info, name)
+        if type(value) is not kind:
+            raise FormatError(f"{path}: what made its codes can't be read ({name} is {value!r}, not {kind.__name__}).")
+    if not 1 <= info.codebook_size <= MOST_ENTRIES:
+        raise FormatError(f"{path}: what made its codes can't be read (codebook_size is {info.codebook_size}).")
+    return info
 
 
 def row_record(row: ClipRow) -> dict[str, Any]:

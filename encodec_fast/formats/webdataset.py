@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from encodec_fast.formats import ClipFailure, ClipRow, DatasetInfo, FormatError, check_codes, refuse_packed
+from encodec_fast.formats import ClipFailure, ClipRow, DatasetInfo, FormatError, check_codes
 from encodec_fast.formats.atomic import AtomicFile
 from encodec_fast.formats.records import damaged_row, info_of, info_record, load_npy, record_row, row_record
 
@@ -29,8 +29,7 @@ HEADER = "ENCODEC_FAST.info"
 class Shard:
     """Writes a tar shard; see formats.ShardFile."""
 
-    def __init__(self, folder: Path, name: str, info: DatasetInfo, packed: bool = False):
-        refuse_packed(packed)
+    def __init__(self, folder: Path, name: str, info: DatasetInfo):
         self._name, self._info, self._rows = name, info, 0
         self._atomic = AtomicFile(folder / f"{name}{SUFFIX}")
         header = {HEADER: json.dumps(info_record(info), sort_keys=True)}

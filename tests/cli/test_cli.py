@@ -275,8 +275,8 @@ def test_a_dry_run_tells_clips_and_hours_and_writes_nothing(capsys, corpus, mode
 def test_a_changed_option_and_a_folder_of_others_are_refused_in_one_line(capsys, corpus, model_folder, tmp_path):
     codes = tmp_path / "codes"
     assert tokenize(capsys, corpus, codes, model_folder)[0] == cli.OK
-    code, _, err = tokenize(capsys, corpus, codes, model_folder, "--packed")
-    assert code == cli.WRONG_ARGUMENT and err.count("\n") == 1 and "packed was False, is True" in err
+    code, _, err = tokenize(capsys, corpus, codes, model_folder, "--format", "npy")
+    assert code == cli.WRONG_ARGUMENT and err.count("\n") == 1 and "format was 'parquet', is 'npy'" in err
     shutil.rmtree(codes / ".encodec_fast")
     code, _, err = tokenize(capsys, corpus, codes, model_folder)
     assert code == cli.WRONG_ARGUMENT and err.count("\n") == 1 and "no ledger of them" in err

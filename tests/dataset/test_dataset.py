@@ -62,9 +62,9 @@ def test_long_clips_run_in_pieces_and_give_the_same_rows(corpus, models, tmp_pat
 @pytest.mark.parametrize("format", ["parquet", "webdataset", "npy"])
 def test_every_format_holds_the_same_rows(corpus, model, tmp_path, format):
     tokenize(model, [corpus], tmp_path / format, format=format, rows_per_shard=3, batch_seconds=1.0)
-    tokenize(model, [corpus], tmp_path / "packed", packed=True)
+    tokenize(model, [corpus], tmp_path / "whole")
     assert len(shard_paths(tmp_path / format)) > 1
-    assert content(tmp_path / format) == content(tmp_path / "packed")
+    assert content(tmp_path / format) == content(tmp_path / "whole")
 
 
 def test_the_splits_of_a_run_together_are_the_run(corpus, model, tmp_path):

@@ -35,7 +35,6 @@ def corpus(tmp_path):
 DIFFERENCES = {
     "bandwidth": {"bandwidth": 1.2},
     "batch_seconds": {"batch_seconds": 3.0},
-    "packed": {"packed": True},
     "format": {"format": "npy"},
     "long_clip_seconds": {"long_clip_seconds": 5.0},
 }

@@ -10,6 +10,7 @@ from encodec_fast.dataset.failures import read_failures
 from encodec_fast.dataset.ledger import FOLDER, LedgerError
 from encodec_fast.formats.folder import load_codes
 from support.corpora import content, put_clip, put_mixed, small_model, tokenize
+from support.rows import pack
 
 FORMATS = ("parquet", "webdataset", "npy")
 
@@ -175,3 +176,21 @@ def test_a_folder_at_which_an_earlier_version_is_at_work_is_left_alone(model, tm
         with pytest.raises(LedgerError, match="of an earlier version; wait for it"):
             tokenize(model, [corpus], out)
     assert (out / "errors.parquet").exists() and not (out / FOLDER).exists()
+
+
+def test_packed_codes_of_an_earlier_version_are_read_and_not_added_to(model, tmp_path):
+    corpus, out = put_mixed(tmp_path / "corpus"), tmp_path / "codes"
+    tokenize(model, [corpus], out)
+    before, run = content(out), out / FOLDER / "run.json"
+    for packed in (False, True):
+        run.write_text(json.dumps({**json.loads(run.read_text()), "packed": packed}))
+        if packed:
+            for shard in out.glob("part-*"):
+                pack(shard, model.config.codebook_size)
+            assert content(out) == before
+            with pytest.raises(LedgerError, match=r"packed codes of an earlier version.*--overwrite"):
+                tokenize(model, [corpus], out)
+        else:
+            assert tokenize(model, [corpus], out).clips == 0
+    tokenize(model, [corpus], out, overwrite=True)
+    assert content(out) == before

@@ -5,6 +5,7 @@ import json
 import random
 import shutil
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -18,9 +19,9 @@ from encodec_fast.dataset.decoding import StoredRows, decode
 from encodec_fast.formats import ClipFailure, ClipRow, FormatError
 from encodec_fast.formats.atomic import inside
 from encodec_fast.formats.folder import load_codes, read_rows, shard_paths
-from encodec_fast.formats.records import load_npy
+from encodec_fast.formats.records import info_of, info_record, load_npy
 from support.corpora import content, put_three, small_model, tokenize
-from support.rows import KINDS, row, write
+from support.rows import INFO, KINDS, row, write
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +87,22 @@ def test_a_forged_field_costs_its_own_row_only(tmp_path, format, packed, name, v
     assert np.array_equal(read[0].codes, rows[0].codes) and np.array_equal(read[2].codes, rows[2].codes)
     with pytest.raises(FormatError, match="damaged"):
         list(load_codes(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("codebook_size", 1e24),
+        ("codebook_size", True),
+        ("codebook_size", 0),
+        ("codebook_size", 1 << 40),
+        ("weights_sha256", 5),
+        ("options", []),
+    ],
+)
+def test_what_made_the_codes_has_the_types_it_was_written_with(name, value):
+    with pytest.raises(FormatError, match=f"a-shard: what made its codes can't be read .{name} is"):
+        info_of({**info_record(INFO), name: value}, Path("a-shard"))
 
 
 def forge_codes(path, change):

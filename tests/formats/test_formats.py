@@ -16,8 +16,8 @@ import encodec_fast
 from encodec_fast.formats import FORMATS, ClipRow, Format, FormatError, format_module, npy, parquet
 from encodec_fast.formats.atomic import AtomicFile, temporary_of, write_atomically
 from encodec_fast.formats.folder import load_codes, read_ids, read_info, read_rows, shard_paths
-from encodec_fast.formats.packing import code_bits, pack_codes, unpack_codes
-from support.rows import INFO, KINDS, row, write
+from encodec_fast.formats.packing import code_bits, unpack_codes
+from support.rows import INFO, KINDS, pack_codes, row, write
 
 
 def assert_equal(one: ClipRow, other: ClipRow) -> None:
@@ -87,17 +87,6 @@ def test_packed_codes_come_back(bits, values):
 
 def test_a_codebook_of_1024_takes_ten_bits():
     assert [code_bits(size) for size in (1, 2, 1023, 1024, 1025)] == [1, 1, 10, 10, 11]
-
-
-def test_packed_parquet_takes_ten_bits_without_help_from_compression(tmp_path):
-    path = write(tmp_path, [row(index, (1, 8, 750)) for index in range(20)], packed=True)
-    assert 8 * path.stat().st_size / (20 * 8 * 750) < 10.5
-
-
-@pytest.mark.parametrize("format", ["webdataset", "npy"])
-def test_packing_is_for_parquet_only(tmp_path, format):
-    with pytest.raises(ValueError, match="packed codes are stored as Parquet only"):
-        format_module(format).Shard(tmp_path, "part-00000000", INFO, packed=True)
 
 
 # What others read

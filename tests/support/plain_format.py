@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from encodec_fast.formats import ClipFailure, ClipRow, DatasetInfo, FormatError, check_codes, refuse_packed
+from encodec_fast.formats import ClipFailure, ClipRow, DatasetInfo, FormatError, check_codes
 from encodec_fast.formats.atomic import AtomicFile
 from encodec_fast.formats.records import damaged_row, info_of, info_record, record_row, row_record
 
@@ -21,8 +21,7 @@ END = b"end\n"
 
 
 class Shard:
-    def __init__(self, folder: Path, name: str, info: DatasetInfo, packed: bool = False):
-        refuse_packed(packed)
+    def __init__(self, folder: Path, name: str, info: DatasetInfo):
         self._info = info
         self._atomic = AtomicFile(folder / f"{name}{SUFFIX}")
         self._add(info_record(info))

@@ -1,8 +1,11 @@
 """Rows of codes, and shards of them."""
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from encodec_fast.formats import ClipRow, DatasetInfo, format_module
+from encodec_fast.formats.packing import code_bits
 
 INFO = DatasetInfo("model", "ab" * 32, 1024, "torch", {"torch": "2"}, {"bandwidth": 6.0, "sources": ["é"]})
 KINDS = [("parquet", False), ("parquet", True), ("webdataset", False), ("npy", False)]
@@ -26,7 +29,24 @@ def row(index: int, shape=(1, 8, 75), scales=False, size=1024) -> ClipRow:
 
 def write(folder, rows, format="parquet", packed=False, name="part-00000000", info=INFO):
     """The path of a finished shard of the rows."""
-    shard = format_module(format).Shard(folder, name, info, packed)
+    shard = format_module(format).Shard(folder, name, info)
     for each in rows:
         shard.write(each)
-    return shard.finish()
+    path = shard.finish()
+    if packed:
+        pack(path, info.codebook_size)
+    return path
+
+
+def pack(path, codebook_size: int) -> None:
+    """Stores a Parquet shard's codes packed, as earlier versions could."""
+    table = pq.read_table(path)
+    codes = [pack_codes(np.array(each), code_bits(codebook_size)) for each in table["codes"].to_pylist()]
+    field = pa.field("codes", pa.binary(), nullable=False)
+    pq.write_table(table.set_column(table.schema.get_field_index("codes"), field, [codes]), path, compression="zstd")
+
+
+def pack_codes(codes: np.ndarray, bits: int) -> bytes:
+    """The codes in C order, `bits` bits each, least significant bit first, the last byte filled up with zeros."""
+    planes = (codes.reshape(-1, 1).astype(np.uint32) >> np.arange(bits, dtype=np.uint32)) & 1
+    return np.packbits(planes.astype(np.uint8), bitorder="little").tobytes()

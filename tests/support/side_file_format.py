@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from encodec_fast.formats import ClipFailure, ClipRow, DatasetInfo, FormatError, check_codes, refuse_packed
+from encodec_fast.formats import ClipFailure, ClipRow, DatasetInfo, FormatError, check_codes
 from encodec_fast.formats.atomic import AtomicFile, inside, write_atomically
 from encodec_fast.formats.records import damaged_row, info_of, info_record, record_row, row_record, shape_of
 
@@ -20,8 +20,7 @@ SIDE_FOLDERS: tuple[str, ...] = ("bytes",)
 
 
 class Shard:
-    def __init__(self, folder: Path, name: str, info: DatasetInfo, packed: bool = False):
-        refuse_packed(packed)
+    def __init__(self, folder: Path, name: str, info: DatasetInfo):
         self._folder, self._name, self._info = folder, name, info
         self._written: list[Path] = []
         if not (folder / "made-by.json").exists():
