@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,8 +19,13 @@ from encodec_fast.audio.opened import AudioError, open_regular
 
 # What libsndfile >= 1.1 reads, and what ffmpeg reads besides. Folders are searched for these.
 # A file that the caller names is tried whatever its suffix.
-SNDFILE_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".caf", ".w64", ".rf64"})
-FFMPEG_SUFFIXES = frozenset({".m4a", ".aac", ".mp4", ".webm", ".wma", ".mka", ".amr", ".3gp"})
+SNDFILE_SUFFIXES = frozenset(
+    ".wav .flac .ogg .oga .opus .mp3 .mp2 .mp1 .mpga .aif .aiff .aifc .au .snd .caf .w64 .rf64 .sph .voc .avr .paf .pvf .8svx".split()
+)
+FFMPEG_SUFFIXES = frozenset(
+    ".m4a .m4b .m4r .m4v .aac .mp4 .mov .webm .mkv .mka .wma .wmv .asf .avi .flv .mpg .mpeg .ogv .3gp .3g2 .amr .awb .ac3 .eac3 .dts "
+    ".ape .wv .tta .tak .mpc .spx .ra .rm .dsf .dff .shn .gsm".split()
+)
 AUDIO_SUFFIXES = SNDFILE_SUFFIXES | FFMPEG_SUFFIXES
 
 # Protocols that only fetch bytes from where the URL says. Any other must be allowed by name
@@ -40,7 +46,9 @@ class AudioFile:
     path: str
 
 
-def find_audio(sources: Iterable[str | os.PathLike[str]], suffixes: frozenset[str] = AUDIO_SUFFIXES) -> list[AudioFile]:
+def find_audio(
+    sources: Iterable[str | os.PathLike[str]], suffixes: frozenset[str] = AUDIO_SUFFIXES, left_out: Counter[str] | None = None
+) -> list[AudioFile]:
     """Returns the audio files of the sources, each once, sorted by id.
 
     sources: files, folders and glob patterns (`**` for any depth). Each may also be a URL (s3://, gs://, hf://, ...) for fsspec.
@@ -49,13 +57,22 @@ def find_audio(sources: Iterable[str | os.PathLike[str]], suffixes: frozenset[st
     Where two roots give the same id, as many of each root's last folders as needed are put before it.
     The order of the sources plays no part.
     A folder that can't be listed is returned as a file, so that reading it reports the error.
+    left_out: gets, by suffix, how many files of the folders and patterns are none of these.
     Raises FileNotFoundError if a source doesn't exist or holds no audio file.
     Raises ValueError for a pipe or device. The message names the source.
     """
     root_of: dict[str, str] = {}
+    others: Counter[str] = Counter() if left_out is None else left_out
+
+    def wanted(path: str) -> bool:
+        found = _has_suffix(path, suffixes)
+        if not found and not os.path.basename(path).startswith("."):
+            others[os.path.splitext(path)[1].lower()] += 1
+        return found
+
     for source in sources:
         expand = _expand_url if is_url(source) else _expand
-        for root, path in expand(os.fspath(source), lambda path: _has_suffix(path, suffixes)):
+        for root, path in expand(os.fspath(source), wanted):
             # the outermost root wins where a file is named twice, so `corpus corpus/a.wav` is `corpus`
             if path not in root_of or len(root) < len(root_of[path]):
                 root_of[path] = root

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -108,6 +108,15 @@ def progress_line(summary: Summary) -> str:
     )
 
 
+def left_out_line(left_out: Mapping[str, int]) -> str:
+    """Returns the line about files of the source folders that are no audio by their names: how many, of which suffixes."""
+    most = sorted(left_out.items(), key=lambda item: (-item[1], item[0]))
+    kinds = [f"{count} {suffix or 'without a suffix'}" for suffix, count in most[:4]]
+    rest = sum(count for _, count in most[4:])
+    named = ", ".join([*kinds, *([f"{rest} others"] if rest else [])])
+    return f"left out: {counted(sum(left_out.values()), 'file')}, no audio by their names ({named})"
+
+
 def summary_lines(summary: Summary, failures: int) -> Iterator[str]:
     """Yields lines about what a run did.  failures: of all runs into that folder."""
     yield speed_line(summary)
@@ -119,6 +128,8 @@ def summary_lines(summary: Summary, failures: int) -> Iterator[str]:
         yield f"done{' or failed' * failed_before} before: {counted(summary.done_before, 'clip')}"
     if summary.left:
         yield f"left to other shards: {counted(summary.left, 'clip')}"
+    if summary.left_out:
+        yield left_out_line(summary.left_out)
     if failures:
         yield f"without codes: {counted(failures, 'clip')}, listed in .encodec_fast/errors.jsonl; --retry-failed tries again"
     if summary.verified is not None:

@@ -30,7 +30,7 @@ from encodec_fast.cli.app import (
     command,
     quiet_transformers,
 )
-from encodec_fast.cli.terminal import ProgressBar, RunProgress, complain, counted, report_failures, say, summary_lines
+from encodec_fast.cli.terminal import ProgressBar, RunProgress, complain, counted, left_out_line, report_failures, say, summary_lines
 from encodec_fast.dataset.options import BANDWIDTH, BATCH_SECONDS, CLIP_TIMEOUT, MAX_CLIP_BYTES
 from encodec_fast.formats import FORMATS, joined
 
@@ -45,7 +45,7 @@ SourcesArgument = Annotated[
     list[str],
     typer.Argument(
         metavar="SRC",
-        help="Audio files, folders, quoted patterns, manifests (.tsv .csv .jsonl, NeMo, lhotse), .tar, .parquet; or URLs of them.",
+        help="Audio files, folders, quoted patterns, manifests (.tsv .csv .jsonl, NeMo, lhotse, Kaldi), .tar, .parquet; or URLs of them.",
     ),
 ]
 OutOption = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for the codes.")]
@@ -236,6 +236,8 @@ def show_preview(sources: Sequence[str], out: Path, options: TokenizeOptions, li
     say(f"{counted(found.clips, 'clip')}, {found.seconds / 3600:.2f} hours, the longest {found.longest:.1f} s")
     if found.known:
         say(f"{found.known} of them are known in {out} already")
+    if found.left_out:
+        say(left_out_line(found.left_out))
     if found.failures:
         report_failures(found.failures)
         return CLIPS_FAILED

@@ -1,7 +1,10 @@
 """Manifests: a clip per line of a TSV, CSV or JSONL file; NeMo's manifests and lhotse's cuts and recordings among the latter.
 
-Columns, first of each that is there: path | audio_filepath | audio_path | file | filename | wav; start | offset; duration;
-id | utt_id | utterance_id | key. Only the path is required. A line that names no clip becomes a task with its problem.
+Columns, first of each that is there: path | audio_filepath | audio_path | file | filename | file_name | wav; start | offset; end; duration;
+id | utt_id | utterance_id | key; channel_selector. Only the path is required. A line that names no clip becomes a task with its problem.
+
+So `metadata.csv` and `metadata.jsonl` of Hugging Face's AudioFolder are manifests, and the tables of Common Voice, whose files are in
+`clips/` beside them. Kaldi's `wav.scp` is one too: a line is an id and a file. Where `segments` stands beside it, the clips are those.
 """
 
 from __future__ import annotations
@@ -20,10 +23,14 @@ from typing import Any, TextIO
 from encodec_fast.audio.files import check_url, is_url, open_binary
 from encodec_fast.corpus.tasks import HALF_CHARACTER, Task, valid_text
 
-SUFFIXES = (".tsv", ".csv", ".jsonl", ".json", ".jsonl.gz", ".tsv.gz", ".csv.gz")
+SUFFIXES = (".tsv", ".csv", ".jsonl", ".json", ".jsonl.gz", ".tsv.gz", ".csv.gz", ".scp")
+# Kaldi's names: of the files, and of the parts of them.
+_RECORDINGS, _SEGMENTS = "wav.scp", "segments"
+# Seconds by which a line's duration may differ from its end less its start: both are often rounded.
+ROUNDING = 0.1
 # More channels than any file has, and few enough for the schedule's column
 MAX_CHANNELS = 1 << 16
-_PATH = ("path", "audio_filepath", "audio_path", "file", "filename", "wav")
+_PATH = ("path", "audio_filepath", "audio_path", "file", "filename", "file_name", "wav")
 _START = ("start", "offset")
 _ID = ("id", "utt_id", "utterance_id", "key")
 
@@ -47,7 +54,9 @@ def read_manifest(path: str) -> Iterator[Task]:
     number = 0
     with _openvalid_text(path) as file:
         try:
-            records = _json_lines(file, path) if ".json" in os.path.basename(path).lower() else _table(file, path)
+            name = os.path.basename(path).lower()
+            kaldi = name.endswith(".scp")
+            records = _kaldi(file, path) if kaldi else _json_lines(file, path) if ".json" in name else _table(file, path)
             for number, record in records:
                 try:
                     yield _task(record, folder)
@@ -88,6 +97,37 @@ def _table(file: TextIO, path: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
         yield rows.line_num, row
 
 
+def _kaldi(file: TextIO, path: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Yields the records of a Kaldi table of files, or of the segments beside it: `segment recording start end [channel]`."""
+    files = ((number, _kaldi_file(line)) for number, line in enumerate(file, 1) if line.strip())
+    segments = path[: len(path) - len(_RECORDINGS)] + _SEGMENTS
+    if os.path.basename(path) != _RECORDINGS or is_url(path) or not os.path.exists(segments):
+        yield from files
+        return
+    recordings = {record.get("id"): record for _, record in files}
+    with _openvalid_text(segments) as lines:
+        for number, line in enumerate(lines, 1):
+            fields = line.split()
+            if not fields:
+                continue
+            if len(fields) not in (4, 5):
+                yield number, {"": f"{len(fields)} fields of a segment; its id, recording, start and end are needed"}
+                continue
+            id, recording, start, end, *channel = fields
+            found = recordings.get(recording, {"": f"the segment is of {recording!r}, which {_RECORDINGS} lacks"})
+            yield number, found if "" in found else {**found, "id": id, "start": start, "end": end, "channel_selector": [*channel]}
+
+
+def _kaldi_file(line: str) -> Mapping[str, Any]:
+    id, *rest = line.strip().split(None, 1)
+    if not rest:
+        return {"": "an id and a file are needed", "id": id}
+    (path,) = rest
+    if path.endswith("|"):
+        return {"": "a command, which is not run; write what it gives to a file", "id": id}
+    return {"id": id, "path": path}
+
+
 def _json_lines(file: TextIO, path: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
     for number, line in enumerate(file, 1):
         if number == 1 and HALF_CHARACTER.search(line):
@@ -113,12 +153,45 @@ def _task(record: Mapping[str, Any], folder: str) -> Task:
     path = _first(record, _PATH)
     if path is None:
         raise ValueError(f"no path; one of {', '.join(_PATH)} is needed.")
-    start, duration = _seconds(record, _START) or 0.0, _seconds(record, ("duration",))
+    start, duration = _seconds(record, _START) or 0.0, _duration(record)
     # an offset makes it a part; a duration alone is that of the file, as NeMo writes it, or a part from its start
     id = _first(record, _ID)
     if id is None:
         id = str(path) + (f"#{start:g}+{duration or math.inf:g}" if start else "")
-    return Task(valid_text(id, "id"), _resolved(valid_text(path, "path"), folder), start=start, duration=duration, seconds=duration or 0.0)
+    return Task(
+        valid_text(id, "id"),
+        _resolved(valid_text(path, "path"), folder),
+        start=start,
+        duration=duration,
+        channel=_selected_channel(record),
+        seconds=duration or 0.0,
+    )
+
+
+def _duration(record: Mapping[str, Any]) -> float | None:
+    """Returns the seconds that are wanted of a line, by its end if it has one. Raises ValueError where its fields contradict."""
+    start, end, duration = _seconds(record, _START) or 0.0, _seconds(record, ("end",)), _seconds(record, ("duration",))
+    if end is None:
+        return duration
+    if end <= start:
+        raise ValueError(f"end is {end:g}, and start is {start:g}; a part ends behind its start.")
+    if duration is not None and abs(start + duration - end) > ROUNDING:
+        raise ValueError(f"start {start:g} and duration {duration:g} contradict end {end:g}; leave out duration or end.")
+    return end - start
+
+
+def _selected_channel(record: Mapping[str, Any]) -> int | None:
+    """Returns NeMo's channel, counted from 0; None for all of them, which are mixed to the model's."""
+    selector = record.get("channel_selector")
+    if isinstance(selector, list) and len(selector) == 1:
+        selector = selector[0]
+    if selector in (None, "", "average", []):
+        return None
+    if isinstance(selector, str) and selector.isdecimal():
+        selector = int(selector)
+    if type(selector) is not int or not 0 <= selector < MAX_CHANNELS:
+        raise ValueError(f"channel_selector is {selector!r}; one channel, counted from 0, or 'average' is needed.")
+    return selector
 
 
 def _lhotse_task(record: Mapping[str, Any], folder: str) -> Task:
@@ -127,6 +200,13 @@ def _lhotse_task(record: Mapping[str, Any], folder: str) -> Task:
     if len(sources) != 1 or sources[0].get("type") not in ("file", "url"):
         kinds = [source.get("type") for source in sources]
         raise ValueError(f"the recording has sources of type {kinds}; one file or URL is needed.")
+    kinds = [
+        transform.get("name")
+        for each in ([record] if recording is record else [record, recording])
+        for transform in each.get("transforms") or ()
+    ]
+    if kinds:
+        raise ValueError(f"transforms of lhotse, {kinds}, which are not applied here; save the audio first (cut.save_audio).")
     channel = record.get("channel")
     if isinstance(channel, list):
         channel = channel[0] if len(channel) == 1 else None
@@ -175,4 +255,6 @@ def _resolved(path: str, folder: str) -> str:
         check_url(f"{folder}/{path}")
         return f"{folder}/{path}"
     beside = os.path.normpath(os.path.join(folder, path))
-    return beside if os.path.exists(beside) or not os.path.exists(path) else os.path.abspath(path)
+    # Common Voice's tables name the files of that folder
+    in_clips = os.path.normpath(os.path.join(folder, "clips", path))
+    return next((each for each in (beside, in_clips, os.path.abspath(path)) if os.path.exists(each)), beside)

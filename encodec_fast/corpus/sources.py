@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import queue
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -36,11 +37,12 @@ def run_folder(out: Path) -> Path:
     return old if not folder.exists() and (old / "lock").is_file() and not old.is_symlink() else folder
 
 
-def find_tasks(sources: Iterable[str | os.PathLike[str]], audio_column: str = "audio") -> list[Task]:
+def find_tasks(sources: Iterable[str | os.PathLike[str]], audio_column: str = "audio", left_out: Counter[str] | None = None) -> list[Task]:
     """Returns a task per clip of the sources, ids unique, sorted by id.
 
-    sources: audio files, manifests (.tsv .csv .jsonl .json), tar shards, Parquet and Arrow tables; folders and patterns
+    sources: audio files, manifests (.tsv .csv .jsonl .json, Kaldi's .scp), tar shards, Parquet and Arrow tables; folders and patterns
     of them. A folder is searched for audio files; for tar shards and tables if it holds none.
+    left_out: gets, by suffix, how many files of the folders are none of that by their names.
     Of several clips with one id, the later ones get ~2, ~3, ... after it, in the order of what they are.
     Raises FileNotFoundError for a source that doesn't exist or holds nothing, and the errors of manifests and tables.
     """
@@ -53,7 +55,7 @@ def find_tasks(sources: Iterable[str | os.PathLike[str]], audio_column: str = "a
         else:
             plain.append(source)
     if plain:
-        tasks += _plain_tasks(plain, audio_column)
+        tasks += _plain_tasks(plain, audio_column, left_out)
     return unique_ids(tasks)
 
 
@@ -67,12 +69,12 @@ def _manifest_tasks(file: AudioFile, named: bool) -> list[Task]:
         return [Task(file.id, file.path, problem=str(error).removeprefix(f"{file.path}: "))]
 
 
-def _plain_tasks(sources: list[str], audio_column: str) -> list[Task]:
+def _plain_tasks(sources: list[str], audio_column: str, left_out: Counter[str] | None) -> list[Task]:
     tasks: list[Task] = []
     no_audio: list[TableError] = []
     named = {source if is_url(source) else os.path.abspath(source) for source in sources}
     with Tables(audio_column) as tables:
-        for file in find_audio(sources, AUDIO_SUFFIXES | CONTAINER_SUFFIXES):
+        for file in find_audio(sources, AUDIO_SUFFIXES | CONTAINER_SUFFIXES, left_out):
             # where codes are written beside their audio, what a run keeps for itself is no source
             if not {RUN_FOLDER, OLD_RUN_FOLDER}.isdisjoint(file.path.split(os.sep)):
                 continue

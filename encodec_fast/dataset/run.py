@@ -95,6 +95,7 @@ class Summary:
     planned_clips, planned_seconds: what the run had to do when it began.
     busy: seconds that the encoder worked.  waited: seconds that it had nothing to do.  reading: x real time of all reading processes.
     verified: counts of the comparison with transformers (see ShareVerifier.compare); None if nothing was compared.
+    left_out: files of the source folders that are no audio by their names, by suffix.
     warnings: a sentence each on what happened to the machines and cost nothing but time.
     """
 
@@ -111,6 +112,7 @@ class Summary:
     failures: list[ClipFailure] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
     verified: dict[str, Any] | None = None
+    left_out: dict[str, int] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
     @property

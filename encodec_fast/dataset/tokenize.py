@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
@@ -93,7 +94,8 @@ def tokenize(
     names, settings = _names(sources), _settings(options, bandwidth, format)
     _check_split(device, part, ray, overwrite)
     allow_protocols(settings.protocols)
-    tasks = find_tasks(names, settings.audio_column)
+    left_out: Counter[str] = Counter()
+    tasks = find_tasks(names, settings.audio_column, left_out)
     # loads torch, which takes seconds: a source that is not there is named before
     from encodec_fast.dataset import engines
 
@@ -113,10 +115,12 @@ def tokenize(
             progress=lambda done, total: tell(TokenizeProgress("headers", done, total)),
         )
         tell(TokenizeProgress("headers", scheduled, scheduled))
-        return engine.run(
+        summary = engine.run(
             ledger,
             lambda so_far: tell(TokenizeProgress("codes", so_far.clips + len(so_far.failures), so_far.planned_clips, so_far)),
         )
+    summary.left_out = dict(left_out)
+    return summary
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,7 @@ class Preview:
     """What `tokenize` would do, from the headers alone.
 
     clips: that can be read.  seconds, longest: of audio, of all of them and of the longest one.  failures: clips that can't be read.
-    known: clips that the folder knows already.
+    known: clips that the folder knows already.  left_out: as in Summary.
     """
 
     clips: int
@@ -132,6 +136,7 @@ class Preview:
     longest: float
     failures: list[ClipFailure]
     known: int
+    left_out: dict[str, int]
 
 
 def preview(
@@ -145,7 +150,8 @@ def preview(
     """Reads the headers of the sources, and writes nothing. Arguments and errors are those of `tokenize`."""
     settings, tell = options or TokenizeOptions(), progress or _tell_nobody
     allow_protocols(settings.protocols)
-    tasks = find_tasks(_names(sources), settings.audio_column)[:limit]
+    left_out: Counter[str] = Counter()
+    tasks = find_tasks(_names(sources), settings.audio_column, left_out)[:limit]
     tell(TokenizeProgress("headers", 0, len(tasks)))
     scanned = scan_seconds(
         tasks,
@@ -157,7 +163,7 @@ def preview(
     seconds = [task.seconds for task in scanned if task.problem is None]
     failures = [ClipFailure(task.id, task.shown_path, task.problem) for task in scanned if task.problem is not None]
     known = len(scanned) - len(Ledger(out).new_tasks(tasks))
-    return Preview(len(seconds), sum(seconds), max(seconds, default=0.0), failures, known)
+    return Preview(len(seconds), sum(seconds), max(seconds, default=0.0), failures, known, dict(left_out))
 
 
 def _tell_nobody(progress: TokenizeProgress) -> None:

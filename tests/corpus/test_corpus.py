@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from collections import Counter
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +26,7 @@ from encodec_fast.corpus.sources import find_tasks, scan_seconds
 from encodec_fast.corpus.tables import TableError
 from encodec_fast.corpus.tasks import Clip, Task, read_task
 from support.corpora import RATE, THREE, by_processes, put_clip, put_table, put_three, samples_of
+from support.encoded_files import encoded, lively
 from support.models import audio_like
 
 
@@ -74,6 +76,62 @@ def test_nemo_s_manifests_are_read(folder):
     assert np.array_equal(clips["b.wav#1+0.5"], samples_of(folder, "b")[:, 2400:3600])
 
 
+@pytest.mark.parametrize("name", ["m.tsv", "m.jsonl"])
+def test_the_end_of_a_part_is_heeded(folder, name):
+    rows = [("path", "start", "end", "duration"), ("a.wav", 0.25, 0.75, ""), ("b.wav", "", 0.5, ""), ("c.wav", 0.05, 0.1, 0.05)]
+    if name == "m.tsv":
+        (folder / name).write_text("\n".join("\t".join(map(str, row)) for row in rows))
+    else:
+        lines(folder / name, [{key: value for key, value in zip(rows[0], row) if value != ""} for row in rows[1:]])
+    clips = read_all([folder / name])
+    assert np.array_equal(clips["a.wav#0.25+0.5"], samples_of(folder, "a")[:, 600:1800])
+    assert np.array_equal(clips["b.wav"], samples_of(folder, "b")[:, :1200])
+    assert np.array_equal(clips["c.wav#0.05+0.05"], samples_of(folder, "c")[:, 120:240])
+
+
+@pytest.mark.parametrize("selector", [1, [1], "1"])
+def test_nemo_s_channel_selector_takes_that_channel(tmp_path, selector):
+    stereo = audio_like(1, 2, 1000, 0)[0].numpy()
+    soundfile.write(tmp_path / "s.wav", stereo.T, RATE, subtype="FLOAT")
+    records = [{"audio_filepath": "s.wav", "id": "one", "channel_selector": selector}]
+    records += [{"audio_filepath": "s.wav", "id": "all", "channel_selector": "average"}]
+    clips = read_all([lines(tmp_path / "nemo.json", records)])
+    assert np.array_equal(clips["one"], stereo[1:])
+    np.testing.assert_allclose(clips["all"], stereo.mean(0, keepdims=True), rtol=0, atol=1e-7)
+
+
+def test_kaldi_s_files_are_clips_and_its_segments_where_there_are_some(folder):
+    table = folder / "wav.scp"
+    table.write_text(f"one a.wav\ntwo  {folder / 'b.wav'}\nthree sox c.wav -t wav - |\n")
+    clips = read_all([table])
+    assert np.array_equal(clips["one"], samples_of(folder, "a")) and np.array_equal(clips["two"], samples_of(folder, "b"))
+    assert clips["wav.scp:3"].startswith("line 3 of the manifest: a command, which is not run")
+    (folder / "segments").write_text("first one 0.25 0.75\nsecond two 1 1.5 0\nthird nobody 0 1\nfourth three 0 1\nfifth one\n")
+    clips = read_all([table])
+    assert np.array_equal(clips["first"], samples_of(folder, "a")[:, 600:1800])
+    assert np.array_equal(clips["second"], samples_of(folder, "b")[:, 2400:3600])
+    assert "of 'nobody', which wav.scp lacks" in clips["wav.scp:3"] and "a command" in clips["wav.scp:4"]
+    assert "2 fields of a segment" in clips["wav.scp:5"] and len(clips) == 5
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl"])
+def test_an_audiofolder_s_metadata_names_its_files(folder, name):
+    (folder / "train").mkdir()
+    shutil.move(folder / "a.wav", folder / "train" / "a.wav")
+    record = {"file_name": "train/a.wav", "transcription": "yes"}
+    text = json.dumps(record) if name.endswith("jsonl") else "\n".join([",".join(record), ",".join(record.values())])
+    (folder / name).write_text(text + "\n")
+    assert list(read_all([folder / name])) == ["train/a.wav"]
+
+
+def test_a_table_of_common_voice_names_files_in_its_clips(folder):
+    (folder / "clips").mkdir()
+    shutil.move(folder / "a.wav", folder / "clips" / "a.wav")
+    (folder / "validated.tsv").write_text('client_id\tpath\tsentence\tup_votes\nx\ta.wav\tIt is "quoted.\t2\n')
+    (clip,) = read_all([folder / "validated.tsv"]).values()
+    assert clip.shape == (1, THREE["a"])
+
+
 @pytest.mark.parametrize("gz", [False, True])
 def test_lhotse_s_own_cuts_and_recordings_are_read(folder, gz):
     lhotse = pytest.importorskip("lhotse")
@@ -106,6 +164,12 @@ BAD_LINES = {
     '{"path": "gone.wav"}': "can't be opened",
     '{"path": "a.wav", "start": 7}': "the file ends before 7 s",
     '{"path": "a.wav", "duration": 9}': "the file ends 8.00 s before the part",
+    '{"path": "a.wav", "start": 0.5, "end": 0.5}': "end is 0.5, and start is 0.5",
+    '{"path": "a.wav", "start": 0.5, "end": 0.9, "duration": 1.0}': "start 0.5 and duration 1 contradict end 0.9",
+    '{"path": "a.wav", "channel_selector": [0, 1]}': "channel_selector is [0, 1]; one channel",
+    '{"path": "a.wav", "channel_selector": 7}': "channel",
+    '{"id": "x", "recording": {"sources": [{"type": "file", "source": "a.wav"}], "transforms": [{"name": "Speed"}]}}': "['Speed']",
+    '{"id": "x", "sources": [{"type": "file", "source": "a.wav"}], "transforms": [{"name": "Volume"}]}': "['Volume']",
     '{"id": "x", "tracks": []}': "MixedCut",
     '{"id": "x", "sources": [{"type": "command", "source": "rm"}]}': "sources of type ['command']",
 }
@@ -426,3 +490,30 @@ def test_an_ffmpeg_that_says_more_than_a_pipe_holds_is_read_to_its_end(tmp_path)
 def test_reading_loads_no_torch():
     script = "import sys, encodec_fast.corpus.worker, encodec_fast.corpus.sources; print({'torch', 'pyarrow'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+# Names
+
+
+SUFFIXES = ".mkv .mov .m4b .mp2 .ac3 .eac3 .wv .tta .voc .avi .flv .mpg .wmv .asf .dts .ogv .sph .avr .paf .pvf .8svx .snd".split()
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_folder_gives_what_libsndfile_and_ffmpeg_read(tmp_path, suffix):
+    path, samples = tmp_path / f"a{suffix}", lively(1.0, 44_100)
+    kinds = {".sph": "NIST", ".avr": "AVR", ".paf": "PAF", ".pvf": "PVF", ".8svx": "SVX", ".snd": "AU"}
+    if suffix in kinds:
+        soundfile.write(path, samples, 44_100, format=kinds[suffix], subtype="PCM_16")
+    else:
+        encoded(path, samples, 44_100, "-strict", "-2")
+    (task,) = find_tasks([tmp_path])
+    clip = read_task(task, 24_000, 1)
+    assert 0.9 < clip.num_samples / 24_000 < 1.1 and np.abs(clip.samples).max() > 0.2
+
+
+def test_what_a_folder_leaves_out_is_counted_by_suffix(folder):
+    for name in ("notes.txt", "more.TXT", "labels.json", ".hidden.txt", "README"):
+        (folder / name).write_text("")
+    left_out = Counter()
+    assert len(find_tasks([folder], left_out=left_out)) == 3
+    assert left_out == {".txt": 2, ".json": 1, "": 1}
