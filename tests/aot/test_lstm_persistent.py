@@ -8,6 +8,7 @@ from emulator import emulate, ptx
 
 from encodec_fast.kernels import lstm, lstm_persistent
 from encodec_fast.kernels.lstm_weights import lstm_weights
+from encodec_fast.kernels.modes import Activation
 from encodec_fast.kernels.rows import Rows, empty_rows
 from projection import compile_ahead
 
@@ -40,7 +41,7 @@ class Case:
         rows.values.copy_(x)
         gates = self.gates[steps, clips].contiguous()
         (launch,) = compile_ahead.record_launches(
-            lambda: lstm_persistent.persistent_lstm(gates, rows, self.weights, hidden, cell, y, time, True), ARCH
+            lambda: lstm_persistent.persistent_lstm(gates, rows, self.weights, hidden, cell, y, time, Activation.ELU), ARCH
         )
         emulate(launch, ARCH, order)
         assert y.buffer[:, :3].isnan().all() and y.buffer[:, -1].isnan().all()
@@ -49,7 +50,7 @@ class Case:
     def reference(self):
         hidden, cell = self.hidden.double().clone(), self.cell.double().clone()
         weights = [[w.double() for w in group] for group in (self.w_ih, self.w_hh)]
-        y = lstm.lstm_ref(self.x.double(), *weights, self.bias.double(), hidden, cell, activation="elu")
+        y = lstm.lstm_ref(self.x.double(), *weights, self.bias.double(), hidden, cell, activation=Activation.ELU)
         return y, (hidden, cell)
 
 
@@ -113,7 +114,7 @@ def test_memory_is_ordered_around_the_barrier_of_the_grid(precision):
     case = Case(128, 2, 3, 2, precision)
     gates, y = case.gates.contiguous(), empty_rows(case.x, *case.x.shape)
     (launch,) = compile_ahead.record_launches(
-        lambda: lstm_persistent.persistent_lstm(gates, Rows(case.x, 0, 2), case.weights, case.hidden, case.cell, y, 0, True), ARCH
+        lambda: lstm_persistent.persistent_lstm(gates, Rows(case.x, 0, 2), case.weights, case.hidden, case.cell, y, 0, Activation.ELU), ARCH
     )
     program = ptx.parse(compile_ahead.compiled(launch, ARCH).asm["ptx"])
     code = program.instructions
