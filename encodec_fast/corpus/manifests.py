@@ -3,7 +3,7 @@
 Columns, first of each that is there: path | audio_filepath | audio_path | file | filename | file_name | wav; start | offset; end; duration;
 id | utt_id | utterance_id | key; channel_selector. Only the path is required. A line that names no clip becomes a task with its problem.
 
-So `metadata.csv` and `metadata.jsonl` of Hugging Face's AudioFolder are manifests, and the tables of Common Voice, whose files are in
+So `metadata.csv` and `metadata.jsonl` of Hugging Face's AudioFolder are manifests. So are the tables of Common Voice, whose files are in
 `clips/` beside them. Kaldi's `wav.scp` is one too: a line is an id and a file. Where `segments` stands beside it, the clips are those.
 """
 

@@ -147,6 +147,9 @@ def _sum(summaries: Sequence[Summary]) -> Summary:
             one, other = getattr(total, each.name), getattr(summary, each.name)
             if each.name in ("wall_seconds", "left", "done_before"):
                 setattr(total, each.name, max(one, other))
+            elif each.name == "left_out":
+                # of the sources, which all writers share
+                total.left_out = one or other
             elif each.name == "verified":
                 total.verified = one if other is None else add_counts(one, other)
             else:
