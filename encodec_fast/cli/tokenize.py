@@ -52,6 +52,9 @@ OutOption = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Fol
 WorkersOption = Annotated[int, typer.Option(min=1, metavar="N", help="Processes that read and resample ahead.")]
 LongClipOption = Annotated[float, typer.Option(metavar="SECONDS", help="Longer clips run in pieces.")]
 AudioColumnOption = Annotated[str, typer.Option(metavar="NAME", help="Column of tables that holds the audio.")]
+ColumnsOption = Annotated[
+    str, typer.Option(metavar="NAMES", help="Columns of manifests and tables to store with the codes: all, none or text,speaker.")
+]
 ClipTimeoutOption = Annotated[float, typer.Option(metavar="SECONDS", help="Reading a clip, or 30 s of a long one, may take.")]
 MaxClipOption = Annotated[int, typer.Option(min=1, metavar="BYTES", help="A larger file is an error.")]
 ProtocolOption = Annotated[
@@ -96,6 +99,7 @@ def tokenize(
     workers: WorkersOption = 2,
     long_clip_seconds: LongClipOption = 300.0,
     audio_column: AudioColumnOption = "audio",
+    columns: ColumnsOption = "all",
     clip_timeout: ClipTimeoutOption = CLIP_TIMEOUT,
     max_clip_bytes: MaxClipOption = MAX_CLIP_BYTES,
     allow_protocol: ProtocolOption = None,
@@ -140,6 +144,7 @@ def tokenize(
             clip_timeout=clip_timeout,
             max_clip_bytes=max_clip_bytes,
             protocols=tuple(allow_protocol or ()),
+            columns=_columns(columns),
         )
         part, said = part_of_process(shard, os.environ)
         if engine == "ray":
@@ -190,6 +195,13 @@ def _device(device: str, devices: str | None) -> str | list[str]:
     return parse_devices(devices)
 
 
+def _columns(names: str) -> tuple[str, ...] | None:
+    """Returns what --columns names; None: all."""
+    if names == "all":
+        return None
+    return () if names == "none" else tuple(name.strip() for name in names.split(",") if name.strip())
+
+
 class RunDisplay:
     """Shows a run as it goes on: a bar of headers, then one of the codes. It is the `progress` of encodec_fast.tokenize.
 
@@ -236,6 +248,8 @@ def show_preview(sources: Sequence[str], out: Path, options: TokenizeOptions, li
     say(f"{counted(found.clips, 'clip')}, {found.seconds / 3600:.2f} hours, the longest {found.longest:.1f} s")
     if found.known:
         say(f"{found.known} of them are known in {out} already")
+    if found.columns:
+        say(f"columns: {', '.join(f'{name} ({type_name})' for name, type_name in found.columns.items())}")
     if found.left_out:
         say(left_out_line(found.left_out))
     if found.failures:

@@ -35,7 +35,7 @@ def tar_tasks(path: str, id: str) -> Iterator[Task]:
                     yield Task(f"{id}@{found.offset}", path, problem=problem)
                 elif os.path.splitext(found.name)[1].lower() in AUDIO_SUFFIXES:
                     name = utf8_name(found.name).replace("\0", "\\x00")
-                    place = dict(offset=found.offset, size=found.size) if found.problem is None else dict(offset=found.offset)
-                    yield Task(f"{id}/{name}", path, problem=found.problem, **place)
+                    size = found.size if found.problem is None else None
+                    yield Task(f"{id}/{name}", path, offset=found.offset, size=size, problem=found.problem)
     except (OSError, ValueError) as error:
         yield Task(id, path, problem=f"the archive can't be opened ({getattr(error, 'strerror', None) or error}).")

@@ -119,10 +119,10 @@ class Tables:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def tasks(self, path: str, id: str) -> list[Task]:
-        """Returns a task per row.  id: of the table.  Raises TableError, or DamagedTable, as tables.table_tasks."""
+    def tasks(self, path: str, id: str, columns: tuple[str, ...] | None = None) -> list[Task]:
+        """Returns a task per row.  id: of the table.  columns, and what it raises: as tables.table_tasks."""
         tasks: list[Task] = []
-        for reply in self._ask(ListTable(TABLE_TIMEOUT, added_protocols(), path, id, self._audio_column)):
+        for reply in self._ask(ListTable(TABLE_TIMEOUT, added_protocols(), path, id, self._audio_column, columns)):
             if isinstance(reply, TableError):
                 raise reply
             if isinstance(reply, Failed):

@@ -37,12 +37,18 @@ def run_folder(out: Path) -> Path:
     return old if not folder.exists() and (old / "lock").is_file() and not old.is_symlink() else folder
 
 
-def find_tasks(sources: Iterable[str | os.PathLike[str]], audio_column: str = "audio", left_out: Counter[str] | None = None) -> list[Task]:
+def find_tasks(
+    sources: Iterable[str | os.PathLike[str]],
+    audio_column: str = "audio",
+    left_out: Counter[str] | None = None,
+    columns: tuple[str, ...] | None = None,
+) -> list[Task]:
     """Returns a task per clip of the sources, ids unique, sorted by id.
 
     sources: audio files, manifests (.tsv .csv .jsonl .json, Kaldi's .scp), tar shards, Parquet and Arrow tables; folders and patterns
     of them. A folder is searched for audio files; for tar shards and tables if it holds none.
     left_out: gets, by suffix, how many files of the folders are none of that by their names.
+    columns: of tables, that go with the clips; None: all that hold scalars. Those of manifests do anyway.
     Of several clips with one id, the later ones get ~2, ~3, ... after it, in the order of what they are.
     Raises FileNotFoundError for a source that doesn't exist or holds nothing, and the errors of manifests and tables.
     """
@@ -55,7 +61,7 @@ def find_tasks(sources: Iterable[str | os.PathLike[str]], audio_column: str = "a
         else:
             plain.append(source)
     if plain:
-        tasks += _plain_tasks(plain, audio_column, left_out)
+        tasks += _plain_tasks(plain, audio_column, left_out, columns)
     return unique_ids(tasks)
 
 
@@ -69,7 +75,7 @@ def _manifest_tasks(file: AudioFile, named: bool) -> list[Task]:
         return [Task(file.id, file.path, problem=str(error).removeprefix(f"{file.path}: "))]
 
 
-def _plain_tasks(sources: list[str], audio_column: str, left_out: Counter[str] | None) -> list[Task]:
+def _plain_tasks(sources: list[str], audio_column: str, left_out: Counter[str] | None, columns: tuple[str, ...] | None) -> list[Task]:
     tasks: list[Task] = []
     no_audio: list[TableError] = []
     named = {source if is_url(source) else os.path.abspath(source) for source in sources}
@@ -85,7 +91,7 @@ def _plain_tasks(sources: list[str], audio_column: str, left_out: Counter[str] |
                 tasks.append(Task(file.id, file.path))
                 continue
             try:
-                tasks += tables.tasks(file.path, file.id)
+                tasks += tables.tasks(file.path, file.id, columns)
             except DamagedTable as error:
                 if len(sources) == 1 and file.path in named:
                     raise

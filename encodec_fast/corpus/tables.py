@@ -9,7 +9,7 @@ import math
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,10 +17,13 @@ import numpy as np
 
 from encodec_fast.audio import AudioError
 from encodec_fast.audio.files import is_url, open_binary
+from encodec_fast.corpus.columns import scalar_columns
 from encodec_fast.corpus.tasks import Task, valid_text
 
 # Row groups kept in memory at once; Hugging Face writes 100 clips into one
 CACHED_GROUPS = 2
+# What names a row, and its length
+_OWN_COLUMNS = ("id", "key", "duration")
 
 
 class TableError(ValueError):
@@ -31,15 +34,19 @@ class DamagedTable(TableError):
     """A file that is no table, or not a whole one."""
 
 
-def table_tasks(path: str, id: str, audio_column: str) -> Iterator[Task]:
+def table_tasks(path: str, id: str, audio_column: str, columns: Sequence[str] | None = None) -> Iterator[Task]:
     """Returns a task per row of a Parquet or Arrow file; a row without bytes is that of the file it names.
 
     Where the table has a column `duration` (seconds), that is trusted, and no audio is read here.
+    columns: that go with the clips; None: all that hold scalars.
     Raises TableError for a file without the column.
     """
     try:
         with _open_table(path, audio_column) as table:
-            names = [name for name in ("id", "key", "duration") if name in table.names]
+            names = [name for name in (*_OWN_COLUMNS, *table.scalars) if name in table.names]
+            if columns is not None:
+                names = [name for name in names if name in (*_OWN_COLUMNS, *columns)]
+            names = [name for name in dict.fromkeys(names) if name != audio_column]
             index = 0
             for group, length in enumerate(table.lengths):
                 try:
@@ -65,7 +72,8 @@ def _row_task(row: dict[str, Any], path: str, id: str, index: int, group: int) -
             raise ValueError(f"duration is {duration!r}; seconds are needed, 0 or more.")
     except (TypeError, ValueError, OverflowError) as error:
         clip_id, seconds, problem = f"{id}#{index}", 0.0, f"row {index} of the table: {error}"
-    return Task(clip_id, path, row=index, group=group, seconds=seconds, problem=problem)
+    taken = {"duration", next((name for name in ("id", "key") if row.get(name) is not None), "id")}
+    return Task(clip_id, path, row=index, group=group, seconds=seconds, problem=problem, columns=scalar_columns(row, taken))
 
 
 class TableReader:
@@ -127,12 +135,14 @@ class _Table:
                 self._parquet = pq.ParquetFile(file)
                 metadata = self._parquet.metadata
                 self.lengths = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-                self.names = self._parquet.schema_arrow.names
+                schema = self._parquet.schema_arrow
             else:
                 reader = pa.ipc.open_stream(pa.memory_map(path) if not is_url(path) else file)
                 self._batches = list(reader)
                 self.lengths = [batch.num_rows for batch in self._batches]
-                self.names = reader.schema.names
+                schema = reader.schema
+            self.names = schema.names
+            self.scalars = [field.name for field in schema if _is_scalar(field.type)]
         except (pa.ArrowException, OSError) as error:
             raise DamagedTable(f"{path}: not a table that can be read ({error}).") from error
 
@@ -150,6 +160,18 @@ class _Table:
         # an Arrow file is used as it lies on the disk: offsets that point anywhere would be followed
         batch.validate(full=True)
         return batch.to_pylist()
+
+
+def _is_scalar(kind: Any) -> bool:
+    """Returns whether a column of this pyarrow type holds what corpus.columns takes."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    number = pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+    time = pa.types.is_date(kind) or pa.types.is_time(kind) or pa.types.is_timestamp(kind)
+    return text or number or time
 
 
 @contextmanager

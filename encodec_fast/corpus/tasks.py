@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,8 @@ from encodec_fast.audio.reading import OpenAudio
 
 # Half a character: what JSON may hold and no file's name, and what stands for bytes that are no UTF-8.
 HALF_CHARACTER = re.compile("[\ud800-\udfff]")
+# What a column of a manifest or table holds for a clip.
+Scalar = bool | int | float | str | None
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Task:
     id: unique in its data set. path: file or URL; of the container where offset (and size, in bytes: a tar member) or row is not None:
     of a table, where group is its row group, or with a problem the line of a manifest. start, duration: the part wanted, in seconds;
     None: to the end. channel: only this one. seconds: length of the clip as far as known; 0.0 else. problem: why it can't be read, if
-    that is known already.
+    that is known already. columns: what its manifest or table says of it besides; see corpus.columns.
     """
 
     id: str
@@ -39,6 +41,7 @@ class Task:
     channel: int | None = None
     seconds: float = 0.0
     problem: str | None = None
+    columns: Mapping[str, Scalar] = field(default_factory=dict, hash=False)
 
     @property
     def key(self) -> tuple[str | int | float | None, ...]:

@@ -79,6 +79,7 @@ class ListTable(Request):
     path: str
     id: str
     audio_column: str
+    columns: tuple[str, ...] | None
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def replies(request: Request) -> Iterator[Any]:
     else:
         assert isinstance(request, ListTable)
         try:
-            tasks = table_tasks(request.path, request.id, request.audio_column)
+            tasks = table_tasks(request.path, request.id, request.audio_column, request.columns)
             while part := list(islice(tasks, LISTED_ROWS)):
                 yield part
         except TableError as error:

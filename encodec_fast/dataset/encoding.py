@@ -148,6 +148,7 @@ class ClipEncoder:
             sampling_rate=self.model.config.sampling_rate,
             original_rate=original_rate,
             bandwidth=self.bandwidth,
+            columns=task.columns,
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -52,9 +52,13 @@ class Engine:
 
     @cached_property
     def info(self) -> DatasetInfo:
-        """What makes the codes, as every shard says it."""
+        """What makes the codes."""
         kept = {"bandwidth": self.options.bandwidth, "device": str(self.model.device), "sources": list(self.sources)}
         return dataset_info(self.model, self.model_id, weights_sha256(self.model), kept)
+
+    def _stored_info(self, ledger: Ledger) -> DatasetInfo:
+        """Returns what every shard says of the codes."""
+        return replace(self.info, columns=ledger.columns)
 
     def plan(
         self,
@@ -89,13 +93,13 @@ class Engine:
                 return run_on_ray(self._ray_job(self.ray, ledger), ledger, self.ray.address, progress)
             if not isinstance(self.device, str):
                 return run_on_devices(self._device_jobs(self.device, ledger), progress)
-            return Run(self.model, self.info, ledger, self.options).run(progress)
+            return Run(self.model, self._stored_info(ledger), ledger, self.options).run(progress)
 
     def _ray_job(self, ray: RayCluster, ledger: Ledger) -> RayJob:
         return RayJob(
             self.model_id,
             self.backend,
-            self.info,
+            self._stored_info(ledger),
             self.options,
             str(ledger.out.absolute()),
             self.model.config.sampling_rate,
@@ -115,7 +119,7 @@ class Engine:
                 self.backend,
                 self.threads,
                 cores,
-                self.info,
+                self._stored_info(ledger),
                 self.options,
                 str(ledger.out),
                 first + number,

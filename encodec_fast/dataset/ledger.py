@@ -1,6 +1,7 @@
 """What a run's folder knows about itself, beside the shards, in `.encodec_fast/`:
 
-    run.json                  what makes the codes: weights, bandwidth, options. A run with others is refused. And which run it is
+    run.json                  what makes the codes: weights, bandwidth, options. A run with others is refused. And which run it is, and
+                              which columns of the sources its rows have
     schedule-NNN-CRC.arrow    the batches; a later one holds clips that were added, or are tried again
     ledger-I-of-N.jsonl       a line per shard on the disk: its file, its batches, the clips of them that failed
     begun/                    the name of each shard that is begun and that no line vouches for yet
@@ -43,8 +44,8 @@ logger = logging.getLogger("encodec_fast")
 
 FOLDER = RUN_FOLDER
 _RESTORE = "Restore it, or choose another folder, or begin anew with --overwrite."
-# In run.json, beside what makes the codes: which run it is; and by earlier versions, whether its codes are packed.
-_RUN, _PACKED = "run", "packed"
+# In run.json, beside what makes the codes: which run it is; the columns of its rows; by earlier versions, whether its codes are packed.
+_RUN, _COLUMNS, _PACKED = "run", "columns", "packed"
 
 
 class LedgerError(ValueError):
@@ -62,6 +63,8 @@ class Ledger:
         self.index, self.count = index, count
         # which run it is: a run that another one replaced meanwhile must not write
         self.run = run
+        # name to type: of the rows' columns that come from the sources; known once the run is identified
+        self.columns: dict[str, str] = {}
         self.own = OwnFiles(self.out, self.folder)
         self._log: IO[bytes] | None = None
         # whose bytes were looked at
@@ -222,10 +225,11 @@ class Ledger:
 
     # What makes the codes
 
-    def identify(self, identity: Mapping[str, Any], overwrite: bool = False) -> None:
+    def identify(self, identity: Mapping[str, Any], overwrite: bool = False, columns: Mapping[str, str] | None = None) -> None:
         """Compares what makes the codes with what made those that are there; to be called while planning.
 
-        Raises LedgerError that names each difference. overwrite: removes what is there instead.
+        overwrite: removes what is there instead.  columns: of the rows, name to type, where nothing is there; else `columns` is set to
+        those that are. Raises LedgerError that names each difference.
         """
         path = self.folder / "run.json"
         # as it comes back from there: a tuple is a list then
@@ -240,13 +244,15 @@ class Ledger:
             # where the run before had its codes, they are gone now, and what is left is the user's
             self._refuse_strangers([*own_files(identity), *([] if replaced else side_folders(identity))])
             self.run = secrets.token_hex(8)
-            write_atomically(path, json.dumps({**identity, _RUN: self.run}, indent=1, ensure_ascii=False).encode())
+            self.columns = dict(columns or {})
+            self._write_run({**identity, _RUN: self.run, **({_COLUMNS: self.columns} if self.columns else {})})
             return
         try:
             stored = json.loads(path.read_bytes())
             self.run = stored.pop(_RUN, None)
             packed = stored.pop(_PACKED, False)
-        except (ValueError, AttributeError) as error:
+            self.columns = dict(stored.pop(_COLUMNS, {}))
+        except (ValueError, TypeError, AttributeError) as error:
             raise LedgerError(f"{path} is damaged ({error}); restore it, or choose another folder.") from error
         changed = [name for name in {**stored, **identity} if stored.get(name) != identity.get(name)]
         if packed:
@@ -260,7 +266,10 @@ class Ledger:
         if self.run is None:
             # of an earlier version
             self.run = secrets.token_hex(8)
-            write_atomically(path, json.dumps({**stored, _RUN: self.run}, indent=1, ensure_ascii=False).encode())
+            self._write_run({**stored, _RUN: self.run})
+
+    def _write_run(self, stored: Mapping[str, Any]) -> None:
+        write_atomically(self.folder / "run.json", json.dumps(stored, indent=1, ensure_ascii=False).encode())
 
     def _refuse_strangers(self, names: Sequence[str]) -> None:
         """Raises LedgerError if the folder of a first run holds files that it would replace, or read as its codes."""

@@ -25,6 +25,7 @@ class TokenizeOptions:
     batch_seconds: audio per call of the model.
     long_clip_seconds: longer clips are encoded in pieces, so that memory is bounded.
     audio_column: of tables, the column that holds the audio.
+    columns: of manifests and tables, that are stored with the codes; None: all that hold text, numbers or booleans.
 
     How it is run:
     rows_per_shard, shard_seconds: a shard ends after that many clips, or that much time.
@@ -53,6 +54,7 @@ class TokenizeOptions:
     clip_timeout: float = CLIP_TIMEOUT
     max_clip_bytes: int = MAX_CLIP_BYTES
     protocols: tuple[str, ...] = ()
+    columns: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         for name in ("batch_seconds", "long_clip_seconds", "prefetch_seconds", "rows_per_shard", "clip_timeout", "max_clip_bytes"):

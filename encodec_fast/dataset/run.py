@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from encodec_fast.corpus.reader import Reader
 from encodec_fast.corpus.sources import scan_seconds
 from encodec_fast.corpus.tasks import Task
 from encodec_fast.dataset.batches import BatchEncoder
+from encodec_fast.dataset.columns import chosen_columns, column_types, with_typed_columns
 from encodec_fast.dataset.encoding import ClipEncoder
-from encodec_fast.dataset.ledger import Ledger
+from encodec_fast.dataset.ledger import Ledger, LedgerError
 from encodec_fast.dataset.options import BLOCK_SECONDS, TokenizeOptions
 from encodec_fast.dataset.schedule import Schedule, schedule_of
 from encodec_fast.dataset.verification import ShareVerifier
@@ -27,6 +29,9 @@ from encodec_fast.formats import ClipFailure, DatasetInfo
 from encodec_fast.model import EncodecModel
 from encodec_fast.serving.request import requested
 
+logger = logging.getLogger("encodec_fast")
+
+_CHOOSE = "Choose another folder or add --overwrite."
 # What of a config the codes depend on and the weights' shapes don't show
 _CONFIG = (
     "sampling_rate",
@@ -71,10 +76,26 @@ def plan(
 
     tasks: of the sources, sorted by id. limit: schedule only the first so many. progress: called with headers scanned and all.
     Processes that begin together plan one after the other, so the first one's work is found by the rest.
+    Raises LedgerError for another run, or for columns that the folder can't store.
     """
+    tasks = chosen_columns(tasks, options.columns)
+    found = column_types(tasks)
     with ledger.planning():
-        ledger.identify(identity, overwrite)
+        ledger.identify(identity, overwrite, found)
+        if options.columns is not None and {*found} != {*ledger.columns}:
+            raise LedgerError(f"{ledger.out} stores {_named(ledger.columns)}, and columns names {_named(found)}. {_CHOOSE}")
         new = ledger.new_tasks(tasks[:limit])
+        if new and (left_out := [name for name in found if name not in ledger.columns]):
+            logger.warning(
+                "%s stores %s, as it did when it was begun; %s of the sources are left out",
+                ledger.out,
+                _named(ledger.columns),
+                _named(left_out),
+            )
+        try:
+            new = [task if task.problem else with_typed_columns(task, ledger.columns) for task in new]
+        except ValueError as error:
+            raise LedgerError(f"{error} {ledger.out} stores {_named(ledger.columns, types=True)}. {_CHOOSE}") from error
         if retry_failed:
             new += ledger.failed_tasks(tasks)
         if new:
@@ -82,6 +103,11 @@ def plan(
             scanned = scan_seconds(new, options.audio_column, report, options.max_clip_bytes, options.clip_timeout)
             ledger.add_schedule(scanned, options.batch_seconds)
         return len(new)
+
+
+def _named(columns: Iterable[str], types: bool = False) -> str:
+    names = [f"{name} ({columns[name]})" if types and isinstance(columns, Mapping) else name for name in columns]
+    return f"the columns {', '.join(names)}" if names else "no columns"
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -32,6 +33,7 @@ _COLUMNS = {
     "channel": pa.int32(),
     "seconds": pa.float64(),
     "problem": pa.string(),
+    "columns": pa.string(),  # as JSON; null: none
 }
 _SCHEMA = pa.schema([*_COLUMNS.items(), ("batch", pa.int64())])
 _BUILD_ROWS = 65_536
@@ -76,6 +78,7 @@ def write_schedule(path: Path, tasks: Sequence[Task], batch_seconds: float, firs
                 part = ordered[at : at + _BUILD_ROWS]
                 columns: dict[str, Any] = {name: [getattr(task, name) for task in part] for name in _COLUMNS}
                 columns["path"] = [os.fsencode(task.path) for task in part]
+                columns["columns"] = [json.dumps(task.columns) if task.columns else None for task in part]
                 columns["batch"] = numbers[at : at + _BUILD_ROWS]
                 writer.write_table(pa.Table.from_pydict(columns, _SCHEMA))
         atomic.file.flush()
@@ -127,7 +130,9 @@ class Schedule:
         rows = self._table if batch is None else self._table.slice(*self._bounds(batch))
         for part in rows.drop_columns(["batch"]).to_batches(_BUILD_ROWS):
             for row in part.to_pylist():
-                yield Task(**{**row, "path": os.fsdecode(row["path"])})
+                # earlier versions stored no columns
+                columns = row.pop("columns", None)
+                yield Task(**{**row, "path": os.fsdecode(row["path"])}, columns=json.loads(columns) if columns else {})
 
     def _bounds(self, batch: int) -> tuple[int, int]:
         start, end = self._starts[batch - self.first_batch : batch - self.first_batch + 2]

@@ -17,7 +17,7 @@ from encodec_fast.formats.folder import read_shard, shard_paths
 
 class CodesDataset(IterableDataset[dict[str, Any]]):
     """Streams the rows of a folder of codes: `id`, `audio_codes` int64 [n_chunks, K, F], `audio_scales` [n_chunks] or None, and the
-    other fields of formats.ClipRow.
+    other fields of formats.ClipRow. Its columns (text, speaker, ...) are there by their names.
 
     path: the --out folder of `encodec-fast tokenize`. shuffle: a random order, another one in each epoch: rows are drawn from
     `open_shards` shards at a time (stored order is by length) and from a buffer of `buffer_size`. seed: of it. rank, world_size: this
@@ -100,6 +100,6 @@ class CodesDataset(IterableDataset[dict[str, Any]]):
 
 
 def _tensors(row: Any) -> dict[str, Any]:
-    fields = {name: value for name, value in vars(row).items() if name not in ("codes", "scales")}
+    fields = {name: value for name, value in vars(row).items() if name not in ("codes", "scales", "columns")}
     scales = None if row.scales is None else torch.from_numpy(np.array(row.scales))
-    return {**fields, "audio_codes": torch.from_numpy(row.codes.astype(np.int64)), "audio_scales": scales}
+    return {**fields, **row.columns, "audio_codes": torch.from_numpy(row.codes.astype(np.int64)), "audio_scales": scales}

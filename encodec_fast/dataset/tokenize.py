@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from encodec_fast.audio.files import allow_protocols
 from encodec_fast.corpus.sources import find_tasks, scan_seconds
+from encodec_fast.dataset.columns import chosen_columns, column_types
 from encodec_fast.dataset.ledger import Ledger
 from encodec_fast.dataset.options import RayCluster, TokenizeOptions
 from encodec_fast.formats import ClipFailure, format_module
@@ -95,7 +96,7 @@ def tokenize(
     _check_split(device, part, ray, overwrite)
     allow_protocols(settings.protocols)
     left_out: Counter[str] = Counter()
-    tasks = find_tasks(names, settings.audio_column, left_out)
+    tasks = find_tasks(names, settings.audio_column, left_out, settings.columns)
     # loads torch, which takes seconds: a source that is not there is named before
     from encodec_fast.dataset import engines
 
@@ -128,7 +129,7 @@ class Preview:
     """What `tokenize` would do, from the headers alone.
 
     clips: that can be read.  seconds, longest: of audio, of all of them and of the longest one.  failures: clips that can't be read.
-    known: clips that the folder knows already.  left_out: as in Summary.
+    known: clips that the folder knows already.  left_out: as in Summary.  columns: of the sources, that are stored, and their types.
     """
 
     clips: int
@@ -137,6 +138,7 @@ class Preview:
     failures: list[ClipFailure]
     known: int
     left_out: dict[str, int]
+    columns: dict[str, str]
 
 
 def preview(
@@ -151,7 +153,9 @@ def preview(
     settings, tell = options or TokenizeOptions(), progress or _tell_nobody
     allow_protocols(settings.protocols)
     left_out: Counter[str] = Counter()
-    tasks = find_tasks(_names(sources), settings.audio_column, left_out)[:limit]
+    tasks = find_tasks(_names(sources), settings.audio_column, left_out, settings.columns)
+    columns = column_types(chosen_columns(tasks, settings.columns))
+    tasks = tasks[:limit]
     tell(TokenizeProgress("headers", 0, len(tasks)))
     scanned = scan_seconds(
         tasks,
@@ -163,7 +167,7 @@ def preview(
     seconds = [task.seconds for task in scanned if task.problem is None]
     failures = [ClipFailure(task.id, task.shown_path, task.problem) for task in scanned if task.problem is not None]
     known = len(scanned) - len(Ledger(out).new_tasks(tasks))
-    return Preview(len(seconds), sum(seconds), max(seconds, default=0.0), failures, known, dict(left_out))
+    return Preview(len(seconds), sum(seconds), max(seconds, default=0.0), failures, known, dict(left_out), columns)
 
 
 def _tell_nobody(progress: TokenizeProgress) -> None:

@@ -24,6 +24,13 @@ FORMATS = {
     "npy": "encodec_fast.formats.npy",
 }
 FORMAT_VERSION = 1
+# Types of the columns that come from the sources, by pyarrow's names of them.
+COLUMN_TYPES: dict[str, type] = {"string": str, "int64": int, "float64": float, "bool": bool}
+# Names that no such column has: what a row holds itself, in one format or another, or as CodesDataset gives it.
+ROW_FIELDS = frozenset(
+    "id path codes codes_shape scales num_samples frames last_frame_pad_length sampling_rate original_rate duration bandwidth columns "
+    "npy npy_crc32 embeddings audio_codes audio_scales".split()
+)
 
 
 class FormatError(ValueError):
@@ -37,7 +44,7 @@ class ClipRow:
     id: unique in its data set. path: of the audio file, for people. codes: [n_chunks, K, F], any integer dtype in
     memory; one chunk unless the model is chunked. scales: float32 [n_chunks], or None for a model that doesn't
     normalize. num_samples: length at sampling_rate (Hz, the model's). original_rate: Hz, the file's. bandwidth: kbps.
-    last_frame_pad_length: frames of zeros at the end of the last chunk.
+    last_frame_pad_length: frames of zeros at the end of the last chunk. columns: of its manifest or table; those of DatasetInfo.
     """
 
     id: str
@@ -49,6 +56,7 @@ class ClipRow:
     sampling_rate: int
     original_rate: int
     bandwidth: float
+    columns: Mapping[str, bool | int | float | str | None] = field(default_factory=dict)
 
     @property
     def frames(self) -> int:
@@ -76,7 +84,8 @@ class DatasetInfo:
     """What made the codes of a data set, stored in every shard.
 
     model_id: name or folder. weights_sha256: of the state dict (plan.weights.weights_sha256). codebook_size: entries, so
-    codes are 0 ... codebook_size - 1. backend: what ran. versions: package to version. options: of the run.
+    codes are 0 ... codebook_size - 1. backend: what ran. versions: package to version. options: of the run. columns: that its rows
+    have from their sources, with the type of each, of COLUMN_TYPES.
     """
 
     model_id: str
@@ -85,6 +94,7 @@ class DatasetInfo:
     backend: str
     versions: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
+    columns: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def code_dtype(self) -> type[np.unsignedinteger[Any]]:

@@ -116,14 +116,14 @@ def read_shard_info(path: Path) -> DatasetInfo:
 
 def read_rows(path: Path) -> Iterator[ClipRow | ClipFailure]:
     """Yields every row of a manifest in order; a failure where it, or its file, is damaged. Raises FormatError for no manifest."""
-    read_shard_info(path)
+    info = read_shard_info(path)
     for index, line in enumerate(_lines(path)):
         record: Any = None
         try:
             record = json.loads(line)
             if not isinstance(record, dict):
                 raise ValueError("no JSON object.")
-            yield record_row(record, _codes(inside(path.parent, record.get("npy")), record.get("npy_crc32")))
+            yield record_row(record, _codes(inside(path.parent, record.get("npy")), record.get("npy_crc32")), info)
         except (OSError, ValueError, RecursionError) as error:
             yield damaged_row(record, path, index, error)
 

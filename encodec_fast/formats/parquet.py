@@ -46,6 +46,7 @@ def clip_schema(info: DatasetInfo) -> pa.Schema:
         ("bandwidth", pa.float64()),
     ]
     fields = [pa.field(name, type, nullable=name == "scales") for name, type in columns]
+    fields += [pa.field(name, pa.type_for_alias(type_name)) for name, type_name in info.columns.items()]
     metadata = json.dumps(info_record(info), sort_keys=True)
     return pa.schema(fields, metadata={METADATA_KEY: metadata.encode()})
 
@@ -93,7 +94,7 @@ def _table(rows: list[ClipRow], schema: pa.Schema, info: DatasetInfo) -> pa.Tabl
     offsets = np.cumsum([0, *(row.codes.size for row in rows)], dtype=np.int32)
     codes = pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat))
     records = [row_record(row) for row in rows]
-    columns = {name: codes if name == "codes" else [record[name] for record in records] for name in schema.names}
+    columns = {name: codes if name == "codes" else [record.get(name) for record in records] for name in schema.names}
     return pa.Table.from_pydict(columns, schema)
 
 
@@ -153,7 +154,7 @@ def _rows(table: pa.Table, info: DatasetInfo, path: Path) -> Iterator[ClipRow | 
                 own = unpack_codes(codes[index].as_py(), code_bits(info.codebook_size), shape, info.code_dtype)
             else:
                 own = _shaped(flat[offsets[index] : offsets[index + 1]], shape)
-            yield record_row(record, own)
+            yield record_row(record, own, info)
         except (FormatError, ValueError) as error:
             yield damaged_row(record, path, index, error)
 

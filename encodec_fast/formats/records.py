@@ -12,17 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from encodec_fast.formats import FORMAT_VERSION, ClipFailure, ClipRow, DatasetInfo, FormatError
+from encodec_fast.formats import COLUMN_TYPES, FORMAT_VERSION, ROW_FIELDS, ClipFailure, ClipRow, DatasetInfo, FormatError
 
 # Of a DatasetInfo, in every shard.
-_INFO = {"model_id": str, "weights_sha256": str, "codebook_size": int, "backend": str, "versions": dict, "options": dict}
+_INFO = {"model_id": str, "weights_sha256": str, "codebook_size": int, "backend": str, "versions": dict, "options": dict, "columns": dict}
 # Codes are stored in 32 bits at most.
 MOST_ENTRIES = 1 << 32
 
 
 def info_record(info: DatasetInfo) -> dict[str, Any]:
-    """Returns the info with the version of the format."""
-    return {"format_version": FORMAT_VERSION, **asdict(info)}
+    """Returns the info with the version of the format. Without columns it is what earlier versions wrote, and read."""
+    record = {"format_version": FORMAT_VERSION, **asdict(info)}
+    return record if info.columns else {name: value for name, value in record.items() if name != "columns"}
 
 
 def info_of(record: dict[str, Any], path: Path) -> DatasetInfo:
@@ -41,18 +42,22 @@ def info_of(record: dict[str, Any], path: Path) -> DatasetInfo:
             raise FormatError(f"{path}: what made its codes can't be read ({name} is {value!r}, not {kind.__name__}).")
     if not 1 <= info.codebook_size <= MOST_ENTRIES:
         raise FormatError(f"{path}: what made its codes can't be read (codebook_size is {info.codebook_size}).")
+    for name, type_name in info.columns.items():
+        if type_name not in COLUMN_TYPES or name in ROW_FIELDS:
+            raise FormatError(f"{path}: what made its codes can't be read (column {name!r} is of type {type_name!r}).")
     return info
 
 
 def row_record(row: ClipRow) -> dict[str, Any]:
     """Returns the row without its codes, as JSON can hold it."""
-    record = {name: value for name, value in vars(row).items() if name not in ("codes", "scales")}
+    record = {name: value for name, value in vars(row).items() if name not in ("codes", "scales", "columns")}
     scales = None if row.scales is None else row.scales.tolist()
-    return {**record, "scales": scales, "frames": row.frames, "duration": row.duration, "codes_shape": list(row.codes.shape)}
+    shape = list(row.codes.shape)
+    return {**record, "scales": scales, "frames": row.frames, "duration": row.duration, "codes_shape": shape, **row.columns}
 
 
-def record_row(record: Mapping[str, Any], codes: np.ndarray) -> ClipRow:
-    """Returns the row of a record and its codes.
+def record_row(record: Mapping[str, Any], codes: np.ndarray, info: DatasetInfo) -> ClipRow:
+    """Returns the row of a record and its codes.  info: of its shard.
 
     Raises FormatError, naming the row, for fields that no clip has: a damaged or forged shard must not pass for codes.
     """
@@ -76,7 +81,16 @@ def record_row(record: Mapping[str, Any], codes: np.ndarray) -> ClipRow:
     if numbers["last_frame_pad_length"] >= max(codes.shape[2], 1):
         raise FormatError(f"{id}: last_frame_pad_length is {numbers['last_frame_pad_length']} of {codes.shape[2]} frames.")
     scales = _scales(id, record.get("scales"), codes)
-    return ClipRow(id=id, path=path, codes=codes, scales=scales, bandwidth=float(bandwidth), **numbers)
+    columns = {name: _column(id, name, record.get(name), type_name) for name, type_name in info.columns.items()}
+    return ClipRow(id=id, path=path, codes=codes, scales=scales, bandwidth=float(bandwidth), columns=columns, **numbers)
+
+
+def _column(id: str, name: str, value: Any, type_name: str) -> bool | int | float | str | None:
+    # JSON writes a float that is whole as readers like
+    kinds = (int, float) if type_name == "float64" else (COLUMN_TYPES[type_name],)
+    if value is not None and type(value) not in kinds:
+        raise FormatError(f"{id}: the column {name!r} is {value!r}; a {type_name} is needed.")
+    return float(value) if type_name == "float64" and value is not None else value
 
 
 # The fields that are whole numbers, and the least that each can be.

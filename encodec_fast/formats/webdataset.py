@@ -79,6 +79,7 @@ def read_shard_info(path: Path) -> DatasetInfo:
 
 def read_rows(path: Path) -> Iterator[ClipRow | ClipFailure]:
     """Yields every row of a shard in order; a damaged one is a failure. Raises FormatError where the file can't be read on."""
+    info = read_shard_info(path)
     try:
         with tarfile.open(path, "r:") as tar:
             index, codes, end = 0, None, 0
@@ -91,7 +92,7 @@ def read_rows(path: Path) -> Iterator[ClipRow | ClipFailure]:
                 if member.name.endswith(".npy"):
                     codes = file.read()
                     continue
-                yield _row(file.read(), codes, path, index)
+                yield _row(file.read(), codes, info, path, index)
                 index, codes = index + 1, None
             if codes is not None:
                 raise FormatError(f"{path}: the archive ends with codes without a record.")
@@ -105,13 +106,13 @@ def read_rows(path: Path) -> Iterator[ClipRow | ClipFailure]:
         raise error if isinstance(error, FormatError) else FormatError(f"{path}: the shard can't be read ({error}).") from error
 
 
-def _row(data: bytes, codes: bytes | None, path: Path, index: int) -> ClipRow | ClipFailure:
+def _row(data: bytes, codes: bytes | None, info: DatasetInfo, path: Path, index: int) -> ClipRow | ClipFailure:
     record: Any = None
     try:
         record = json.loads(data)
         if not isinstance(record, dict) or codes is None:
             raise ValueError("no JSON object." if codes is not None else "it has no codes.")
-        return record_row(record, load_npy(codes))
+        return record_row(record, load_npy(codes), info)
     except (ValueError, RecursionError) as error:
         return damaged_row(record, path, index, error)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +103,8 @@ def tokenize(model: Any, sources: list[Any], out: Path, *, index: int = 0, count
     info = dataset_info(model, "small", weights_sha256(model), {})
     ledger = Ledger(out, index, count)
     names = [str(source) for source in sources]
-    plan(ledger, identity(info, model, options, names), find_tasks(names), options, **planned)
-    return Run(model, info, ledger, options).run(progress)
+    plan(ledger, identity(info, model, options, names), find_tasks(names, columns=options.columns), options, **planned)
+    return Run(model, replace(info, columns=ledger.columns), ledger, options).run(progress)
 
 
 def content(out: Path) -> dict[str, tuple[bytes, tuple[int, ...], bytes, int, int]]:

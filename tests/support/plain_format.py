@@ -46,7 +46,7 @@ def read_rows(path: Path) -> Iterator[ClipRow | ClipFailure]:
         record: Any = None
         try:
             record = json.loads(line)
-            yield record_row(record, np.array(record["codes"], dtype))
+            yield record_row(record, np.array(record["codes"], dtype), read_shard_info(path))
         except (ValueError, TypeError, KeyError) as error:
             yield damaged_row(record, path, index, error)
 

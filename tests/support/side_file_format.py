@@ -62,7 +62,7 @@ def read_rows(path: Path) -> Iterator[ClipRow | ClipFailure]:
     for index, record in enumerate(_records(path)):
         try:
             codes = np.frombuffer(inside(path.parent, record["bytes"]).read_bytes(), dtype)
-            yield record_row(record, codes.reshape(shape_of(record)))
+            yield record_row(record, codes.reshape(shape_of(record)), read_shard_info(path))
         except (OSError, ValueError, TypeError, KeyError) as error:
             yield damaged_row(record, path, index, error)
 
