@@ -30,6 +30,8 @@ _HOMES = {
     "encode_pieces": "encodec_fast.streaming",
     "decode_pieces": "encodec_fast.streaming",
     "load_codes": "encodec_fast.formats.folder",
+    "folder_statistics": "encodec_fast.dataset.statistics",
+    "FolderStatistics": "encodec_fast.dataset.statistics",
     "CodesDataset": "encodec_fast.dataset.stream",
     "EncodecTokenizer": "encodec_fast.dataset.tokenizer",
     "tokenize": "encodec_fast.dataset.tokenize",

@@ -317,12 +317,12 @@ def finish(summary: Summary, out: Path, report: bool) -> int:
     for path in summary.files:
         say(f"wrote {path}")
     if report:
-        from encodec_fast.dataset.report import ReportError, write_report
+        from encodec_fast.dataset.report import write_report
         from encodec_fast.formats import FormatError
 
         try:
             say(f"wrote {write_report(out)}")
-        except (ReportError, FormatError) as error:
+        except FormatError as error:
             say(f"no report: {error}")
     for warning in summary.warnings:
         complain(warning)
