@@ -173,9 +173,8 @@ class _Count:
             raise FormatError(f"{row.id}: a code is {int(row.codes.max())}; the codebooks have entries 0 ... {size - 1}.")
         self.entries = np.pad(self.entries, ((0, max(0, levels - len(self.entries))), (0, 0)))
         # what fills up the last chunk of a 48 kHz clip is no code
-        codes = np.moveaxis(row.codes, 1, 0).reshape(levels, -1)[:, : row.frames]
-        for level in range(levels):
-            self.entries[level] += np.bincount(codes[level], minlength=size)
+        for level, codes in enumerate(row.frame_codes()):
+            self.entries[level] += np.bincount(codes, minlength=size)
 
     def codebooks(self) -> list[CodebookUse]:
         found = []

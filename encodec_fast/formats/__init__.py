@@ -69,6 +69,10 @@ class ClipRow:
         """Seconds at the model's rate."""
         return self.num_samples / self.sampling_rate
 
+    def frame_codes(self) -> np.ndarray:
+        """Returns the codes of all frames, [K, F]: chunks end to end, without the last one's padding."""
+        return self.codes.swapaxes(0, 1).reshape(self.codes.shape[1], -1)[:, : self.frames]
+
 
 @dataclass(frozen=True)
 class ClipFailure:
@@ -143,9 +147,10 @@ class Format(Protocol):
         Its bytes depend on name, info and rows alone.
         """
 
-    def read_rows(self, path: Path) -> Iterator[ClipRow | ClipFailure]:
-        """Yields every row of a shard in order, a ClipFailure for a damaged one (see formats.records).
+    def read_rows(self, path: Path, start: int = 0, stop: int | None = None) -> Iterator[ClipRow | ClipFailure]:
+        """Yields the rows start ... stop - 1 of a shard in order, a ClipFailure for a damaged one (see formats.records).
 
+        Rows before are passed over, as far as the format can without reading their codes.
         Raises FormatError where the shard can't be read, or can't be read on.
         """
 

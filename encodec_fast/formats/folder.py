@@ -34,17 +34,23 @@ def load_codes(path: str | os.PathLike[str]) -> Iterator[ClipRow]:
     return (row for shard in shards for row in read_shard(shard))
 
 
-def read_shard(path: Path) -> Iterator[ClipRow]:
-    """Yields the rows of one shard in order. Raises FormatError at the first that is damaged; `read_rows` goes on after it."""
-    for row in read_rows(path):
+def read_shard(path: Path, start: int = 0, stop: int | None = None) -> Iterator[ClipRow]:
+    """Yields the rows start ... stop - 1 of one shard, by default all. Raises FormatError at the first that is damaged."""
+    for row in read_rows(path, start, stop):
         if isinstance(row, ClipFailure):
             raise FormatError(f"{path}: the shard can't be read ({row.id!r}: {row.reason}).")
         yield row
 
 
-def read_rows(path: Path) -> Iterator[ClipRow | ClipFailure]:
-    """Yields the rows of one shard in order, a failure for each that is damaged. Raises FormatError where it can't be read on."""
-    return _module(path).read_rows(path)
+def read_rows(path: Path, start: int = 0, stop: int | None = None) -> Iterator[ClipRow | ClipFailure]:
+    """Yields the rows start ... stop - 1 of one shard, a failure for a damaged one. Raises FormatError where it can't be read on."""
+    return _module(path).read_rows(path, start, stop)
+
+
+def count_rows(path: Path) -> int:
+    """Returns the number of rows of one shard; reads all of it where its format has no quicker way. Raises FormatError."""
+    count = _module(path).count_rows(path)
+    return len(shard_ids(path)) if count is None else count
 
 
 def is_shard_name(name: object) -> bool:

@@ -13,6 +13,7 @@ import os
 import re
 import zlib
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -114,10 +115,10 @@ def read_shard_info(path: Path) -> DatasetInfo:
     return info_of(stored, path)
 
 
-def read_rows(path: Path) -> Iterator[ClipRow | ClipFailure]:
-    """Yields every row of a manifest in order; a failure where it, or its file, is damaged. Raises FormatError for no manifest."""
+def read_rows(path: Path, start: int = 0, stop: int | None = None) -> Iterator[ClipRow | ClipFailure]:
+    """Yields the rows start ... stop - 1 of a manifest; a failure where it, or its file, is damaged. Raises FormatError for no manifest."""
     info = read_shard_info(path)
-    for index, line in enumerate(_lines(path)):
+    for index, line in islice(enumerate(_lines(path)), start, stop):
         record: Any = None
         try:
             record = json.loads(line)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -112,28 +113,34 @@ def read_shard_info(path: Path) -> DatasetInfo:
         raise FormatError(f"{path}: what made its codes can't be read ({error}).") from error
 
 
-def read_rows(path: Path) -> Iterator[ClipRow | ClipFailure]:
-    """Yields every row of a shard in order, codes as numpy arrays; a damaged row is a failure.
+def read_rows(path: Path, start: int = 0, stop: int | None = None) -> Iterator[ClipRow | ClipFailure]:
+    """Yields the rows start ... stop - 1 of a shard in order, codes as numpy arrays; a damaged row is a failure.
 
-    Raises FormatError for a file that can't be read, or where it can't be read on.
+    Reads the row groups that hold them. Raises FormatError for a file that can't be read, or where it can't be read on.
     """
     info = read_shard_info(path)
     try:
         with pq.ParquetFile(path) as shard:
             if "codes" not in shard.schema_arrow.names:
                 raise FormatError(f"{path}: the shard has no column 'codes'.")
+            first = 0
             for group in range(shard.num_row_groups):
-                try:
-                    table = shard.read_row_group(group)
-                except (OSError, pa.ArrowException) as error:
-                    yield from _lost_rows(shard, group, path, error)
-                else:
-                    yield from _rows(table, info, path)
+                count = shard.metadata.row_group(group).num_rows
+                wanted = range(first, first + count)[max(0, start - first) : None if stop is None else max(0, stop - first)]
+                if wanted:
+                    try:
+                        table = shard.read_row_group(group).slice(wanted.start - first, len(wanted))
+                    except (OSError, pa.ArrowException) as error:
+                        yield from islice(_lost_rows(shard, group, first, path, error), wanted.start - first, wanted.stop - first)
+                    else:
+                        yield from _rows(table, wanted.start, info, path)
+                first += count
     except (OSError, KeyError, pa.ArrowException) as error:
         raise FormatError(f"{path}: the shard can't be read ({error}).") from error
 
 
-def _rows(table: pa.Table, info: DatasetInfo, path: Path) -> Iterator[ClipRow | ClipFailure]:
+def _rows(table: pa.Table, first: int, info: DatasetInfo, path: Path) -> Iterator[ClipRow | ClipFailure]:
+    """Yields the rows of a table.  first: its first row's index in the shard."""
     if not table.num_rows:
         return
     table = table.combine_chunks()
@@ -156,17 +163,17 @@ def _rows(table: pa.Table, info: DatasetInfo, path: Path) -> Iterator[ClipRow | 
                 own = _shaped(flat[offsets[index] : offsets[index + 1]], shape)
             yield record_row(record, own, info)
         except (FormatError, ValueError) as error:
-            yield damaged_row(record, path, index, error)
+            yield damaged_row(record, path, first + index, error)
 
 
-def _lost_rows(shard: pq.ParquetFile, group: int, path: Path, error: Exception) -> Iterator[ClipFailure]:
+def _lost_rows(shard: pq.ParquetFile, group: int, first: int, path: Path, error: Exception) -> Iterator[ClipFailure]:
     """Yields a failure for each row of a group that can't be read, by its id if that can."""
     count = shard.metadata.row_group(group).num_rows
     try:
         ids = shard.read_row_group(group, columns=["id"])["id"].to_pylist()
     except (OSError, KeyError, pa.ArrowException):
         ids = [None] * count
-    for index, id in enumerate(ids):
+    for index, id in enumerate(ids, first):
         yield damaged_row({"id": id}, path, index, error)
 
 

@@ -77,18 +77,23 @@ def read_shard_info(path: Path) -> DatasetInfo:
         raise FormatError(f"{path}: what made its codes can't be read ({error}).") from error
 
 
-def read_rows(path: Path) -> Iterator[ClipRow | ClipFailure]:
-    """Yields every row of a shard in order; a damaged one is a failure. Raises FormatError where the file can't be read on."""
+def read_rows(path: Path, start: int = 0, stop: int | None = None) -> Iterator[ClipRow | ClipFailure]:
+    """Yields the rows start ... stop - 1 of a shard; a damaged one is a failure. Raises FormatError where the file can't be read on."""
     info = read_shard_info(path)
     try:
         with tarfile.open(path, "r:") as tar:
             index, codes, end = 0, None, 0
             for member in tar:
+                if stop is not None and index >= stop:
+                    return
                 tar.members.clear()  # type: ignore[attr-defined]
                 end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
                 file = tar.extractfile(member)
                 if file is None:
                     raise FormatError(f"{path}: {member.name!r} is no file.")
+                if index < start:
+                    index += not member.name.endswith(".npy")
+                    continue
                 if member.name.endswith(".npy"):
                     codes = file.read()
                     continue

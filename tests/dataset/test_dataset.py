@@ -9,6 +9,7 @@ from encodec_fast.dataset import run
 from encodec_fast.dataset.encoding import ClipEncoder
 from encodec_fast.dataset.failures import read_failures
 from encodec_fast.dataset.ledger import Ledger
+from encodec_fast.formats import FORMATS
 from encodec_fast.formats.folder import load_codes, read_ids, shard_paths
 from support.corpora import CHUNKED, LENGTHS, RATE, SMALL, content, put_clip, put_corpus, put_mixed, small_model, tokenize
 from support.models import pair, small_config
@@ -59,7 +60,7 @@ def test_long_clips_run_in_pieces_and_give_the_same_rows(corpus, models, tmp_pat
     assert content(tmp_path / "whole") == content(tmp_path / "pieces")
 
 
-@pytest.mark.parametrize("format", ["parquet", "webdataset", "npy"])
+@pytest.mark.parametrize("format", FORMATS)
 def test_every_format_holds_the_same_rows(corpus, model, tmp_path, format):
     tokenize(model, [corpus], tmp_path / format, format=format, rows_per_shard=3, batch_seconds=1.0)
     tokenize(model, [corpus], tmp_path / "whole")

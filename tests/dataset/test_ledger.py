@@ -15,7 +15,7 @@ from encodec_fast.dataset.failures import read_failures
 from encodec_fast.dataset.ledger import FOLDER, Ledger, LedgerError
 from encodec_fast.dataset.records import Record, _runs, checked_line
 from encodec_fast.dataset.schedule import write_schedule
-from encodec_fast.formats import ClipFailure, FormatError, npy
+from encodec_fast.formats import FORMATS, ClipFailure, FormatError, npy
 from encodec_fast.formats.folder import load_codes, shard_paths
 from support.corpora import SMALL, content, put_clip, put_mixed, small_model, tokenize
 from support.models import pair, small_config
@@ -237,7 +237,7 @@ def test_a_file_that_came_while_the_shard_was_written_is_not_replaced(corpus, mo
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-@pytest.mark.parametrize("format", ["parquet", "npy", "webdataset"])
+@pytest.mark.parametrize("format", FORMATS)
 def test_a_file_under_the_name_of_a_shard_that_was_only_begun_is_kept(corpus, model, tmp_path, format, overwrite):
     out = tmp_path / "codes"
     tokenize(model, [corpus], out, format=format, limit=1)
@@ -309,7 +309,7 @@ def test_a_forged_list_of_removals_reaches_nothing_outside_the_folder(tmp_path):
     assert (tmp_path / "victim").read_text() == "mine"
 
 
-@pytest.mark.parametrize("format", ["parquet", "npy", "webdataset"])
+@pytest.mark.parametrize("format", FORMATS)
 def test_links_under_the_names_that_a_run_writes_are_not_followed(corpus, model, tmp_path, format):
     out, victim = tmp_path / "codes", tmp_path / "victim"
     victim.write_text("mine")
@@ -342,7 +342,7 @@ def test_a_folder_of_the_run_that_is_a_link_is_refused(tmp_path):
         pass
 
 
-@pytest.mark.parametrize("format", ["parquet", "npy", "webdataset"])
+@pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("damage", ["gone", "cut", "longer", "empty"])
 def test_a_shard_that_is_gone_or_cut_is_made_again(corpus, model, tmp_path, format, damage):
     steps = {"format": format, "rows_per_shard": 3, "batch_seconds": 2.0}
@@ -358,7 +358,7 @@ def test_a_shard_that_is_gone_or_cut_is_made_again(corpus, model, tmp_path, form
     assert tokenize(model, [corpus], out, **steps).clips == 0
 
 
-@pytest.mark.parametrize("format", ["parquet", "npy", "webdataset"])
+@pytest.mark.parametrize("format", FORMATS)
 def test_check_finds_a_bit_that_flipped_anywhere_in_a_shard(corpus, model, tmp_path, format):
     steps = {"format": format, "batch_seconds": 2.0}
     out = tmp_path / "codes"

@@ -8,11 +8,10 @@ import pytest
 
 from encodec_fast.dataset.failures import read_failures
 from encodec_fast.dataset.ledger import FOLDER, LedgerError
+from encodec_fast.formats import FORMATS
 from encodec_fast.formats.folder import load_codes
 from support.corpora import content, put_clip, put_mixed, small_model, tokenize
 from support.rows import pack
-
-FORMATS = ("parquet", "webdataset", "npy")
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ import torch
 
 from encodec_fast.dataset.failures import read_failures
 from encodec_fast.dataset.ledger import FOLDER, Ledger, LedgerError
+from encodec_fast.formats import FORMATS
 from encodec_fast.formats.folder import shard_paths
 from support.corpora import content, put_corpus, small_model, tokenize
 
@@ -174,7 +175,7 @@ def small_disk(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux" or shutil.which("mount") is None, reason="needs Linux's mount")
-@pytest.mark.parametrize("format", ["parquet", "npy", "webdataset"])
+@pytest.mark.parametrize("format", FORMATS)
 def test_a_full_disk_stops_the_run_and_more_space_lets_it_end_as_if_nothing_had_been(model, corpus, uninterrupted, small_disk, format):
     out = small_disk / "codes"
     with pytest.raises(OSError, match="No space left"):

@@ -9,7 +9,7 @@ import pytest
 from encodec_fast import cli
 from encodec_fast.dataset import statistics
 from encodec_fast.dataset.statistics import LengthRange, folder_statistics, spread
-from encodec_fast.formats import FormatError
+from encodec_fast.formats import FORMATS, FormatError
 from support.corpora import RATE, put_mixed, small_model, tokenize
 from support.rows import INFO, row, write
 
@@ -52,7 +52,7 @@ def test_a_code_that_no_codebook_has_is_an_error_that_names_its_clip(tmp_path):
         folder_statistics(tmp_path)
 
 
-@pytest.mark.parametrize("format", ["parquet", "webdataset", "npy"])
+@pytest.mark.parametrize("format", FORMATS)
 def test_totals_are_those_of_the_rows_and_files(tmp_path, format):
     rows = [row(0, shape=(1, 8, 75)), dataclasses.replace(row(1, shape=(1, 8, 150)), num_samples=96_000)]
     write(tmp_path, rows, format=format)

@@ -20,11 +20,10 @@ from encodec_fast.dataset.columns import chosen_columns, column_types, stored_na
 from encodec_fast.dataset.ledger import FOLDER, LedgerError
 from encodec_fast.dataset.options import TokenizeOptions
 from encodec_fast.dataset.tokenize import preview
-from encodec_fast.formats import COLUMN_TYPES, ROW_FIELDS
+from encodec_fast.formats import COLUMN_TYPES, FORMATS, ROW_FIELDS
 from encodec_fast.formats.folder import load_codes, read_info
 from support.corpora import BANDWIDTH, put_three, small_model, tokenize
 
-FORMATS = ("parquet", "webdataset", "npy")
 RECORDS = {
     "a": {"text": "é", "age": 3, "snr": 2.0, "good": True, "duration": None, "codes": "theirs"},
     "b": {"text": None, "age": 2**60, "snr": 2, "good": None, "duration": None, "codes": "theirs"},

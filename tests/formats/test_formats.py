@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import os
+import re
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -13,9 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import encodec_fast
+from encodec_fast import formats
 from encodec_fast.formats import FORMATS, ClipRow, Format, FormatError, format_module, npy, parquet
 from encodec_fast.formats.atomic import AtomicFile, temporary_of, write_atomically
-from encodec_fast.formats.folder import load_codes, read_ids, read_info, read_rows, shard_paths
+from encodec_fast.formats.folder import count_rows, load_codes, read_ids, read_info, read_rows, shard_paths
 from encodec_fast.formats.packing import code_bits, unpack_codes
 from support.rows import INFO, KINDS, pack_codes, row, write
 
@@ -248,8 +251,37 @@ def test_every_format_in_the_table_has_its_parts():
         module = format_module(name)
         parts = {part for part in vars(Format) if not part.startswith("_")} | {*Format.__annotations__}
         assert {"SUFFIX", "SIDE_FOLDERS", "Shard", "read_rows", "side_files"} < parts and all(hasattr(module, part) for part in parts)
-    with pytest.raises(ValueError, match="format is 'mp3'; allowed are parquet, webdataset, npy"):
+    with pytest.raises(ValueError, match=f"format is 'mp3'; allowed are {', '.join(FORMATS)}"):
         format_module("mp3")
+
+
+@pytest.mark.parametrize("format, packed", KINDS)
+def test_a_range_of_rows_is_that_of_all_rows(tmp_path, format, packed, monkeypatch):
+    monkeypatch.setattr(parquet, "ROW_GROUP_BYTES", 2400)  # two rows
+    path = write(tmp_path, [row(index) for index in range(7)], format, packed)
+    whole = [each.id for each in read_rows(path)]
+    assert count_rows(path) == len(whole) == 7
+    for start in range(9):
+        for stop in (*range(9), None):
+            assert [each.id for each in read_rows(path, start, stop)] == whole[start:stop]
+
+
+def test_a_damaged_row_has_its_number_in_the_shard(tmp_path, monkeypatch):
+    monkeypatch.setattr(parquet, "ROW_GROUP_BYTES", 2400)
+    path = write(tmp_path, [row(index) for index in range(7)])
+    groups = [pq.ParquetFile(path).read_row_group(group) for group in range(4)]
+    groups[2] = groups[2].set_column(0, "id", pa.array([None, "x"]))
+    with pq.ParquetWriter(path, groups[0].schema.set(0, pa.field("id", pa.string()))) as writer:
+        for group in groups:
+            writer.write_table(group.cast(writer.schema))
+    assert [each.id for each in read_rows(path)][4] == "part-00000000.parquet#4"
+    assert [each.id for each in read_rows(path, 4, 6)] == ["part-00000000.parquet#4", "x"]
+
+
+def test_every_format_in_the_table_is_checked_by_mypy():
+    source = Path(formats.__file__).read_text()
+    checked = re.search(r"_MODULES: tuple\[Format, \.\.\.\] = \((.*)\)", source)
+    assert checked is not None and set(checked[1].replace(" ", "").strip(",").split(",")) == {*FORMATS}
 
 
 # Atomic files

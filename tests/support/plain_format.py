@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +41,9 @@ class Shard:
         self._atomic.file.write(json.dumps(record).encode() + b"\n")
 
 
-def read_rows(path: Path) -> Iterator[ClipRow | ClipFailure]:
+def read_rows(path: Path, start: int = 0, stop: int | None = None) -> Iterator[ClipRow | ClipFailure]:
     dtype = read_shard_info(path).code_dtype
-    for index, line in enumerate(_lines(path)[1:]):
+    for index, line in islice(enumerate(_lines(path)[1:]), start, stop):
         record: Any = None
         try:
             record = json.loads(line)

@@ -4,11 +4,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from encodec_fast.formats import ClipRow, DatasetInfo, format_module
+from encodec_fast.formats import FORMATS, ClipRow, DatasetInfo, format_module
 from encodec_fast.formats.packing import code_bits
 
 INFO = DatasetInfo("model", "ab" * 32, 1024, "torch", {"torch": "2"}, {"bandwidth": 6.0, "sources": ["é"]})
-KINDS = [("parquet", False), ("parquet", True), ("webdataset", False), ("npy", False)]
+# Name of a format, and whether its codes are packed, as earlier versions could have them.
+KINDS = [*((format, False) for format in FORMATS), ("parquet", True)]
 
 
 def row(index: int, shape=(1, 8, 75), scales=False, size=1024) -> ClipRow:

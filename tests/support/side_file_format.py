@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +58,9 @@ class Shard:
         self._atomic.discard()
 
 
-def read_rows(path: Path) -> Iterator[ClipRow | ClipFailure]:
+def read_rows(path: Path, start: int = 0, stop: int | None = None) -> Iterator[ClipRow | ClipFailure]:
     dtype = read_shard_info(path).code_dtype
-    for index, record in enumerate(_records(path)):
+    for index, record in islice(enumerate(_records(path)), start, stop):
         try:
             codes = np.frombuffer(inside(path.parent, record["bytes"]).read_bytes(), dtype)
             yield record_row(record, codes.reshape(shape_of(record)), read_shard_info(path))
