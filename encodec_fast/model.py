@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,6 +19,7 @@ from encodec_fast.plan import Plan
 from encodec_fast.plan.geometry import chunks_of, encoded_length
 from encodec_fast.plan.reader import read_plan
 from encodec_fast.plan.weights import forget
+from encodec_fast.sample_formats import float_samples, sample_scale
 from encodec_fast.serving import compiled, modules
 from encodec_fast.serving.clips import Coded, decode_clips, encode_clips, levels_of
 from encodec_fast.serving.functions import overlap_add
@@ -225,14 +227,18 @@ class EncodecModel(hf.EncodecModel):
         return hf.EncodecModel.decode(chunks.DecodeWalk(self), *args, **kwargs)
 
     @torch.no_grad()
-    def encode_batch(self, waveforms: Sequence[Tensor], bandwidth: float | None = None) -> list[EncodedClip]:
+    def encode_batch(self, waveforms: Sequence[Tensor | np.ndarray], bandwidth: float | None = None) -> list[EncodedClip]:
         """Returns the codes of clips of any lengths, each what `encode` gives for that clip alone.
 
-        waveforms: [C, T] each, or [T] for a mono model; moved to the model's device and dtype.  bandwidth: kbps, None for the lowest.
+        waveforms: [C, T] each, or [T] for a mono model, tensors or arrays; moved to the model's device and dtype. Integers of 8, 16 and
+        32 bits are scaled to +-1.0.  bandwidth: kbps, None for the lowest.
         Clips and chunks of one length run together, nothing is padded. Bits are independent of the batch where the backend promises it
         (`explain` says which does); on the torch backend they may differ as between any two batch sizes.
-        Raises ValueError for a bandwidth the model lacks, an empty clip or a clip of the wrong number of channels.
+        Raises ValueError for a bandwidth the model lacks, an empty clip or a clip of the wrong number of channels; TypeError for other
+        numbers, such as int64 and complex ones, and for what is no array.
         """
+        if getattr(waveforms, "ndim", 2) < 2:
+            raise TypeError(f"waveforms is one clip of shape {list(waveforms.shape)}; give a list of clips.")  # type: ignore[attr-defined]
         bandwidth = known_bandwidth(self.config, bandwidth)
         whole = [self._clip(waveform, index) for index, waveform in enumerate(waveforms)]
         if not whole:
@@ -261,12 +267,18 @@ class EncodecModel(hf.EncodecModel):
             waveforms.append(audio[0][0, :, : clip.num_samples])
         return waveforms
 
-    def _clip(self, waveform: Tensor, index: int) -> Tensor:
-        channels = self.config.audio_channels
+    def _clip(self, waveform: Tensor | np.ndarray, index: int) -> Tensor:
+        channels, name = self.config.audio_channels, f"waveforms[{index}]"
+        if isinstance(waveform, np.ndarray):
+            sample_scale(waveform.dtype.name, name)  # torch has no words for some of numpy's dtypes
+            waveform = torch.as_tensor(waveform)
+        if not isinstance(waveform, Tensor):
+            raise TypeError(f"{name} is a {type(waveform).__name__}; a tensor or array of samples is needed.")
         clip = waveform[None] if waveform.dim() == 1 else waveform
         if clip.dim() != 2 or clip.shape[0] != channels or clip.shape[1] == 0:
-            raise ValueError(f"waveforms[{index}] has shape {list(waveform.shape)}, not [{channels}, T] with T > 0.")
-        return clip.to(self.device, self.dtype)
+            turned = " Channels come first: transpose it." if clip.dim() == 2 and clip.shape[1] == channels else ""
+            raise ValueError(f"{name} has shape {list(waveform.shape)}, not [{channels}, T] with T > 0.{turned}")
+        return float_samples(clip, name, self.device, self.dtype)
 
 
 def _joined(coded: list[Coded], num_samples: int) -> EncodedClip:

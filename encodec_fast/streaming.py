@@ -23,6 +23,7 @@ from torch import Tensor
 from encodec_fast.model import EncodecModel, known_bandwidth
 from encodec_fast.plan import Network
 from encodec_fast.plan.weights import fingerprint
+from encodec_fast.sample_formats import float_samples
 from encodec_fast.serving.clips import levels_of
 from encodec_fast.serving.prepared import PreparedCodec
 from encodec_fast.serving.route import route_stream
@@ -198,7 +199,8 @@ class StreamingEncoder(_Streams):
         channels = self.model.config.audio_channels
         nothing = torch.empty(channels, 0, dtype=self.network.dtype, device=self.network.device)
         given = self._per_stream("samples", samples, isinstance(samples, Tensor) and samples.dim() <= 2, nothing)
-        pieces = [piece.to(self.network.device, self.network.dtype) for piece in given]
+        network = self.network
+        pieces = [float_samples(piece, f"samples of stream {index}", network.device, network.dtype) for index, piece in enumerate(given)]
         if channels == 1:
             pieces = [piece[None] if piece.dim() == 1 else piece for piece in pieces]
         for index, piece in enumerate(pieces):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import inspect
 
+import numpy as np
 import pytest
 import torch
 import transformers
 from torch import nn
 
 import encodec_fast
-from encodec_fast import use_backend
+from encodec_fast import encode_pieces, use_backend
 from encodec_fast.serving import request
 from support.models import assert_same_codes, audio_like, config_48khz, is_error, ours_like, outcome, pair, small_config
 
@@ -316,6 +317,51 @@ def test_a_decoded_clip_is_what_decode_gives(models, chunked_models):
         with torch.no_grad():
             expected = model.decode(encoded.codes[:, None], scales).audio_values[0, :, :47_000]
         torch.testing.assert_close(model.decode_batch([encoded])[0], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16, torch.int32])
+def test_integer_samples_are_those_of_a_wav_file(models, dtype):
+    """Full scale is +-1.0, as libsndfile reads them."""
+    model, info = models[1], torch.iinfo(dtype)
+    silence = 128 if dtype == torch.uint8 else 0
+    full_scale = 2 ** (info.bits - 1)
+    clip = (audio_like(1, 1, 2000, 3)[0] * 0.9 * full_scale + silence).round().clamp(info.min, info.max).to(dtype)
+    floats = ((clip.double() - silence) / full_scale).float()
+    expected = model.encode_batch([floats], 4.8)[0].codes
+    for given in (clip, clip[0], clip.numpy()):
+        assert torch.equal(model.encode_batch([given], 4.8)[0].codes, expected)
+    assert torch.equal(torch.cat(list(encode_pieces(model, clip.split(700, dim=1), 4.8)), -1), expected[0])
+    # what was found: as they are, integers are a clip that only clips
+    assert not torch.equal(model.encode_batch([clip.float()], 4.8)[0].codes, expected)
+
+
+@pytest.mark.parametrize(
+    ("clip", "words"),
+    [
+        (torch.zeros(1, 100, dtype=torch.int64), r"waveforms\[0\] is int64; floats with full scale 1.0 are needed, or integers of int8"),
+        (torch.zeros(1, 100, dtype=torch.complex64), r"waveforms\[0\] is complex64"),
+        (torch.zeros(1, 100, dtype=torch.bool), r"waveforms\[0\] is bool"),
+        (np.zeros(100, np.uint16), r"waveforms\[0\] is uint16"),
+        ([0.0, 0.1], r"waveforms\[0\] is a list; a tensor or array"),
+        ("a.wav", r"waveforms\[0\] is a str"),
+    ],
+)
+def test_what_is_no_audio_is_refused_by_its_type(models, clip, words):
+    with pytest.raises(TypeError, match=words):
+        models[1].encode_batch([clip], 4.8)
+
+
+def test_one_clip_in_the_place_of_a_list_is_refused(models):
+    with pytest.raises(TypeError, match=r"waveforms is one clip of shape \[100\]; give a list of clips"):
+        models[1].encode_batch(torch.zeros(100), 4.8)
+    with pytest.raises(TypeError, match="samples of stream 0 is complex64"):
+        list(encode_pieces(models[1], [torch.zeros(1, 100, dtype=torch.complex64)], 4.8))
+
+
+def test_channels_that_come_last_are_refused_with_the_remedy(models, chunked_models):
+    for _, model in (models, chunked_models):
+        with pytest.raises(ValueError, match="Channels come first: transpose it"):
+            model.encode_batch([torch.zeros(500, model.config.audio_channels)], 4.8)
 
 
 BAD_BATCHES = {

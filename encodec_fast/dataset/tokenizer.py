@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,10 @@ from encodec_fast.dataset.encoding import ClipEncoder
 from encodec_fast.dataset.options import BATCH_SECONDS
 from encodec_fast.dataset.schedule import batches
 from encodec_fast.formats import ClipFailure, ClipRow
+from encodec_fast.sample_formats import sample_scale
+
+# A shape with more of them in front is one whose channels come last.
+MOST_CHANNELS = 8
 
 
 class EncodecTokenizer:
@@ -25,7 +30,7 @@ class EncodecTokenizer:
 
     pretrained_model_name_or_path: as load_model takes it.  bandwidth: kbps.
     audio_column: holds, per row, a file's path or URL, or its bytes; or samples as an array [T] or [C, T], at the rate in the column
-    `sampling_rate`; or what datasets' Audio feature gives, decoded or not.
+    `sampling_rate`; or what datasets' Audio feature gives, decoded or not. Integers of 8, 16 and 32 bits are scaled to +-1.0.
     batch_seconds: audio per call of the model.  device, backend: see load_model and use_backend.
     keep_audio: leaves the audio column in the result.
     """
@@ -66,11 +71,17 @@ class EncodecTokenizer:
         `num_samples` and `last_frame_pad_length`. Where the audio can't be used, `codes` is empty and `error` says why.
 
         `np.array(row["codes"]).reshape(row["codes_shape"])` is what EncodecModel gives for that row alone.
+        A single row, as `map` without `batched=True` gives it, comes back as a row.
         Raises KeyError if the audio column is missing.
         """
         if self.audio_column not in batch:
             raise KeyError(f"no column {self.audio_column!r} among {', '.join(batch)}; give audio_column=.")
         audio = batch[self.audio_column]
+        if _is_one_row(audio, batch.get("sampling_rate")):
+            rate = {"sampling_rate": [batch["sampling_rate"]]} if "sampling_rate" in batch else {}
+            found = self({self.audio_column: [audio], **rate})
+            kept = {name: value for name, value in batch.items() if self.keep_audio or name != self.audio_column}
+            return {**kept, **{name: values[0] for name, values in found.items() if name not in batch}}
         rates = batch.get("sampling_rate", [None] * len(audio))
         clips = [self._clip(index, cell, rate) for index, (cell, rate) in enumerate(zip(audio, rates, strict=True))]
         rows = self._rows(clips)
@@ -104,10 +115,11 @@ class EncodecTokenizer:
         elif isinstance(cell, Mapping):
             cell = cell.get("bytes") or cell.get("path")
         try:
-            if isinstance(cell, str | bytes):
-                samples, info = read_audio(
-                    cell, config.sampling_rate, config.audio_channels, name=task.path if isinstance(cell, bytes) else None
-                )
+            if isinstance(cell, bytearray | memoryview):
+                cell = bytes(cell)
+            if isinstance(cell, str | bytes | os.PathLike):
+                named = task.path if isinstance(cell, bytes) else None
+                samples, info = read_audio(cell, config.sampling_rate, config.audio_channels, name=named)
                 return Clip(task, samples, info.sampling_rate)
             return Clip(task, _samples(cell, rate, config), int(rate or config.sampling_rate))
         except AudioError as error:
@@ -116,11 +128,28 @@ class EncodecTokenizer:
             return f"the audio can't be used ({error})."
 
 
+def _is_one_row(audio: Any, rate: Any) -> bool:
+    """Tells whether a column's value is the audio of one row, and not a list of those of several."""
+    if isinstance(rate, int | float | np.number):
+        return True
+    if isinstance(audio, Mapping | str | bytes | bytearray | memoryview | os.PathLike) or hasattr(audio, "get_all_samples"):
+        return True
+    if hasattr(audio, "__array__"):
+        values = np.asarray(audio)
+        return values.ndim == 1 and values.dtype.kind in "iufcb"
+    return isinstance(audio, Sequence) and len(audio) > 0 and isinstance(audio[0], int | float | np.number)
+
+
 def _samples(cell: Any, rate: Any, config: Any) -> np.ndarray:
-    samples = np.asarray(cell, np.float32)
+    # torch's tensors and lists of numbers too; numbers of Python are floats
+    given = np.asarray(cell) if hasattr(cell, "dtype") or hasattr(cell, "__array__") else np.asarray(cell, np.float32)
+    scale = sample_scale(given.dtype.name, "samples")
+    samples = given.astype(np.float32, copy=False) if scale is None else (given.astype(np.float32) - scale[0]) / np.float32(scale[1])
     samples = samples[None] if samples.ndim == 1 else samples
     if samples.ndim != 2 or not samples.shape[1]:
         raise ValueError(f"samples of shape {list(samples.shape)}; [T] or [C, T] is needed, T > 0")
+    if samples.shape[0] > MOST_CHANNELS >= samples.shape[1]:
+        raise ValueError(f"samples of shape {list(samples.shape)}; channels come first, so transpose them")
     if rate is None:
         raise ValueError("samples without a sampling_rate")
     if not np.isfinite(samples).all():
