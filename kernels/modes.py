@@ -13,7 +13,12 @@ class _Mode(str, Enum):
 
 
 class Activation(_Mode):
-    """What a layer applies to its input. A new one is a branch in `activate`, `activate_ref`, and in each other backend."""
+    """What a layer applies to its input; 0 for 0, for rows of padding are activated like any other.
+
+    A new one needs: its functions in `activation.py` and `encodec_fast/backends/torch_backend.py`, `_read_activation` in
+    `encodec_fast/plan/reader.py`, a number in `cpu/library.py`, and what `cpu/README.md` says of the engine. Each place refuses one
+    that it lacks.
+    """
 
     NONE = "none"
     ELU = "elu"

@@ -1,6 +1,12 @@
 """Tiles that compile without spilling on every listed architecture.
 
-For sm_90 they are the fastest by `bench/aot.py`; none is timed on a device yet. `tests/aot` compiles every row.
+For sm_90 they are the fastest by `bench/aot.py`; none is timed on a device yet. `tests/aot` compiles every row whose mode its architecture
+runs in. A block may ask for 99 KiB of shared memory on sm_89 and sm_120; for 163 on sm_80; for 227 on sm_90. These are `SHARED_LIMITS` in
+`bench/projection/compile_ahead.py`.
+
+A new architecture: its rows here, where "any" does not serve it; its limit in `SHARED_LIMITS`; its line in `ARCHS` of
+`tests/aot/test_resources.py`. For projected times, also its rates: `GPUS` in `bench/projection/hardware.py`; `PEAKS` in
+`bench/bench_lib/roofline.py`. What was tried goes into `bench/NOTES.md`; other candidates go into `OTHERS` of `bench/gpu/variants.py`.
 """
 
 from __future__ import annotations
@@ -80,7 +86,7 @@ TABLE = {
     Key("any", "residual", SPLIT, 64): Tile(64, 64, num_warps=4, num_stages=2),
     Key("any", "residual", SPLIT, 128): Tile(64, 128, num_warps=8, num_stages=1),
     Key("any", "residual", SPLIT, 256): Tile(32, 64, num_warps=8, num_stages=1),
-    # takes 160 KiB of shared memory
+    # the next row takes 160 KiB of shared memory
     Key("sm_80", "residual", SPLIT, 256): Tile(32, 128, num_warps=8, num_stages=1),
     Key("sm_90", "residual", SPLIT, 64): Tile(128, 64, num_warps=4, num_stages=2),
     Key("sm_90", "residual", SPLIT, 128): Tile(128, 128, num_warps=8, num_stages=2),

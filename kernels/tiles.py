@@ -1,6 +1,7 @@
 """Which tile each kernel runs with: one checked-in table, and a heuristic for what the table does not name.
 
-Nothing is tuned at run time. A tile sets the order of summation, so tiles chosen by timing would change codes from run to run.
+Nothing is tuned at run time. A sum goes in steps of `product.DEPTH` whatever the tile. But a tile may set the order of
+others, as on the matrix cores of AMD. So tiles chosen by timing could change codes from run to run.
 A choice depends on the architecture, the kernel, the mode and the layer's width.
 It never depends on the batch or the length.
 Only `rvq_encode` has two rows, for few and for many frames.
@@ -24,7 +25,7 @@ MIN_BLOCK = 16
 
 _OLD_COMPILER = tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 6)
 
-# Absent from the table: registers, shared memory and instructions equal those of another architecture.
+# Absent from the table, and served by the rows of the other: registers, shared memory and instructions equal those of another architecture.
 ALIKE = {"sm_86": "sm_89", "sm_103": "sm_100", "sm_121": "sm_120"}
 
 

@@ -150,13 +150,16 @@ def _compiled(launches: list[Any], arch: str) -> Row:
 
     results = compile_ahead.compile_all(launches, arch)
     failed = sorted({f"{launch.name}: {made}" for launch, made in zip(launches, results, strict=True) if isinstance(made, Exception)})
+    # a tile that spills, or asks for more memory than there is, runs nowhere
     made = list({id(result): result for result in results if isinstance(result, compile_ahead.Resources)}.values())
     limit = compile_ahead.SHARED_LIMITS.get(arch)
+    spilled = sum(resources.stack > 0 for resources in made)
+    over = sum(limit is not None and resources.shared > limit for resources in made)
     return {
         "kernels": len({id(result) for result in results}),
         "failed_kernels": failed,
-        "spilled": sum(resources.stack > 0 for resources in made),
-        "over_shared_memory": sum(limit is not None and resources.shared > limit for resources in made),
+        "spilled": spilled,
+        "over_shared_memory": over,
         "longest_s": max((resources.seconds for resources in made), default=0.0),
-        "passed": not failed,
+        "passed": not failed and not spilled and not over,
     }

@@ -9,7 +9,7 @@ The libraries below choose their order of summation by shape: bits may differ be
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -73,15 +73,19 @@ class _Step(Protocol):
     def reachable(self, state: Any) -> bool: ...
 
 
+# Of each activation: what returns it of a tensor, and what writes it into another.
+_ACTIVATIONS: dict[Activation, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], object]]] = {
+    Activation.NONE: (lambda x: x, lambda x, out: out.copy_(x)),
+    Activation.ELU: (F.elu, lambda x, out: torch.ops.aten.elu.out(x, out=out)),
+}
+
+
 def _activated(x: Tensor, activation: Activation) -> Tensor:
-    return F.elu(x) if activation == Activation.ELU else x
+    return _ACTIVATIONS[activation][0](x)
 
 
 def _activate(x: Tensor, out: Tensor, activation: Activation) -> None:
-    if activation == Activation.ELU:
-        torch.ops.aten.elu.out(x, out=out)
-    else:
-        out.copy_(x)
+    _ACTIVATIONS[activation][1](x, out)
 
 
 class _ConvStep:

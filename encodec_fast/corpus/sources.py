@@ -46,7 +46,7 @@ def find_tasks(
     """Returns a task per clip of the sources, ids unique, sorted by id.
 
     sources: audio files, manifests (.tsv .csv .jsonl .json, Kaldi's .scp), tar shards, Parquet and Arrow tables; folders and patterns
-    of them. A folder is searched for audio files; for tar shards and tables if it holds none.
+    of them. A folder is searched for audio files, tar shards and tables; what else lies there, tables without audio too, is left out.
     left_out: gets, by suffix, how many files of the folders are none of that by their names.
     columns: of tables, that go with the clips; None: all that hold scalars. Those of manifests do anyway.
     Of several clips with one id, the later ones get ~2, ~3, ... after it, in the order of what they are.

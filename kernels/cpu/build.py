@@ -24,6 +24,7 @@ FLAGS = (
     "-pthread",
     "-Wall",
     "-Wextra",
+    "-Werror=switch",  # an activation without its case would write nothing
     "-Wno-psabi",
 )
 COMMON = (

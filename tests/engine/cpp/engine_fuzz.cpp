@@ -95,7 +95,7 @@ void check_batch(const encodec_program* program, const Recipe& recipe, const std
     }
 }
 
-// Every cut of time at random: not at all, as rarely as can be, or as usual.
+// Every cut of time at random: as usual (0), as often as can be, at some bound, or as rarely as can be.
 void set_cuts(Random& random, bool usual) {
   for (const char* name : {"clips", "piece", "wave", "task", "lstm_clips", "lstm_rows", "lstm_steps", "tile", "block"}) {
     const int64_t bounds[] = {0, 1, random.between(1, 5000), int64_t{1} << 32};
