@@ -10,17 +10,26 @@ Measured values are rounded to float16, which hides differences in the last bits
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import os
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import EncodecConfig
 
 from encodec_fast.audio import read_audio
 from encodec_fast.model import EncodecModel
+from encodec_fast.plan.weights import weights_sha256
 from encodec_fast.serving.request import use_backend
+from encodec_fast.user_cache import cache_folder
 
 SEED = 20220
 # Frames that each codebook is fitted on, 24 s at 75 Hz.
@@ -36,6 +45,9 @@ PRIOR_FRAMES = 8
 ENTRY_ENERGY = 0.1
 KMEANS_STEPS = 2
 OUTPUT_RMS = 0.1
+
+# In the metadata of a stored model.
+_DIGEST = "weights_sha256"
 
 DEMO_MODELS = {
     "demo": "EnCodec 24 kHz mono, untrained",
@@ -64,10 +76,50 @@ def demo_config(name: str) -> EncodecConfig:
 def demo_model(name: str = "demo") -> EncodecModel:
     """Returns the built-in model of that name on the CPU, in float32 and eval mode. Untrained: its audio is not for listening.
 
-    Takes a few seconds; preserves torch's global random state.
+    Takes half a minute of a core the first time, and is then read from the user's cache. Preserves torch's global random state.
     """
     config = demo_config(name)
-    return drawn_model(config, fitting_audio(config))
+    path = cache_folder() / f"{name}-{_recipe()}.safetensors"
+    if (model := _stored_model(config, path)) is None:
+        model = drawn_model(config, fitting_audio(config))
+        _store(model, path)
+    return model
+
+
+def _recipe() -> str:
+    """Returns what names the weights that this file and these libraries make."""
+    versions = f"{torch.__version__} {transformers.__version__}"
+    return hashlib.sha256(Path(__file__).read_bytes() + versions.encode()).hexdigest()[:16]
+
+
+def _stored_model(config: EncodecConfig, path: Path) -> EncodecModel | None:
+    """Returns the model whose weights are in the file; None where there is none, or it is damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            weights = {name: file.get_tensor(name) for name in file.keys()}
+            expected = (file.metadata() or {}).get(_DIGEST)
+    except (OSError, SafetensorError):
+        return None
+    with torch.random.fork_rng(devices=[]):
+        model = EncodecModel(config).eval()
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError:
+        return None
+    return model if weights_sha256(model) == expected else None
+
+
+def _store(model: EncodecModel, path: Path) -> None:
+    """Writes the model's weights to the file; does without where that can't be."""
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(weights, temporary, {_DIGEST: weights_sha256(model)})
+        os.replace(temporary, path)
+    except (OSError, SafetensorError):
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def drawn_model(config: EncodecConfig, audio: Tensor) -> EncodecModel:

@@ -1,8 +1,11 @@
 """Stops the run where kernels/ would shadow Hugging Face's package of that name; lets Ctrl-C and hangups through; hypothesis profiles."""
 
+import getpass
 import importlib.util
+import os
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 from hypothesis import settings
@@ -22,6 +25,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+# The built-in models are made once for all processes of all runs, and never in the user's own cache.
+os.environ.setdefault("ENCODEC_FAST_CACHE", str(Path(tempfile.gettempdir()) / f"encodec_fast-tests-{getpass.getuser()}"))
 
 # `pytest --hypothesis-profile=thorough --hypothesis-seed=1 tests/test_model_configs.py` is the run whose figures are quoted.
 settings.register_profile("default", max_examples=50, deadline=None)

@@ -1,5 +1,6 @@
 """The built-in models: real architectures, used codebooks, the same weights everywhere; and the bundled clips."""
 
+import shutil
 import subprocess
 import sys
 
@@ -80,17 +81,53 @@ def test_the_weights_do_not_depend_on_the_number_of_threads():
     assert small_demo(1)[0] == small_demo(2)[0]
 
 
-def test_a_demo_model_is_the_same_each_time_and_leaves_the_random_state_alone(monkeypatch):
-    # the whole way, on an architecture that takes a second less than the real ones
-    tiny = small_config(num_filters=4, sampling_rate=24_000, upsampling_ratios=[8, 5, 4, 2], target_bandwidths=[3.0])
-    monkeypatch.setattr("encodec_fast.demo.demo_config", lambda name: tiny)
+@pytest.fixture
+def tiny(monkeypatch, tmp_path):
+    """The whole way, on an architecture that takes a second less than the real ones; gives the cache, which is empty."""
+    config = small_config(num_filters=4, sampling_rate=24_000, upsampling_ratios=[8, 5, 4, 2], target_bandwidths=[3.0])
+    monkeypatch.setattr("encodec_fast.demo.demo_config", lambda name: config)
+    monkeypatch.setenv("ENCODEC_FAST_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_a_demo_model_is_the_same_each_time_and_leaves_the_random_state_alone(tiny):
     torch.manual_seed(5)
+    expected = torch.rand(1)
+    models = []
+    for cached in (False, True, False):
+        if not cached:
+            shutil.rmtree(tiny, ignore_errors=True)
+        torch.manual_seed(5)
+        models.append(demo_model("demo"))
+        assert torch.equal(torch.rand(1), expected)
+    assert len({weights_sha256(model) for model in models}) == 1
+    assert all(not model.training and model.dtype == torch.float32 for model in models)
+
+
+def test_a_demo_model_is_made_once_and_then_read(tiny, monkeypatch):
     first = demo_model("demo")
-    drawn = torch.rand(1)
-    torch.manual_seed(5)
-    assert torch.equal(torch.rand(1), drawn)
+    (path,) = tiny.iterdir()
+    monkeypatch.setattr("encodec_fast.demo.drawn_model", None)
     assert weights_sha256(demo_model("demo")) == weights_sha256(first)
-    assert not first.training and first.dtype == torch.float32
+    monkeypatch.undo()
+    assert path.suffix == ".safetensors"
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "a bit"])
+def test_a_damaged_cache_is_made_anew(tiny, damage):
+    first = demo_model("demo")
+    (path,) = tiny.iterdir()
+    data = bytearray(path.read_bytes())
+    data[-100] ^= 1
+    path.write_bytes({"cut": data[:-10], "empty": b"", "a bit": data}[damage])
+    assert weights_sha256(demo_model("demo")) == weights_sha256(first)
+    (path,) = tiny.iterdir()
+    assert bytes(data) != path.read_bytes()
+
+
+def test_without_a_place_for_the_cache_a_demo_model_is_made_each_time(tiny, monkeypatch):
+    tiny.write_text("a file where the folder would be")
+    assert demo_model("demo").dtype == torch.float32 and tiny.is_file()
 
 
 def test_the_bundled_clips_are_real_audio_under_a_megabyte():

@@ -14,7 +14,7 @@ from support.venvs import ROOT
 
 # A module imports only from layers above its own. A new module is one more name here.
 _LAYERS = [
-    {"errors", "forks", "kernels", "patterns", "processes", "sample_formats", "transformers_versions"},
+    {"errors", "forks", "kernels", "patterns", "processes", "sample_formats", "transformers_versions", "user_cache"},
     {"plan"},
     {"backends"},
     {"serving"},
@@ -28,7 +28,18 @@ _LAYERS = [
 ]
 _RANK = {name: rank for rank, layer in enumerate(_LAYERS) for name in layer}
 # These stand on their own: they import nothing of the package.
-_LEAVES = {"errors", "processes", "forks", "kernels", "transformers_versions", "audio", "formats", "patterns", "sample_formats"}
+_LEAVES = {
+    "errors",
+    "processes",
+    "forks",
+    "kernels",
+    "transformers_versions",
+    "audio",
+    "formats",
+    "patterns",
+    "sample_formats",
+    "user_cache",
+}
 # Tools that only look at codes need not load torch.
 _TORCH_FREE = {"audio", "errors", "processes", "corpus", "formats", "forks"}
 _SOURCES = sorted([*(ROOT / "encodec_fast").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")])
