@@ -112,7 +112,7 @@ def measure(copies: int, rounds: int, threads: int) -> Iterator[Row]:
             for copy in range(copies):
                 shutil.copy(clip, audio / f"{clip.stem}_{copy}.flac")
         seconds = sum(audio_info(path).duration for path in audio.glob("*.flac"))
-        tokenize = [sys.executable, "-m", "encodec_fast.cli", "tokenize", str(audio), "--out", str(ours), "--model", str(model)]
+        tokenize = [sys.executable, "-m", "encodec_fast", "tokenize", str(audio), "--out", str(ours), "--model", str(model)]
         commands = {
             "hf": [sys.executable, "-c", LOOP, str(audio), str(theirs), str(model), str(threads), str(BANDWIDTH)],
             "ours": [*tokenize, "--bandwidth", str(BANDWIDTH)],

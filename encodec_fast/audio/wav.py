@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import re
 import secrets
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
+from typing import IO, Any
 
 import numpy as np
 
@@ -61,53 +63,72 @@ WAV_SUBTYPES = ("PCM_16", "PCM_24", "FLOAT")
 _SOFTWARE = "encodec_fast"
 
 
-def write_wav(path: Path, samples: np.ndarray, sampling_rate: int, subtype: str = "PCM_16") -> None:
+def put_wav(target: Path | IO[bytes], samples: np.ndarray, sampling_rate: int, subtype: str = "PCM_16") -> None:
+    """Writes as `write_wav`, to a file or to a stream that can't be sought in, such as standard output."""
+    if isinstance(target, Path):
+        write_wav(target, samples, sampling_rate, subtype)
+        return
+    held = io.BytesIO()
+    _write(held, samples, sampling_rate, subtype, "")
+    target.write(held.getbuffer())
+
+
+def write_wav(path: Path, samples: np.ndarray, sampling_rate: int, subtype: str = "PCM_16", made_of: str = "") -> None:
     """Writes float32 [C, T] as a WAV file, whole or not at all; integer subtypes clip at full scale, +-1.0.
 
-    Raises ValueError for a subtype that is not in WAV_SUBTYPES.
+    made_of: a note in the header, which `made_of` returns.  Raises ValueError for a subtype that is not in WAV_SUBTYPES.
     """
-    import soundfile
-
-    if subtype not in WAV_SUBTYPES:
-        raise ValueError(f"subtype is {subtype!r}; allowed are {', '.join(WAV_SUBTYPES)}.")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
         # x: an existing name, even a link, is an error
-        with (
-            temporary.open("x+b") as file,
-            soundfile.SoundFile(file, "w", sampling_rate, samples.shape[0], subtype=subtype, format="WAV") as wav,
-        ):
-            wav.software = _SOFTWARE
-            wav.write(samples.T)
+        with temporary.open("x+b") as file:
+            _write(file, samples, sampling_rate, subtype, made_of)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
+def _write(file: Any, samples: np.ndarray, sampling_rate: int, subtype: str, made_of: str) -> None:
+    import soundfile
+
+    if subtype not in WAV_SUBTYPES:
+        raise ValueError(f"subtype is {subtype!r}; allowed are {', '.join(WAV_SUBTYPES)}.")
+    with soundfile.SoundFile(file, "w", sampling_rate, samples.shape[0], subtype=subtype, format="WAV") as wav:
+        wav.software = _SOFTWARE
+        if made_of:
+            wav.comment = made_of
+        wav.write(samples.T)
+
+
 def is_own_wav(path: Path) -> bool:
     """Tells by the header whether `write_wav` wrote the file; not through a link."""
+    return made_of(path) is not None
+
+
+def made_of(path: Path) -> str | None:
+    """Returns the note in the header of a file that `write_wav` wrote, "" for none; None for any other file, and for a link."""
     import soundfile
 
     if path.is_symlink() or not path.is_file():
-        return False
+        return None
     try:
         with soundfile.SoundFile(path) as wav:
-            return wav.software.startswith(_SOFTWARE)
+            return wav.comment if wav.software.startswith(_SOFTWARE) else None
     except (OSError, soundfile.LibsndfileError):
-        return False
+        return None
 
 
 def wav_targets(out: Path, ids: Sequence[str], overwrite: bool = False) -> list[Path]:
     """Returns the path of each id's WAV file in a folder.
 
-    Raises ValueError for an existing file; with overwrite, only if `write_wav` did not write it.
+    Raises ValueError for an existing file that `write_wav` did not write: none such is replaced.
     """
     targets = [out / path for path in wav_paths(ids)]
     for target in targets:
-        if os.path.lexists(target) and not overwrite:
-            raise ValueError(f"{target} exists already; choose another --out or add --overwrite.")
         if os.path.lexists(target) and not is_own_wav(target):
+            if not overwrite:
+                raise ValueError(f"{target} exists already; choose another --out or add --overwrite.")
             raise ValueError(
                 f"{target} is not replaced: it does not say that `encodec-fast decode` wrote it (an earlier version's does not); "
                 "move it, or choose another --out."

@@ -26,7 +26,13 @@ EXIT_CODES = {
     INTERRUPTED: "interrupted by Ctrl-C, SIGTERM or SIGHUP; what was finished is kept, the same command goes on",
 }
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False)
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 
 ModelOption = Annotated[
     str,

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from encodec_fast.formats import ClipFailure
 
 FAILURES_SHOWN = 20
+# Columns that the bar itself takes at least
+LEAST_BAR = 12
 # Plain output, for logs: a line at most this often
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -41,6 +43,7 @@ class _Live:
 
     def __init__(self, *columns: ProgressColumn, **task: Any):
         out = console()
+        self._width = out.width - LEAST_BAR
         self._started = self._last_line = time.perf_counter()
         self._plain = not out.is_terminal
         self._bar = Progress(BarColumn(bar_width=None), *columns, console=out, transient=True, disable=self._plain)
@@ -86,10 +89,45 @@ class RunProgress(_Live):
 
     def update(self, summary: Summary) -> None:
         """Shows the run as it is now."""
-        text = progress_line(summary)
-        self._bar.update(self._task, completed=summary.seconds, total=summary.planned_seconds, text=text)
+        text = short_line(summary, self._width)
+        self._bar.update(self._task, completed=summary.seconds, total=summary.planned_seconds or None, text=text)
         if self._line_is_due():
-            say(text)
+            say(progress_line(summary))
+
+
+def time_text(seconds: float) -> str:
+    """Returns `12 s`, `3 min 20 s`, `2 h 05 min`."""
+    seconds = max(0, round(seconds))
+    if seconds < 60:
+        return f"{seconds} s"
+    return f"{seconds // 60} min {seconds % 60:02d} s" if seconds < 3600 else f"{seconds // 3600} h {seconds // 60 % 60:02d} min"
+
+
+def seconds_left(summary: Summary) -> float | None:
+    """Returns the time a run has yet to take, by its audio; None where that is not known."""
+    if not summary.times_real_time or not summary.planned_seconds:
+        return None
+    return max(0.0, summary.planned_seconds - summary.seconds) / summary.times_real_time
+
+
+def short_line(summary: Summary, width: int) -> str:
+    """Returns how a run goes in at most `width` columns: the time left first, then what else has room."""
+    left, errors = seconds_left(summary), len(summary.failures)
+    hours = f"/{summary.planned_seconds / 3600:.2f}" if summary.planned_seconds else ""
+    parts = [
+        f"{time_text(left)} left" if left is not None else "",
+        f"{counted(errors, 'error')}" if errors else "",
+        f"{summary.times_real_time:.0f} x real time",
+        f"{summary.seconds / 3600:.2f}{hours} h",
+        f"{summary.clips + errors}/{summary.planned_clips} clips",
+    ]
+    line = ""
+    for part in filter(None, parts):
+        longer = f"{line} · {part}" if line else part
+        if len(longer) > width:
+            break
+        line = longer
+    return line
 
 
 def counted(number: int, thing: str) -> str:
@@ -99,12 +137,13 @@ def counted(number: int, thing: str) -> str:
 
 def progress_line(summary: Summary) -> str:
     """Returns `120/568 clips, 0.12/0.42 h, 95.1 x real time (encoder 97, readers 2400), 1 error, about 12 s left`."""
-    errors = len(summary.failures)
-    left = (summary.planned_seconds - summary.seconds) / summary.times_real_time if summary.times_real_time else 0.0
+    errors, left = len(summary.failures), seconds_left(summary)
+    hours = f"/{summary.planned_seconds / 3600:.2f}" if summary.planned_seconds else ""
+    rates = f" (encoder {summary.encoding:.0f}, readers {summary.reading:.0f})" if summary.busy else ""
     return (
-        f"{summary.clips + errors}/{summary.planned_clips} clips, {summary.seconds / 3600:.2f}/{summary.planned_seconds / 3600:.2f} h, "
-        f"{summary.times_real_time:.1f} x real time (encoder {summary.encoding:.0f}, readers {summary.reading:.0f}), "
-        f"{counted(errors, 'error')}, about {max(0.0, left):.0f} s left"
+        f"{summary.clips + errors}/{summary.planned_clips} clips, {summary.seconds / 3600:.2f}{hours} h, "
+        f"{summary.times_real_time:.1f} x real time{rates}, {counted(errors, 'error')}"
+        + ("" if left is None else f", about {time_text(left)} left")
     )
 
 

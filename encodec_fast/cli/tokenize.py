@@ -28,8 +28,10 @@ from encodec_fast.cli.app import (
     check_batch_seconds,
     checking_arguments,
     command,
+    prepared_model,
     quiet_transformers,
 )
+from encodec_fast.cli.one_file import names_file, one_row, read_clip, refuse_existing, speaking_elsewhere
 from encodec_fast.cli.terminal import ProgressBar, RunProgress, complain, counted, left_out_line, report_failures, say, summary_lines
 from encodec_fast.dataset.options import BANDWIDTH, BATCH_SECONDS, CLIP_TIMEOUT, MAX_CLIP_BYTES
 from encodec_fast.formats import FORMATS, joined
@@ -48,7 +50,10 @@ SourcesArgument = Annotated[
         help="Audio files, folders, quoted patterns, manifests (.tsv .csv .jsonl, NeMo, lhotse, Kaldi), .tar, .parquet; or URLs of them.",
     ),
 ]
-OutOption = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for the codes.")]
+OutOption = Annotated[
+    Path,
+    typer.Option("--out", "-o", metavar="DIR", help="Folder for the codes; NAME.npy or NAME.parquet for those of one file; - for a pipe."),
+]
 WorkersOption = Annotated[int, typer.Option(min=1, metavar="N", help="Processes that read and resample ahead.")]
 LongClipOption = Annotated[float, typer.Option(metavar="SECONDS", help="Longer clips run in pieces.")]
 AudioColumnOption = Annotated[str, typer.Option(metavar="NAME", help="Column of tables that holds the audio.")]
@@ -83,6 +88,7 @@ ReportOption = Annotated[bool, typer.Option("--report/--no-report", help="Write 
     "encodec-fast tokenize corpus/ --out codes/\n\n"
     "encodec-fast tokenize 'a/**/*.flac' b/ -o codes/ -m facebook/encodec_48khz -b 12\n\n"
     "encodec-fast tokenize train.jsonl 'shards/*.tar' data.parquet --out codes/ --devices cuda\n\n"
+    "encodec-fast tokenize song.mp3 --out song.npy\n\n"
     "encodec-fast tokenize talk.mp3 --out codes/ --model demo    (no download)\n\n"
     "The same command continues a run that was interrupted, and adds clips that are new in the sources."
 )
@@ -149,6 +155,10 @@ def tokenize(
         part, said = part_of_process(shard, os.environ)
         if engine == "ray":
             _check_alone(part, said, devices)
+    if names_file(out, (".npy", ".parquet")):
+        if len(sources) > 1:
+            raise WrongArgument(f"{len(sources)} sources, and --out is one file; name a folder.")
+        return tokenize_one(sources[0], out, model, bandwidth, _one_device(device, devices), backend, threads, overwrite)
     if dry_run:
         return show_preview(sources, out, options, limit)
     if said:
@@ -172,6 +182,39 @@ def tokenize(
             progress=display,
         )
     return finish(summary, out, report)
+
+
+def _one_device(device: str, devices: str | None) -> str:
+    if devices is not None:
+        raise WrongArgument("--out is one file, which one device encodes; leave out --devices, or name a folder.")
+    return device
+
+
+def tokenize_one(source: str, out: Path, model: str, bandwidth: float, device: str, backend: str, threads: int, overwrite: bool) -> int:
+    """Encodes one clip into a file of codes, or to standard output; returns the exit code."""
+    refuse_existing(out, overwrite)
+    with speaking_elsewhere(out) as pipe, prepared_model(model, device, backend, threads) as (loaded, model_id):
+        import numpy as np
+
+        from encodec_fast.dataset.encoding import dataset_info
+        from encodec_fast.formats.atomic import AtomicFile
+        from encodec_fast.formats.parquet import write_file
+        from encodec_fast.plan.weights import weights_sha256
+
+        row = one_row(loaded, read_clip(source, loaded), bandwidth)
+        if out.suffix.lower() == ".parquet":
+            kept = {"bandwidth": bandwidth, "device": str(loaded.device), "sources": [source]}
+            write_file(out, [row], dataset_info(loaded, model_id, weights_sha256(loaded), kept))
+        elif pipe is not None:
+            np.save(pipe, row.codes)
+        else:
+            file = AtomicFile(out)
+            np.save(file.file, row.codes)
+            file.finish()
+        say(f"{row.duration:.1f} s at {bandwidth:g} kbps: codes {list(row.codes.shape)} (chunks, levels, frames)")
+        if pipe is None:
+            say(f"wrote {out}")
+    return OK
 
 
 def _check_alone(part: tuple[int, int], said: str, devices: str | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,7 +21,7 @@ from encodec_fast.plan.geometry import encoded_length
 
 
 class StoredRows:
-    """The rows of a folder of codes, which can be iterated any number of times.
+    """The rows of a folder of codes, or of one of its shards. They can be iterated any number of times.
 
     Each is a ClipRow, or a failure where the row or its shard is damaged.
     ids: of all of them, in order. A shard that can't be read stands for its rows with its own name. So does one that holds fewer rows
@@ -29,6 +30,12 @@ class StoredRows:
 
     def __init__(self, folder: str | os.PathLike[str]):
         folder = Path(folder)
+        # by the ledger; None where there is none
+        self.seconds: float | None = None
+        if folder.is_file():
+            self.ids, self._shards, self._lost = _ids(folder), [(folder, _ids(folder))], {}
+            return
+        self.seconds = sum(record.seconds for record in Ledger(folder).records()) or None
         counts = {record.file: record.clips for record in Ledger(folder).records() if record.file is not None}
         found = {path: _ids(path) for path in shards_of(folder)}
         self._shards = [(path, found.get(path, [])) for path in sorted({*found, *(folder / name for name in counts)})]
@@ -121,6 +128,14 @@ def _row_problem(row: ClipRow, model: EncodecModel) -> str | None:
     if row.num_samples < 1 or (chunks, frames) != expected or (row.scales is not None) != bool(config.normalize):
         return f"codes of shape {list(row.codes.shape)} don't belong to a clip of {row.num_samples} samples."
     return None
+
+
+def digest_of(row: ClipRow, weights_sha256: str, subtype: str) -> str:
+    """Returns what tells whether a WAV file of this subtype was decoded from this row by these weights."""
+    codes = np.ascontiguousarray(row.codes, np.int64)
+    about = f"{weights_sha256} {subtype} {row.num_samples} {row.sampling_rate} {row.last_frame_pad_length} {codes.shape}"
+    scales = b"" if row.scales is None else row.scales.tobytes()
+    return hashlib.sha256(about.encode() + codes.tobytes() + scales).hexdigest()[:32]
 
 
 def encoded_clip(row: ClipRow) -> EncodedClip:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -50,6 +50,18 @@ def clip_schema(info: DatasetInfo) -> pa.Schema:
     fields += [pa.field(name, pa.type_for_alias(type_name)) for name, type_name in info.columns.items()]
     metadata = json.dumps(info_record(info), sort_keys=True)
     return pa.schema(fields, metadata={METADATA_KEY: metadata.encode()})
+
+
+def write_file(path: Path, rows: Iterable[ClipRow], info: DatasetInfo) -> Path:
+    """Writes rows as one file of any name, which reads as a shard does; returns its path."""
+    shard = Shard(path.parent, path.stem, info)
+    try:
+        for row in rows:
+            shard.write(row)
+    except BaseException:
+        shard.discard()
+        raise
+    return shard.finish()
 
 
 class Shard:

@@ -78,7 +78,7 @@ def test_what_the_machine_lacks_is_one_line_and_exit_code_3(capsys, monkeypatch,
 def test_a_reader_of_the_output_that_goes_away_is_exit_code_3():
     readable, writable = os.pipe()
     os.close(readable)
-    command = [sys.executable, "-m", "encodec_fast.cli", "info"]
+    command = [sys.executable, "-m", "encodec_fast", "info"]
     done = subprocess.run(command, stdout=writable, stderr=subprocess.PIPE, text=True)
     os.close(writable)
     assert done.returncode == cli.STOPPED, done.stderr

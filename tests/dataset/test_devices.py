@@ -141,7 +141,7 @@ def model_folder(tmp_path_factory):
 def command(corpus, codes, model_folder):
     if len(os.sched_getaffinity(0)) < 2:
         pytest.skip("one core")
-    command = [sys.executable, "-m", "encodec_fast.cli", "tokenize", corpus, "--out", codes, "--model", model_folder]
+    command = [sys.executable, "-m", "encodec_fast", "tokenize", corpus, "--out", codes, "--model", model_folder]
     return [*map(str, command), "-b", str(BANDWIDTH), "--devices", "cpu,cpu", "--batch-seconds", "0.5", "--rows-per-shard", "2"]
 
 

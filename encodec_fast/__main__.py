@@ -1,4 +1,4 @@
-"""`python -m encodec_fast.cli`."""
+"""`python -m encodec_fast`."""
 
 import sys
 

@@ -1,0 +1,99 @@
+"""One file in, one file out: what `tokenize`, `decode` and `roundtrip` do where --out names a file and not a folder."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from encodec_fast.cli.app import WrongArgument, checking_arguments
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from encodec_fast.corpus.tasks import Clip
+    from encodec_fast.formats import ClipRow
+    from encodec_fast.model import EncodecModel
+
+# Standard input and output
+PIPE = "-"
+
+
+def names_file(out: Path, suffixes: tuple[str, ...]) -> bool:
+    """Tells whether --out is a file of one of these suffixes, or standard output, and no folder."""
+    return str(out) == PIPE or (out.suffix.lower() in suffixes and not out.is_dir())
+
+
+@contextlib.contextmanager
+def speaking_elsewhere(out: Path) -> Iterator[IO[bytes] | None]:
+    """Yields standard output as bytes where --out is that, with every printed line on standard error; else None."""
+    if str(out) != PIPE:
+        yield None
+        return
+    pipe = sys.stdout.buffer
+    with contextlib.redirect_stdout(sys.stderr):
+        yield pipe
+    pipe.flush()
+
+
+def read_clip(source: str, model: EncodecModel) -> Clip:
+    """Reads the one clip that a source names; `-` is standard input. Raises WrongArgument for none, several, or one that can't be read."""
+    from encodec_fast.audio import AudioError, read_audio
+    from encodec_fast.corpus.sources import find_tasks
+    from encodec_fast.corpus.tasks import Clip, Task, read_task
+
+    config = model.config
+    try:
+        if source == PIPE:
+            samples, info = read_audio(sys.stdin.buffer.read(), config.sampling_rate, config.audio_channels, name="standard input")
+            return Clip(Task("stdin", "standard input"), samples, info.sampling_rate)
+        with checking_arguments():
+            tasks = find_tasks([source])
+        if len(tasks) > 1:
+            raise WrongArgument(f"{source} holds {len(tasks)} clips, and --out is one file; name a folder.")
+        if tasks[0].problem is not None:
+            raise WrongArgument(f"{source}: {tasks[0].problem}")
+        return read_task(tasks[0], config.sampling_rate, config.audio_channels)
+    except AudioError as error:
+        raise WrongArgument(f"{source}: {error.reason}") from error
+
+
+def one_row(model: EncodecModel, clip: Clip, bandwidth: float) -> ClipRow:
+    """Returns the codes of a clip. Raises WrongArgument for a bandwidth that the model lacks, and a clip that it can't encode."""
+    from encodec_fast.dataset.encoding import ClipEncoder
+    from encodec_fast.formats import ClipFailure
+
+    with checking_arguments():
+        (row,) = ClipEncoder(model, bandwidth).encode([clip])
+    if isinstance(row, ClipFailure):
+        raise WrongArgument(f"{clip.task.id}: {row.reason}")
+    return row
+
+
+def refuse_existing(out: Path, overwrite: bool) -> None:
+    """Raises WrongArgument for a file that is there, unless it may be replaced."""
+    if str(out) != PIPE and out.exists() and not overwrite:
+        raise WrongArgument(f"{out} exists already; choose another --out or add --overwrite.")
+
+
+def row_of_npy(path: Path, model: EncodecModel, bandwidth: float | None) -> ClipRow:
+    """Returns the row of a `.npy` of codes, [n_chunks, K, F] or [K, F]. Raises WrongArgument for what is none, or lacks its scales."""
+
+    from encodec_fast.formats import ClipRow
+    from encodec_fast.formats.records import load_npy
+    from encodec_fast.plan.geometry import hop_length
+
+    config = model.config
+    try:
+        codes: np.ndarray[Any, Any] = load_npy(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise WrongArgument(f"{path}: no codes that can be read ({error}).") from error
+    codes = codes[None] if codes.ndim == 2 else codes
+    if codes.ndim != 3 or codes.dtype.kind not in "iu" or len(codes) != 1:
+        raise WrongArgument(f"{path}: {codes.dtype} of shape {list(codes.shape)}; integer codes [1, K, F] or [K, F] are needed.")
+    if config.normalize or config.chunk_length is not None:
+        raise WrongArgument(f"{path}: a .npy holds no volumes, which this model needs; tokenize to a .parquet, and decode that.")
+    samples, rate = codes.shape[2] * hop_length(config), config.sampling_rate
+    return ClipRow(path.stem, str(path), codes, None, samples, 0, rate, rate, bandwidth or float(config.target_bandwidths[0]))
