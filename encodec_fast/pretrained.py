@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import EncodecConfig
 
-from encodec_fast.demo import DEMO_MODELS, demo_model
+from encodec_fast.demo import DEMO_MODELS, demo_config, demo_model
 from encodec_fast.errors import first_line
 from encodec_fast.model import EncodecModel
 
@@ -40,6 +40,16 @@ def load_model(name_or_path: str, device: str | torch.device = "cpu") -> tuple[E
         model, model_id = _from_hub(name_or_path), name_or_path
     model.name_or_path = model_id
     return model.to(target), model_id
+
+
+def known_config(name_or_path: str) -> Any | None:
+    """Returns the config of a model that is on this machine, without its weights; None of any other, which `load_model` speaks of."""
+    if name_or_path in DEMO_MODELS:
+        return demo_config(name_or_path)
+    try:
+        return EncodecConfig.from_pretrained(name_or_path, local_files_only=True)
+    except (OSError, ValueError):
+        return None
 
 
 def torch_device(device: str | torch.device) -> torch.device:

@@ -15,7 +15,7 @@ residual and are not compared.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -161,11 +161,17 @@ class Reference:
 
 
 @torch.no_grad()
-def verify(model: hf.EncodecModel, audio: Tensor | Sequence[Tensor], bandwidth: float | None = None) -> VerifyReport:
+def verify(
+    model: hf.EncodecModel,
+    audio: Tensor | Sequence[Tensor],
+    bandwidth: float | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> VerifyReport:
     """Compares our codes, embeddings and decoded audio with stock HF in float32 and in float64, on the same weights.
 
     model: an `encodec_fast.EncodecModel`, float32.  audio: [B, C, T], run as one batch, or a list of [C, T], run one by one.
     bandwidth: kbps; None takes the highest, which compares every codebook.
+    progress: called with the batches compared and all of them.
     A clip of a length that HF itself fails on is cut to the next shorter one that it takes.
     Raises TypeError for a model that is not ours, ValueError for one that is not float32.
     """
@@ -182,7 +188,10 @@ def verify(model: hf.EncodecModel, audio: Tensor | Sequence[Tensor], bandwidth: 
     captured: list[Tensor] = []
     hook = model.encoder.register_forward_hook(lambda module, args, output: captured.append(output))
     try:
-        for batch in [audio] if isinstance(audio, Tensor) else [clip[None] for clip in audio]:
+        batches = [audio] if isinstance(audio, Tensor) else [clip[None] for clip in audio]
+        for number, batch in enumerate(batches):
+            if progress is not None:
+                progress(number, len(batches))
             length = reference_length(model.config, batch.shape[-1])
             report.cut += batch.shape[0] * (length < batch.shape[-1])
             batch = batch[..., :length].to(model.device)

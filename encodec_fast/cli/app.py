@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import functools
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from encodec_fast.cli.terminal import say
+from encodec_fast.cli.terminal import counted, say
 
 if TYPE_CHECKING:
     from encodec_fast.model import EncodecModel
@@ -131,19 +132,24 @@ def quiet_transformers() -> None:
     logging.disable_progress_bar()
 
 
-def announce_model(name: str) -> None:
-    """Says of a built-in model what it is."""
+def announce(model: str, device: str, backend: str, threads: int) -> None:
+    """Says what is about to run, before anything loads; of a built-in model also what it is."""
+    from encodec_fast.serving.request import ENVIRONMENT_VARIABLE
+
+    chosen = os.environ.get(ENVIRONMENT_VARIABLE) or "auto" if backend == "auto" else backend
+    say(f"model {model}, device {device}, backend {chosen}, {counted(threads, 'thread') if threads else 'threads by torch'}")
     from encodec_fast.demo import DEMO_MODELS
 
-    if name in DEMO_MODELS:
-        say(f"model {name}: {DEMO_MODELS[name]}. For trying things out; its audio is not for listening.")
+    if model in DEMO_MODELS:
+        say(f"{model} is {DEMO_MODELS[model]}: for trying things out; its audio is not for listening.")
 
 
 @contextmanager
 def prepared_model(name: str, device: str, backend: str, threads: int) -> Iterator[tuple[EncodecModel, str]]:
-    """Loads a model; yields it and its id, with the backend in force for the block. Says of a built-in model what it is."""
+    """Loads a model; yields it and its id, with the backend in force for the block. Says first what is about to run."""
     with ExitStack() as stack:
         with checking_arguments():
+            announce(name, device, backend, threads)
             import torch
 
             from encodec_fast.pretrained import load_model
@@ -155,5 +161,4 @@ def prepared_model(name: str, device: str, backend: str, threads: int) -> Iterat
             stack.enter_context(request.prefer_backend(backend))
             request.requested()
             model, model_id = load_model(name, device)
-        announce_model(model_id)
         yield model, model_id

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -52,10 +54,11 @@ def demo(
                 targets = wav_targets(wavs, rows.ids, overwrite=True)
             decoded = decode_rows(rows, model, targets)
             report, _ = verify_tasks(find_tasks(sources), model, bandwidth)
+            speeds = side_by_side(model, sources, bandwidth)
         assert report is not None
         good = report.passed and not encoded.failures and not decoded.failures
         passed = passed and good
-        columns[name] = demo_column(kind, model, encoded, decoded, report, good)
+        columns[name] = demo_column(kind, model, encoded, decoded, report, speeds, good)
         written += [*encoded.files, *decoded.files]
     table = Table(title=f"Bundled clips at {bandwidth:g} kbps, on the CPU", title_justify="left", pad_edge=False)
     table.add_column("")
@@ -69,7 +72,43 @@ def demo(
     return OK if passed else CLIPS_FAILED
 
 
-def demo_column(kind: str, model: EncodecModel, encoded: Summary, decoded: Summary, report: VerifyReport, good: bool) -> dict[str, str]:
+def side_by_side(model: EncodecModel, sources: Sequence[str], bandwidth: float) -> dict[str, tuple[float, float]]:
+    """Times transformers and this model in turn, clip by clip; returns (its, our) x real time of "encode" and "decode"."""
+    import torch
+
+    from encodec_fast.audio import read_audio
+    from encodec_fast.verify import Reference, reference_length
+
+    config = model.config
+    clips = [torch.from_numpy(read_audio(source, config.sampling_rate, config.audio_channels)[0])[None] for source in sources]
+    clips = [clip[..., : reference_length(config, clip.shape[-1])] for clip in clips]
+    contenders = (Reference(model, torch.float32).model, model)
+    spent = {"encode": [0.0, 0.0], "decode": [0.0, 0.0]}
+    with torch.no_grad():
+        for each in contenders:
+            # the first call prepares it
+            each.decode(*each.encode(min(clips, key=lambda clip: clip.shape[-1]), bandwidth=bandwidth)[:2])
+        for clip in clips:
+            for index, each in enumerate(contenders):
+                start = time.perf_counter()
+                encoded = each.encode(clip, bandwidth=bandwidth)
+                middle = time.perf_counter()
+                each.decode(encoded.audio_codes, encoded.audio_scales)
+                spent["encode"][index] += middle - start
+                spent["decode"][index] += time.perf_counter() - middle
+    seconds = sum(clip.shape[-1] for clip in clips) / config.sampling_rate
+    return {name: (seconds / theirs, seconds / ours) for name, (theirs, ours) in spent.items()}
+
+
+def demo_column(
+    kind: str,
+    model: EncodecModel,
+    encoded: Summary,
+    decoded: Summary,
+    report: VerifyReport,
+    speeds: Mapping[str, tuple[float, float]],
+    good: bool,
+) -> dict[str, str]:
     """Returns the column of one model in the demo's table."""
     rate, channels = model.config.sampling_rate, model.config.audio_channels
     embeddings, waveform = report.embeddings, report.waveform
@@ -79,6 +118,10 @@ def demo_column(kind: str, model: EncodecModel, encoded: Summary, decoded: Summa
         "model": f"{rate // 1000} kHz {'stereo' if channels == 2 else 'mono'}, untrained",
         "tokenize": f"{encoded.times_real_time:.1f} x real time",
         "decode": f"{decoded.times_real_time:.1f} x real time",
+        **{
+            f"{call}, transformers / ours": f"{theirs:.1f} / {ours:.1f} x real time, {ours / theirs:.1f} x faster"
+            for call, (theirs, ours) in speeds.items()
+        },
         "codes compared with HF": f"{report.codes}",
         "frames that differ": f"{len(report.flips)}",
         "embedding error, ours / HF": f"{embeddings.ours:.1e} / {embeddings.reference:.1e}",

@@ -158,7 +158,10 @@ def left_out_line(left_out: Mapping[str, int]) -> str:
 
 def summary_lines(summary: Summary, failures: int) -> Iterator[str]:
     """Yields lines about what a run did.  failures: of all runs into that folder."""
-    yield speed_line(summary)
+    if summary.clips or summary.failures or not summary.done_before:
+        yield speed_line(summary)
+    else:
+        yield "everything is up to date"
     if summary.clips:
         waited = 100 * summary.waited / summary.wall_seconds if summary.wall_seconds else 0.0
         yield f"encoder {summary.encoding:.1f} x real time, readers {summary.reading:.0f}; the encoder waited {waited:.1f} % of the time"

@@ -24,7 +24,7 @@ from encodec_fast.cli.app import (
     Stopped,
     ThreadsOption,
     WrongArgument,
-    announce_model,
+    announce,
     check_batch_seconds,
     checking_arguments,
     command,
@@ -163,7 +163,7 @@ def tokenize(
         return show_preview(sources, out, options, limit)
     if said:
         say(f"shard {part[0]}/{part[1]}, as {said} say")
-    with ending_on_signals(), naming_ends(), RunDisplay(model) as display:
+    with ending_on_signals(), naming_ends(), RunDisplay((model, _named_device(device, devices), backend, threads)) as display:
         if overwrite and part[1] > 1:
             raise ValueError("--overwrite with a --shard would remove the other shards' work; remove the folder instead.")
         summary = tokenize_sources(
@@ -184,6 +184,10 @@ def tokenize(
     return finish(summary, out, report)
 
 
+def _named_device(device: str, devices: str | None) -> str:
+    return device if devices is None else devices
+
+
 def _one_device(device: str, devices: str | None) -> str:
     if devices is not None:
         raise WrongArgument("--out is one file, which one device encodes; leave out --devices, or name a folder.")
@@ -193,6 +197,10 @@ def _one_device(device: str, devices: str | None) -> str:
 def tokenize_one(source: str, out: Path, model: str, bandwidth: float, device: str, backend: str, threads: int, overwrite: bool) -> int:
     """Encodes one clip into a file of codes, or to standard output; returns the exit code."""
     refuse_existing(out, overwrite)
+    with checking_arguments():
+        from encodec_fast.dataset.engines import check_before_loading
+
+        check_before_loading(model, device, bandwidth)
     with speaking_elsewhere(out) as pipe, prepared_model(model, device, backend, threads) as (loaded, model_id):
         import numpy as np
 
@@ -248,11 +256,11 @@ def _columns(names: str) -> tuple[str, ...] | None:
 class RunDisplay:
     """Shows a run as it goes on: a bar of headers, then one of the codes. It is the `progress` of encodec_fast.tokenize.
 
-    model: to be announced once it is loaded; None: it was.
+    announced: model, device, backend and threads, to be said before it is loaded; None: it was.
     """
 
-    def __init__(self, model: str | None = None):
-        self._model = model
+    def __init__(self, announced: tuple[str, str, str, int] | None = None):
+        self._announced = announced
         self._headers: ProgressBar | None = None
         self._codes: RunProgress | None = None
         self._bar = ExitStack()
@@ -265,6 +273,8 @@ class RunDisplay:
 
     def __call__(self, progress: TokenizeProgress) -> None:
         if progress.phase == "model":
+            if self._announced is not None:
+                announce(*self._announced)
             quiet_transformers()
         elif progress.phase == "headers" and self._codes is None:
             self._show_headers(progress.done, progress.total)
@@ -273,8 +283,6 @@ class RunDisplay:
 
     def _show_headers(self, done: int, total: int) -> None:
         if self._headers is None:
-            if self._model is not None:
-                announce_model(self._model)
             self._headers = self._bar.enter_context(ProgressBar(total, "headers"))
         self._headers.update(done, total)
         if done >= total:

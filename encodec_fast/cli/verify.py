@@ -18,7 +18,7 @@ from encodec_fast.cli.app import (
     command,
     prepared_model,
 )
-from encodec_fast.cli.terminal import report_failures, say
+from encodec_fast.cli.terminal import ProgressBar, report_failures, say
 
 if TYPE_CHECKING:
     from encodec_fast.corpus.tasks import Task
@@ -51,12 +51,16 @@ def verify(
         from encodec_fast.demo import bundled_clips
 
         tasks = find_tasks(sources or bundled_clips())
+        if bandwidth is not None:
+            from encodec_fast.dataset.engines import check_before_loading
+
+            check_before_loading(model, device, bandwidth)
     with prepared_model(model, device, backend, threads) as (loaded, _):
         if bandwidth is not None:
             with checking_arguments():
-                from encodec_fast.dataset.encoding import ClipEncoder
+                from encodec_fast.dataset.encoding import check_bandwidth
 
-                ClipEncoder(loaded, bandwidth)
+                check_bandwidth(loaded.config, bandwidth)
         report, failures = verify_tasks(tasks, loaded, bandwidth)
     if report is not None:
         say(str(report))
@@ -81,4 +85,7 @@ def verify_tasks(tasks: Sequence[Task], model: EncodecModel, bandwidth: float | 
                 failures.append(failure_of(clip.task, clip.reason))
             else:
                 clips.append(torch.from_numpy(clip.samples))
-    return (compare(model, clips, bandwidth) if clips else None), failures
+    if not clips:
+        return None, failures
+    with ProgressBar(len(clips), "clips compared") as bar:
+        return compare(model, clips, bandwidth, bar.update), failures

@@ -40,7 +40,7 @@ class ClipEncoder:
     """Turns clips into rows of codes with one model at one bandwidth (kbps)."""
 
     def __init__(self, model: EncodecModel, bandwidth: float):
-        check_bandwidth(model, bandwidth)
+        check_bandwidth(model.config, bandwidth)
         self.model, self.bandwidth = model, bandwidth
         self._code_dtype = np.uint16 if model.config.codebook_size <= 1 << 16 else np.uint32
         self._copies = torch.cuda.Stream(model.device) if model.device.type == "cuda" else None
@@ -192,10 +192,10 @@ def is_lost_gpu(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and not memory and ("CUDA error" in text or "Triton Error [CUDA]" in text)
 
 
-def check_bandwidth(model: EncodecModel, bandwidth: float) -> None:
-    """Raises ValueError for a bandwidth (kbps) that the model lacks, naming those that it has."""
-    if bandwidth not in model.config.target_bandwidths:
-        known = ", ".join(f"{each:g}" for each in model.config.target_bandwidths)
+def check_bandwidth(config: Any, bandwidth: float) -> None:
+    """Raises ValueError for a bandwidth (kbps) that the model of this config lacks, naming those that it has."""
+    if bandwidth not in config.target_bandwidths:
+        known = ", ".join(f"{each:g}" for each in config.target_bandwidths)
         raise ValueError(f"bandwidth is {bandwidth:g}; the model's are {known} kbps.")
 
 

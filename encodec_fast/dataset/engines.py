@@ -22,7 +22,7 @@ from encodec_fast.errors import first_line
 from encodec_fast.formats import DatasetInfo
 from encodec_fast.model import EncodecModel
 from encodec_fast.plan.weights import weights_sha256
-from encodec_fast.pretrained import load_model, torch_device
+from encodec_fast.pretrained import known_config, load_model, torch_device
 from encodec_fast.serving import request
 
 # Stored as the name of a model that was not loaded by one
@@ -71,7 +71,7 @@ class Engine:
         progress: Callable[[int, int], None],
     ) -> int:
         """Schedules the clips that the ledger does not know; see run.plan. Raises ValueError for a bandwidth that the model lacks."""
-        check_bandwidth(self.model, self.options.bandwidth)
+        check_bandwidth(self.model.config, self.options.bandwidth)
         return plan(
             ledger,
             identity(self.info, self.model, self.options, self.sources),
@@ -143,6 +143,18 @@ def working_with(threads: int, backend: str) -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(before)
+
+
+def check_before_loading(model: EncodecModel | str | os.PathLike[str], device: str | Sequence[str], bandwidth: float) -> None:
+    """Raises ValueError for a device that is not there, and a bandwidth that the model lacks; loads no weights.
+
+    The bandwidth is checked where the model's config is on this machine.
+    """
+    for each in [device] if isinstance(device, str) else device:
+        torch_device(each)
+    config = known_config(os.fspath(model)) if isinstance(model, str | os.PathLike) else getattr(model, "config", None)
+    if config is not None:
+        check_bandwidth(config, bandwidth)
 
 
 def loaded_model(model: EncodecModel | str | os.PathLike[str], device: str | Sequence[str], named: bool) -> tuple[EncodecModel, str]:

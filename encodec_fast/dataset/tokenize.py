@@ -102,6 +102,7 @@ def tokenize(
 
     tell = progress or _tell_nobody
     with engines.working_with(threads, backend):
+        engines.check_before_loading(model, device, settings.bandwidth)
         tell(TokenizeProgress("model", 0, len(tasks)))
         loaded, model_id = engines.loaded_model(model, device, named=ray is not None or not isinstance(device, str))
         tell(TokenizeProgress("headers", 0, len(tasks)))

@@ -253,3 +253,18 @@ def test_times_are_in_words_people_use():
 def test_h_is_help(capsys, arguments):
     code, out, _ = run(capsys, *arguments)
     assert code == cli.OK and "Usage" in out and "Exit codes" in out
+
+
+@pytest.mark.parametrize("command", ["tokenize", "roundtrip", "verify"])
+def test_a_wrong_bandwidth_is_said_before_the_model_is_loaded(capsys, song, model_folder, tmp_path, monkeypatch, command):
+    monkeypatch.setattr("encodec_fast.pretrained._from_pretrained", None)
+    out = {"tokenize": ["--out", tmp_path / "codes"], "roundtrip": ["--out", tmp_path / "a.wav"], "verify": []}[command]
+    code, printed, err = run(capsys, command, song, "--model", model_folder, "--bandwidth", 7, *out)
+    assert code == cli.WRONG_ARGUMENT and "bandwidth is 7; the model's are" in err and printed == ""
+
+
+def test_the_first_line_says_what_runs_before_the_model_is_loaded(capsys, song, model_folder, options, tmp_path):
+    code, out, _ = run(capsys, "tokenize", song, "--out", tmp_path / "codes", *options, "--backend", "torch", "--threads", 1)
+    assert code == cli.OK and out.splitlines()[0] == f"model {model_folder}, device auto, backend torch, 1 thread"
+    code, out, _ = run(capsys, "tokenize", song, "--out", tmp_path / "codes", *options, "--backend", "torch")
+    assert code == cli.OK and "everything is up to date" in out and "0 clips" not in out
