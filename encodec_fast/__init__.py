@@ -8,7 +8,41 @@ codes = model.encode(audio, bandwidth=6.0).audio_codes
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    # what type checkers and editors see; a test holds it to _HOMES
+    from transformers import EncodecConfig as EncodecConfig
+    from transformers import EncodecFeatureExtractor as EncodecFeatureExtractor
+
+    from encodec_fast.acceleration import Acceleration as Acceleration
+    from encodec_fast.acceleration import accelerate as accelerate
+    from encodec_fast.dataset.engines import RunStopped as RunStopped
+    from encodec_fast.dataset.options import RayCluster as RayCluster
+    from encodec_fast.dataset.options import TokenizeOptions as TokenizeOptions
+    from encodec_fast.dataset.statistics import FolderStatistics as FolderStatistics
+    from encodec_fast.dataset.statistics import folder_statistics as folder_statistics
+    from encodec_fast.dataset.stream import CodesDataset as CodesDataset
+    from encodec_fast.dataset.stream import collate as collate
+    from encodec_fast.dataset.token_file import TokenFile as TokenFile
+    from encodec_fast.dataset.token_file import export_tokens as export_tokens
+    from encodec_fast.dataset.token_file import open_tokens as open_tokens
+    from encodec_fast.dataset.tokenize import TokenizeProgress as TokenizeProgress
+    from encodec_fast.dataset.tokenize import tokenize as tokenize
+    from encodec_fast.dataset.tokenizer import EncodecTokenizer as EncodecTokenizer
+    from encodec_fast.explanation import explain as explain
+    from encodec_fast.formats.folder import load_codes as load_codes
+    from encodec_fast.model import EncodecModel as EncodecModel
+    from encodec_fast.model import EncodedClip as EncodedClip
+    from encodec_fast.patterns import TokenPattern as TokenPattern
+    from encodec_fast.pretrained import load_model as load_model
+    from encodec_fast.serving.request import BackendError as BackendError
+    from encodec_fast.serving.request import use_backend as use_backend
+    from encodec_fast.serving.request import use_precision as use_precision
+    from encodec_fast.streaming import StreamingDecoder as StreamingDecoder
+    from encodec_fast.streaming import StreamingEncoder as StreamingEncoder
+    from encodec_fast.streaming import decode_pieces as decode_pieces
+    from encodec_fast.streaming import encode_pieces as encode_pieces
 
 __version__ = "0.1.0"
 
@@ -49,12 +83,15 @@ _HOMES = {
 __all__ = ["__version__", *_HOMES]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'encodec_fast' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
+# hidden from type checkers, for which every name would be there
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOMES:
+            raise AttributeError(f"module 'encodec_fast' has no attribute {name!r}")
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -22,16 +22,16 @@ class ModelNotFound(ValueError):
     """No model can be loaded under this name; the message is one sentence that says why and what to do."""
 
 
-def load_model(name_or_path: str, device: str | torch.device = "cpu") -> tuple[EncodecModel, str]:
-    """Loads the model in eval mode on the device; returns it and its id, which is the name or the folder's full path.
+def load_model(name_or_path: str | os.PathLike[str], device: str | torch.device = "cpu") -> EncodecModel:
+    """Loads the model in eval mode on the device. Its `name_or_path` is its id: the name, or the folder's full path.
 
     name_or_path: `demo` or `demo-48khz` (built in, untrained), or a folder made by `save_pretrained`.
     It may also be a name on the Hugging Face hub, such as facebook/encodec_24khz.
     device: any name that torch knows, or "auto" for the GPU if there is one.
-    A model in the hub's cache is loaded without asking the hub. Its `name_or_path` is the id.
+    A model in the hub's cache is loaded without asking the hub.
     Raises ModelNotFound if there is no such model or the hub can't be reached, ValueError for an unknown device.
     """
-    target = torch_device(device)
+    target, name_or_path = torch_device(device), os.fspath(name_or_path)
     if name_or_path in DEMO_MODELS:
         model, model_id = demo_model(name_or_path), name_or_path
     elif os.path.isdir(name_or_path):
@@ -39,7 +39,7 @@ def load_model(name_or_path: str, device: str | torch.device = "cpu") -> tuple[E
     else:
         model, model_id = _from_hub(name_or_path), name_or_path
     model.name_or_path = model_id
-    return model.to(target), model_id
+    return model.to(target)
 
 
 def known_config(name_or_path: str) -> Any | None:

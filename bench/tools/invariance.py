@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("--bandwidth", type=float, default=6.0, help="kbps (default 6)")
     options = parser.parse_args()
 
-    model, _ = load_model(options.model)
+    model = load_model(options.model)
     stock = Reference(model, torch.float32).model
     stock.encoder._forward_hooks.clear()
     rate, files = model.config.sampling_rate, options.files or bundled_clips()

@@ -25,7 +25,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
 
-    model, _ = load_model(options.model)
+    model = load_model(options.model)
     rate, channels = model.config.sampling_rate, model.config.audio_channels
     samples = torch.from_numpy(read_audio(options.file, rate, channels)[0])
     encoder = StreamingEncoder(model, options.bandwidth)

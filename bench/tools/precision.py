@@ -271,7 +271,7 @@ def main() -> None:
         def stock(name: str = name) -> EncodecModel:
             if name in demo.DEMO_MODELS:
                 return stock_model(name)
-            ours, _ = load_model(name)
+            ours = load_model(name)
             model = EncodecModel(ours.config).eval()
             model.load_state_dict(ours.state_dict())
             return model

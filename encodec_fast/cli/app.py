@@ -160,5 +160,5 @@ def prepared_model(name: str, device: str, backend: str, threads: int) -> Iterat
                 torch.set_num_threads(threads)
             stack.enter_context(request.prefer_backend(backend))
             request.requested()
-            model, model_id = load_model(name, device)
-        yield model, model_id
+            model = load_model(name, device)
+        yield model, model.name_or_path

@@ -227,7 +227,7 @@ def work(job: DeviceJob, tell: Callable[[Summary], None]) -> None:
     if job.threads or job.cores:
         torch.set_num_threads(job.threads or len(job.cores or ()))
     with request.prefer_backend(job.backend):
-        model, _ = load_model(job.model, job.device)
+        model = load_model(job.model, job.device)
         check_made_alike(model, job.info, job.device)
         run = Run(model, job.info, Ledger(job.out, job.index, job.count, job.run), job.options)
         finish = FinishOnSigterm()

@@ -166,7 +166,8 @@ def loaded_model(model: EncodecModel | str | os.PathLike[str], device: str | Seq
     for each in devices:
         torch_device(each)
     if isinstance(model, str | os.PathLike):
-        return load_model(os.fspath(model), devices[0])
+        loaded = load_model(model, devices[0])
+        return loaded, loaded.name_or_path
     if not isinstance(model, EncodecModel):
         raise TypeError(
             f"model is a {type(model).__name__}; a name, a folder or an encodec_fast.EncodecModel is needed "

@@ -63,7 +63,7 @@ class EncodecTokenizer:
         if self._encoder is None:
             from encodec_fast.pretrained import load_model
 
-            self._encoder = ClipEncoder(load_model(self.pretrained_model_name_or_path, self.device)[0], self.bandwidth)
+            self._encoder = ClipEncoder(load_model(self.pretrained_model_name_or_path, self.device), self.bandwidth)
         return self._encoder
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:

@@ -44,7 +44,7 @@ def model_folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(model_folder):
-    return encodec_fast.load_model(str(model_folder))[0]
+    return encodec_fast.load_model(model_folder)
 
 
 @pytest.fixture(scope="module")

@@ -119,7 +119,8 @@ def test_a_full_disk_stops_the_run_with_what_was_finished(corpus, model_folder, 
 
 def test_a_model_in_memory_is_stored_by_the_name_it_was_loaded_by(corpus, model_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(model_folder.parent)
-    named, name = encodec_fast.load_model(model_folder.name)
+    named = encodec_fast.load_model(model_folder.name)
+    name = named.name_or_path
     encodec_fast.tokenize(corpus, tmp_path / "named", model=named, options=OPTIONS)
     encodec_fast.tokenize(corpus, tmp_path / "unnamed", model=small_model(), options=OPTIONS)
     assert read_info(tmp_path / "named").model_id == name == str(model_folder)
