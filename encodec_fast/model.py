@@ -278,7 +278,8 @@ class EncodecModel(hf.EncodecModel):
         if clip.dim() != 2 or clip.shape[0] != channels or clip.shape[1] == 0:
             turned = " Channels come first: transpose it." if clip.dim() == 2 and clip.shape[1] == channels else ""
             raise ValueError(f"{name} has shape {list(waveform.shape)}, not [{channels}, T] with T > 0.{turned}")
-        return float_samples(clip, name, self.device, self.dtype)
+        # of the models' own dtype nothing is to be asked
+        return clip.to(self.device) if clip.dtype == self.dtype else float_samples(clip, name, self.device, self.dtype)
 
 
 def _joined(coded: list[Coded], num_samples: int) -> EncodedClip:

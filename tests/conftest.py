@@ -29,6 +29,27 @@ if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_I
 # The built-in models are made once for all processes of all runs, and never in the user's own cache.
 os.environ.setdefault("ENCODEC_FAST_CACHE", str(Path(tempfile.gettempdir()) / f"encodec_fast-tests-{getpass.getuser()}"))
 
+# Files of minutes, the longest first: begun last, they would keep one process waiting for the other.
+SLOW = (
+    "test_ahead_of_time_lane.py",
+    "test_interpreter_lane.py",
+    "test_gpu_report_phases.py",
+    "test_cpu_native.py",
+    "test_packaging.py",
+    "test_compat.py",
+    "test_cli.py",
+    "test_threads_and_forks.py",
+    "test_types.py",
+    "test_devices.py",
+    "test_resume.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    rank = {name: number for number, name in enumerate(SLOW)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(SLOW)))
+
+
 # `pytest --hypothesis-profile=thorough --hypothesis-seed=1 tests/test_model_configs.py` is the run whose figures are quoted.
 settings.register_profile("default", max_examples=50, deadline=None)
 settings.register_profile("thorough", max_examples=2000, deadline=None)

@@ -96,7 +96,11 @@ def test_an_install_has_the_command(install, tmp_path):
 
 @pytest.mark.venv
 def test_the_wheel_holds_every_source_file_and_nothing_else(source, distributions):
-    sources = [*source.glob("encodec_fast/**/*.py"), *source.glob("encodec_fast/assets/*.flac")]
+    sources = [
+        *source.glob("encodec_fast/**/*.py"),
+        *source.glob("encodec_fast/assets/*.flac"),
+        source / "encodec_fast/dataset/report.html",
+    ]
     sources += [source / "encodec_fast/py.typed"]
     kernels = [path for path in source.glob("kernels/**/*") if path.suffix in (".py", ".cpp", ".h", ".inl")]
     expected = {path.relative_to(source).as_posix() for path in sources}

@@ -1,8 +1,7 @@
-"""bench/gpu_report.py where there is no GPU: it survives what breaks its phases, and all of them run on tiny models."""
+"""bench/gpu_report.py where there is no GPU: it survives what breaks its phases."""
 
 import argparse
 import importlib.util
-import json
 import os
 import subprocess
 import sys
@@ -96,44 +95,7 @@ def test_a_phase_whose_time_is_over_says_so(run):
     assert any("over" in row.get("failed", "") or "over" in row.get("left_out", "") for row in rows)
 
 
-@pytest.fixture(scope="module")
-def toy_report(tmp_path_factory):
-    out = tmp_path_factory.mktemp("toy")
-    command = [sys.executable, str(COMMAND), "--toy", "--out", str(out), "--minutes", "60"]
-    environment = {**os.environ, "COLUMNS": "80"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    return done, out
-
-
-needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-
-
-@needs_triton
-def test_every_phase_runs_on_tiny_models_and_nothing_is_red(toy_report, report_module):
-    done, out = toy_report
-    rows = [json.loads(line) for line in (out / "gpu_report.jsonl").read_text().splitlines()]
-    bad = [row for row in rows if "failed" in row or row.get("passed") is False]
-    assert not bad and done.returncode == 0, f"{bad}\n{done.stderr}\n{(out / 'gpu_report.log').read_text()[-6000:]}"
-    assert {row["phase"] for row in rows} == {phase.name for phase in report_module.PHASES}
-    # ours is measured on triton, whatever else could run it
-    assert "cpu backend" not in (out / "gpu_report.log").read_text()
-
-
-@needs_triton
-def test_the_tables_fit_80_columns(toy_report):
-    done, out = toy_report
-    assert max(map(len, done.stdout.splitlines())) <= 80
-    assert "ours, parity" in done.stdout and (out / "gpu_report.txt").read_text()
-
-
-@needs_triton
-def test_a_report_becomes_a_section_of_the_documentation(toy_report, monkeypatch):
-    monkeypatch.syspath_prepend(str(COMMAND.parent))
-    text = importlib.import_module("report").gpu_part(toy_report[1] / "gpu_report.jsonl")
-    assert "| ours, parity |" in text and "sanitizer: memcheck: left out" in text
-
-
-@needs_triton
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 def test_the_recurrence_runs_by_itself_for_the_profiler(report_module, tmp_path):
     command = [sys.executable, str(COMMAND), "--toy", "--only-stage", "encoder.5", "--out", str(tmp_path), "--scratch", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, env=report_module.environment(interpret=True))

@@ -84,8 +84,8 @@ def test_calls_within_calls_keep_to_their_threads(tmp_path, flags):
 @needs_compiler
 @pytest.mark.skipif(sys.platform != "linux", reason="puts an allocator in the C library's place")
 def test_a_push_works_after_one_that_ran_out_of_memory(tmp_path):
-    library = native_build.build(tmp_path, compiler)
-    program, link = tmp_path / "out_of_memory", (str(library), f"-Wl,-rpath,{tmp_path}", "-pthread", "-rdynamic")
+    library = Path(engine()._name)
+    program, link = tmp_path / "out_of_memory", (str(library), f"-Wl,-rpath,{library.parent}", "-pthread", "-rdynamic")
     source = str(CPP / "out_of_memory.cpp")
     subprocess.run([compiler, "-std=c++17", f"-I{native_build.SOURCES}", source, *link, "-o", str(program)], check=True)
     done = subprocess.run([str(program)], capture_output=True, text=True)
