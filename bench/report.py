@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from bench_lib import results, tables
 from bench_lib.results import Row
@@ -25,6 +26,7 @@ def page(read: dict[str, list[Row]]) -> str:
         "# Benchmarks",
         "Written by `python bench/report.py` from the rows in `bench/results/`; no figure here is typed by hand. "
         "`python bench/run.py` measures your machine: see its `--help`.",
+        COMMANDS,
         METHOD,
     ]
     cpu, kernels, memory, precision = (read[suite] for suite in ("cpu", "kernels", "memory", "precision"))
@@ -95,7 +97,7 @@ def gpu_part(path: Path) -> str:
 
 def readme_part(read: dict[str, list[Row]]) -> str:
     """Returns what stands between the markers of the README."""
-    rows = [row for row in read["cpu"] if row["contender"] not in ("folded",)]
+    rows = [row for row in read["cpu"] if row["contender"] not in ("folded",) and _is_typical(row["case"])]
     if not rows:
         return ""
     about, groups = rows[-1]["environment"], by_case(rows)
@@ -103,9 +105,9 @@ def readme_part(read: dict[str, list[Row]]) -> str:
     versions = f"torch {about['versions']['torch']}, transformers {about['versions']['transformers']}"
     intro = (
         f"Seconds of audio per second of work on {machine['cores']} cores of an {machine['cpu']} ({about['tier']}), "
-        f"{threads_of(about)}, float32, {versions}; answers compared first, medians of interleaved runs, the fastest in bold. "
-        "`python bench/run.py --set readme` measures the table of your machine, and [docs/benchmarks.md](docs/benchmarks.md) has the rest: "
-        "spread, share of the arithmetic floor, memory, precision."
+        f"{threads_of(about)}, float32, {versions}. Answers were compared first; these are medians of interleaved runs, the fastest in "
+        "bold. `python bench/run.py --set readme` measures your machine; [docs/benchmarks.md](docs/benchmarks.md) has every case, spread "
+        "and memory."
     )
     losses = tables.ahead_list(groups)
     said = (
@@ -113,12 +115,12 @@ def readme_part(read: dict[str, list[Row]]) -> str:
         if losses.startswith("-")
         else "No contender is ahead of ours in any cell of this table."
     )
-    pictures = "![x real time by case and contender](docs/plots/speed.png)"
-    if read["memory"]:
-        pictures += "\n\n![time and memory against length](docs/plots/lengths.png)"
-    if read["kernels"]:
-        pictures += "\n\n![share of floor by stage](docs/plots/stages.png)"
-    return "\n\n".join([intro, tables.speed_table(groups), FOOTNOTE, said, pictures])
+    return "\n\n".join([intro, tables.speed_table(groups), said])
+
+
+def _is_typical(case: dict[str, Any]) -> bool:
+    """Tells whether the README has the case: one clip of 10 s, and eight, at 6 kbps. The page has all of them."""
+    return case["batch"] in (1, 8) and case["seconds"] == 10 and case["bandwidth"] == 6
 
 
 def with_part(readme: str, part: str) -> str:
@@ -130,6 +132,13 @@ def with_part(readme: str, part: str) -> str:
     return f"{head}{begin}\n\n{part}\n\n{end}{tail}"
 
 
+COMMANDS = """\
+```bash
+pip install -e '.[bench]' && pip install --no-deps encodec    # the contenders; those that are missing are left out
+python bench/run.py --set readme                              # a quarter of an hour on two cores; --quick takes two minutes
+python bench/plot.py && python bench/report.py                # pictures, this page and the table of the README
+python bench/run.py --base main                               # this tree against a revision: faster, slower or noise
+```"""
 METHOD = """\
 Every contender has a process of its own with the same weights, the same number of threads and float32. Its answer is compared with that
 of stock `transformers` before it is timed: codes frame by frame, audio within 1e-4 of its peak; a wrong answer gets no time. The

@@ -77,16 +77,19 @@ class EncodedClip:
 
     codes: [n_chunks, K, F], int64; one chunk unless the model is chunked.  scales: [n_chunks], float, or None.
     last_frame_pad_length: frames of zeros at the end of the last chunk.  num_samples: length of the clip.
+    embeddings: [n_chunks, D, F], float, what the codes were found for; None unless they were asked for.
     """
 
     codes: Tensor
     scales: Tensor | None
     last_frame_pad_length: int
     num_samples: int
+    embeddings: Tensor | None = None
 
     def to(self, device: torch.device | str) -> EncodedClip:
         """Returns the same clip on another device."""
-        return replace(self, codes=self.codes.to(device), scales=None if self.scales is None else self.scales.to(device))
+        scales, embeddings = (None if part is None else part.to(device) for part in (self.scales, self.embeddings))
+        return replace(self, codes=self.codes.to(device), scales=scales, embeddings=embeddings)
 
 
 class EncodecModel(hf.EncodecModel):
@@ -227,11 +230,14 @@ class EncodecModel(hf.EncodecModel):
         return hf.EncodecModel.decode(chunks.DecodeWalk(self), *args, **kwargs)
 
     @torch.no_grad()
-    def encode_batch(self, waveforms: Sequence[Tensor | np.ndarray], bandwidth: float | None = None) -> list[EncodedClip]:
+    def encode_batch(
+        self, waveforms: Sequence[Tensor | np.ndarray], bandwidth: float | None = None, *, embeddings: bool = False
+    ) -> list[EncodedClip]:
         """Returns the codes of clips of any lengths, each what `encode` gives for that clip alone.
 
         waveforms: [C, T] each, or [T] for a mono model, tensors or arrays; moved to the model's device and dtype. Integers of 8, 16 and
         32 bits are scaled to +-1.0.  bandwidth: kbps, None for the lowest.
+        embeddings: keeps the encoder's output too, from before the quantizer; see `dequantize_batch` for what is behind it.
         Clips and chunks of one length run together, nothing is padded. Bits are independent of the batch where the backend promises it
         (`explain` says which does); on the torch backend they may differ as between any two batch sizes.
         Raises ValueError for a bandwidth the model lacks, an empty clip or a clip of the wrong number of channels; TypeError for other
@@ -245,8 +251,19 @@ class EncodecModel(hf.EncodecModel):
             return []
         cuts = [chunks_of(self.config, clip.shape[1]) for clip in whole]
         parts = [clip[None, :, start : start + length] for clip, cut in zip(whole, cuts) for length, start in cut]
-        coded = iter(encode_clips(self, parts, bandwidth))
-        return [_joined([next(coded) for _ in cut], clip.shape[1]) for clip, cut in zip(whole, cuts)]
+        if not embeddings:
+            coded = iter(encode_clips(self, parts, bandwidth))
+            return [_joined([next(coded) for _ in cut], clip.shape[1]) for clip, cut in zip(whole, cuts)]
+        embedded = encode_clips(self, parts, None)
+        searched = [self.quantizer.encode(part, bandwidth).transpose(0, 1) for part, _ in embedded]
+        coded, kept = iter(zip(searched, (scale for _, scale in embedded))), iter(part for part, _ in embedded)
+        clips = [_joined([next(coded) for _ in cut], clip.shape[1]) for clip, cut in zip(whole, cuts)]
+        return [replace(clip, embeddings=_stacked([next(kept) for _ in cut])) for clip, cut in zip(clips, cuts)]
+
+    @torch.no_grad()
+    def dequantize_batch(self, encoded: Sequence[EncodedClip]) -> list[Tensor]:
+        """Returns the embeddings [n_chunks, D, F] that each clip's codes stand for: the sums of their entries, which the decoder takes."""
+        return [self.quantizer.decode(clip.codes.to(self.device).transpose(0, 1)) for clip in encoded]
 
     @torch.no_grad()
     def decode_batch(self, encoded: Sequence[EncodedClip]) -> list[Tensor]:
@@ -285,9 +302,14 @@ class EncodecModel(hf.EncodecModel):
 def _joined(coded: list[Coded], num_samples: int) -> EncodedClip:
     """Puts the chunks of one clip together."""
     frames = [codes.shape[-1] for codes, _ in coded]
-    codes = torch.cat([F.pad(codes, (0, frames[0] - codes.shape[-1])) for codes, _ in coded])
+    codes = _stacked([codes for codes, _ in coded])
     scales = [scale.reshape(-1) for _, scale in coded if scale is not None]
     return EncodedClip(codes, torch.cat(scales) if scales else None, frames[0] - frames[-1], num_samples)
+
+
+def _stacked(chunks: list[Tensor]) -> Tensor:
+    """Returns what belongs to the chunks of a clip, [1, ..., F_i] each, as one tensor, the last one filled up with zeros."""
+    return torch.cat([F.pad(chunk, (0, chunks[0].shape[-1] - chunk.shape[-1])) for chunk in chunks])
 
 
 def known_bandwidth(config: Any, bandwidth: float | None) -> float:

@@ -40,6 +40,7 @@ SLOW = (
     "test_cli.py",
     "test_threads_and_forks.py",
     "test_types.py",
+    "test_documentation.py",
     "test_devices.py",
     "test_resume.py",
 )

@@ -319,6 +319,43 @@ def test_a_decoded_clip_is_what_decode_gives(models, chunked_models):
         torch.testing.assert_close(model.decode_batch([encoded])[0], expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("backend", ["auto", "torch", "reference"])
+def test_embeddings_are_the_encoder_s_and_their_codes_those_without_them(models, chunked_models, backend):
+    for _, model in (models, chunked_models):
+        channels = model.config.audio_channels
+        clips = [audio_like(1, channels, length, seed)[0] for seed, length in enumerate((700, 60_001))]
+        with use_backend(backend):
+            plain, kept = model.encode_batch(clips, 4.8), model.encode_batch(clips, 4.8, embeddings=True)
+            behind = model.dequantize_batch(kept)
+        for clip, one, other, quantized in zip(clips, plain, kept, behind):
+            assert one.embeddings is None and torch.equal(one.codes, other.codes)
+            assert (one.scales is None) == (other.scales is None) and (one.scales is None or torch.equal(one.scales, other.scales))
+            chunks, _, frames = other.codes.shape
+            assert other.embeddings.shape == quantized.shape == (chunks, model.config.hidden_size, frames)
+            first = clip[None, :, : model.config.chunk_length] / (1 if one.scales is None else one.scales[0])
+            with torch.no_grad():
+                expected = model.encoder(first)
+                torch.testing.assert_close(other.embeddings[:1], expected, rtol=1e-4, atol=1e-5)
+                torch.testing.assert_close(quantized[:1], model.quantizer.decode(other.codes[:1].transpose(0, 1)))
+            # the sum of entries is nearer than nothing, and is not the embedding itself
+            error = (quantized - other.embeddings).square().mean() / other.embeddings.square().mean()
+            assert 0 < error < 1
+            assert other.to("cpu").embeddings is not None
+
+
+def test_embeddings_do_not_depend_on_pieces_or_batch(models):
+    model = models[1]
+    clips = [audio_like(1, 1, 200_000, 1)[0], audio_like(1, 1, 3000, 2)[0]]
+    whole = model.encode_batch(clips, 4.8, embeddings=True)
+    model.max_memory = 1 << 16
+    try:
+        pieces = model.encode_batch(clips, 4.8, embeddings=True)
+    finally:
+        del model.max_memory
+    for one, other in zip(whole, pieces):
+        assert torch.equal(one.embeddings, other.embeddings) and torch.equal(one.codes, other.codes)
+
+
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16, torch.int32])
 def test_integer_samples_are_those_of_a_wav_file(models, dtype):
     """Full scale is +-1.0, as libsndfile reads them."""

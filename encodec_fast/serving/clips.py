@@ -43,10 +43,13 @@ def levels_of(quantizer: hf.EncodecResidualVectorQuantizer, bandwidth: float | N
     return min(quantizer.get_num_quantizers_for_bandwidth(bandwidth), len(quantizer.layers))
 
 
-def encode_clips(model: Any, batches: Sequence[Tensor], bandwidth: float, masks: Sequence[Tensor | None] | None = None) -> list[Coded]:
+def encode_clips(
+    model: Any, batches: Sequence[Tensor], bandwidth: float | None, masks: Sequence[Tensor | None] | None = None
+) -> list[Coded]:
     """Returns codes and scale of each batch [B, C, T] of audio.
 
-    bandwidth: kbps, one that the model has.  masks: of each batch None or [B, 1 or C, T], which multiplies the audio.
+    bandwidth: kbps, one that the model has; None: embeddings [B, D, F] instead of codes.
+    masks: of each batch None or [B, 1 or C, T], which multiplies the audio.
     """
     masks = [None] * len(batches) if masks is None else masks
     if torch.compiler.is_compiling():
@@ -54,7 +57,8 @@ def encode_clips(model: Any, batches: Sequence[Tensor], bandwidth: float, masks:
     route = route_encode(model, batches)
     if route.prepared is None:
         return _encode_by_modules(model, batches, bandwidth, masks)
-    codec, network, levels = route.prepared, route.prepared.network, levels_of(model.quantizer, bandwidth)
+    codec, network = route.prepared, route.prepared.network
+    levels = None if bandwidth is None else levels_of(model.quantizer, bandwidth)
 
     # embeddings; a masked or normalised copy of the audio
     copied = network.in_channels * ((masks[0] is not None) + 2 * model.config.normalize)
@@ -77,7 +81,10 @@ def encode_clips(model: Any, batches: Sequence[Tensor], bandwidth: float, masks:
         audio = [read(index, 0, lengths[index]) for index in members]
         return _normalized(audio, members, scales) if model.config.normalize else audio
 
-    codes = _run(codec, lengths, groups, read, read_whole, lambda embeddings: codec.quantizer.search_clips(embeddings, levels))
+    def after(embeddings: list[Tensor]) -> list[Tensor]:
+        return embeddings if levels is None else codec.quantizer.search_clips(embeddings, levels)
+
+    codes = _run(codec, lengths, groups, read, read_whole, after)
     scaled = [scales.get(index) for index in range(len(clips))]
     return [(torch.stack(own), _joined(some)) for own, some in zip(_by_batch(codes, batches), _by_batch(scaled, batches))]
 
@@ -129,15 +136,16 @@ def _decode_served(model: Any, codec: PreparedCodec, batches: Sequence[Tensor]) 
     return [own[0][None] if len(own) == 1 else torch.stack(own) for own in _by_batch(audio, batches)]
 
 
-def _encode_whole(codec: PreparedCodec, audio: Tensor, levels: int, normalized: bool) -> Coded:
-    """Returns codes and scale of one batch that is little enough to run whole."""
+def _encode_whole(codec: PreparedCodec, audio: Tensor, levels: int | None, normalized: bool) -> Coded:
+    """Returns codes, or without levels embeddings, and scale of one batch that is little enough to run whole."""
     scale = None
     if normalized:
         # only the scale of an input that asks for gradients carries one
         with torch.set_grad_enabled(torch.is_grad_enabled() and audio.requires_grad):
             audio, scale = normalize(audio)
     with torch.no_grad():
-        return codec.quantizer.search(codec.network.run(audio), levels).transpose(0, 1), scale
+        embeddings = codec.network.run(audio)
+        return (embeddings if levels is None else codec.quantizer.search(embeddings, levels).transpose(0, 1)), scale
 
 
 def _run(
@@ -263,7 +271,7 @@ def _wants_gradients(module: torch.nn.Module) -> bool:
     return torch.is_grad_enabled() and any(parameter.requires_grad for parameter in module.parameters())
 
 
-def _encode_by_modules(model: Any, batches: Sequence[Tensor], bandwidth: float, masks: Sequence[Tensor | None]) -> list[Coded]:
+def _encode_by_modules(model: Any, batches: Sequence[Tensor], bandwidth: float | None, masks: Sequence[Tensor | None]) -> list[Coded]:
     """Encodes as `encode_clips`, through the model's own `_encode_frame`: batches of one shape together."""
     if len(batches) == 1:
         # also keeps a compiled call free of its length, which grouping by shape would fix
@@ -277,7 +285,10 @@ def _encode_by_modules(model: Any, batches: Sequence[Tensor], bandwidth: float, 
     return [results[index] for index in range(len(batches))]
 
 
-def _encode_frame(model: Any, audio: Tensor, bandwidth: float) -> Coded:
+def _encode_frame(model: Any, audio: Tensor, bandwidth: float | None) -> Coded:
+    if bandwidth is None:
+        audio, scale = normalize(audio) if model.config.normalize else (audio, None)
+        return model.encoder(audio), scale
     return model._encode_frame(audio, bandwidth, *(torch.ones_like(audio, dtype=torch.bool),) * MASKS_FRAMES)
 
 
