@@ -20,8 +20,11 @@ class BuildEngine(build_ext):
     def run(self) -> None:
         build = runpy.run_path(str(ENGINE / "build.py"))
         in_place = self.inplace or self.editable_mode
+        folder = ENGINE if in_place else Path(self.build_lib) / "encodec_fast" / "kernels" / "cpu"
+        # of an earlier build: should this one fail, it would be installed for this one's
+        (folder / build["LIBRARY"]).unlink(missing_ok=True)
         try:
-            build["build"](ENGINE if in_place else Path(self.build_lib) / "encodec_fast" / "kernels" / "cpu")
+            build["build"](folder)
         except build["BuildError"] as error:
             self.warn(f"installing without the CPU engine: {error}")
 

@@ -1,8 +1,10 @@
 """Wheel, sdist and editable install, each in an environment of its own, and the two commands of the README."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
 import sys
 import tarfile
 import zipfile
@@ -117,6 +119,17 @@ def test_the_sdist_holds_what_its_tests_need(source, distributions):
     expected |= {".ci/run", "LICENSE", "README.md", "constraints.txt", "pyproject.toml", "setup.py"}
     with tarfile.open(distributions[0]) as sdist:
         assert expected <= {name.partition("/")[2] for name in sdist.getnames()}
+
+
+def test_a_build_that_fails_leaves_no_engine_of_an_earlier_one(source, tmp_path):
+    own = Path(shutil.copytree(source, tmp_path / "source"))
+    stale = own / "build" / "lib" / "encodec_fast" / "kernels" / "cpu" / "encodec_cpu.so"
+    stale.parent.mkdir(parents=True)
+    stale.write_bytes(b"of an earlier version")
+    command = [sys.executable, "setup.py", "-q", "build", "--build-lib", own / "build" / "lib"]
+    done = subprocess.run(command, cwd=own, env={**os.environ, "CXX": "false"}, capture_output=True, text=True)
+    assert done.returncode == 0 and "installing without the CPU engine" in done.stdout + done.stderr
+    assert not stale.exists() and (own / "build" / "lib" / "encodec_fast" / "kernels" / "cpu" / "library.py").exists()
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def count() -> dict[str, int]:
     with tempfile.TemporaryDirectory() as folder:
         program = Path(folder) / "instructions"
         sources = [str(PROGRAM), str(engine())]
-        command = [str(find_compiler()), "-std=c++17", "-O1", f"-I{library.SOURCES}", *sources, f"-Wl,-rpath,{library.SOURCES}"]
+        command = [*(find_compiler() or []), "-std=c++17", "-O1", f"-I{library.SOURCES}", *sources, f"-Wl,-rpath,{library.SOURCES}"]
         _run([*command, "-o", str(program)], folder)
         out = f"--callgrind-out-file={folder}/counts"
         names = _run(["valgrind", "--tool=callgrind", "--collect-atstart=no", out, str(program), tier()], folder).split()

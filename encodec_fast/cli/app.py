@@ -35,17 +35,29 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+# What --help puts together
+MODEL = "Model"
+
 ModelOption = Annotated[
     str,
-    typer.Option("--model", "-m", metavar="NAME", help="Hugging Face name, local folder, or built in: demo, demo-48khz (untrained)."),
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="NAME",
+        help="Hugging Face name, local folder, or built in: demo, demo-48khz (untrained).",
+        rich_help_panel=MODEL,
+    ),
 ]
 BandwidthOption = Annotated[float, typer.Option("--bandwidth", "-b", metavar="KBPS", help="Bandwidth in kbps.")]
-DeviceOption = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or cuda:N. auto: the GPU if there is one.")]
-BackendOption = Annotated[
-    str, typer.Option(metavar="NAME", help="auto or one that `encodec-fast info` lists; it is used or the run stops.")
+DeviceOption = Annotated[
+    str, typer.Option(metavar="NAME", help="auto, cpu, cuda or cuda:N. auto: the GPU if there is one.", rich_help_panel=MODEL)
 ]
-ThreadsOption = Annotated[int, typer.Option(min=0, metavar="N", help="CPU threads of the model. 0: torch's choice.")]
-BatchOption = Annotated[float, typer.Option(metavar="SECONDS", help="Audio per call of the model, in seconds.")]
+BackendOption = Annotated[
+    str,
+    typer.Option(metavar="NAME", help="auto or one that `encodec-fast info` lists; it is used or the run stops.", rich_help_panel=MODEL),
+]
+ThreadsOption = Annotated[int, typer.Option(min=0, metavar="N", help="CPU threads of the model. 0: torch's choice.", rich_help_panel=MODEL)]
+BatchOption = Annotated[float, typer.Option(metavar="SECONDS", help="Audio per call of the model, in seconds.", rich_help_panel=MODEL)]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier run wrote there.")]
 
 

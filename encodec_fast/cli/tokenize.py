@@ -39,9 +39,13 @@ from encodec_fast.formats import FORMATS, joined
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from encodec_fast.dataset.listening import HeardClip
     from encodec_fast.dataset.options import TokenizeOptions
     from encodec_fast.dataset.run import Summary
     from encodec_fast.dataset.tokenize import TokenizeProgress
+
+# What --help puts together
+SOURCES, STORED, RUN, SHARED, SPEED = "Sources", "What is stored", "The run", "Many processes, devices or machines", "Speed"
 
 SourcesArgument = Annotated[
     list[str],
@@ -54,33 +58,62 @@ OutOption = Annotated[
     Path,
     typer.Option("--out", "-o", metavar="DIR", help="Folder for the codes; NAME.npy or NAME.parquet for those of one file; - for a pipe."),
 ]
-WorkersOption = Annotated[int, typer.Option(min=1, metavar="N", help="Processes that read and resample ahead.")]
-LongClipOption = Annotated[float, typer.Option(metavar="SECONDS", help="Longer clips run in pieces.")]
-AudioColumnOption = Annotated[str, typer.Option(metavar="NAME", help="Column of tables that holds the audio.")]
+WorkersOption = Annotated[int, typer.Option(min=1, metavar="N", help="Processes that read and resample ahead.", rich_help_panel=SPEED)]
+LongClipOption = Annotated[float, typer.Option(metavar="SECONDS", help="Longer clips run in pieces.", rich_help_panel=SPEED)]
+AudioColumnOption = Annotated[str, typer.Option(metavar="NAME", help="Column of tables that holds the audio.", rich_help_panel=SOURCES)]
 ColumnsOption = Annotated[
-    str, typer.Option(metavar="NAMES", help="Columns of manifests and tables to store with the codes: all, none or text,speaker.")
+    str,
+    typer.Option(
+        metavar="NAMES", help="Columns of manifests and tables to store with the codes: all, none or text,speaker.", rich_help_panel=SOURCES
+    ),
 ]
-ClipTimeoutOption = Annotated[float, typer.Option(metavar="SECONDS", help="Reading a clip, or 30 s of a long one, may take.")]
-MaxClipOption = Annotated[int, typer.Option(min=1, metavar="BYTES", help="A larger file is an error.")]
+ClipTimeoutOption = Annotated[
+    float, typer.Option(metavar="SECONDS", help="Reading a clip, or 30 s of a long one, may take.", rich_help_panel=SOURCES)
+]
+MaxClipOption = Annotated[int, typer.Option(min=1, metavar="BYTES", help="A larger file is an error.", rich_help_panel=SOURCES)]
 ProtocolOption = Annotated[
-    list[str] | None, typer.Option(metavar="NAME", help="Open URLs of this protocol too; repeatable. Only for trusted sources.")
+    list[str] | None,
+    typer.Option(metavar="NAME", help="Open URLs of this protocol too; repeatable. Only for trusted sources.", rich_help_panel=SOURCES),
 ]
-LimitOption = Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the first N clips, by id.")]
-RetryOption = Annotated[bool, typer.Option("--retry-failed", help="Try those clips again that failed before.")]
-CheckOption = Annotated[bool, typer.Option("--check", help="Read all codes that count as done; do again what is damaged.")]
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Only list what would be done, from the headers.")]
-FormatOption = Annotated[str, typer.Option(metavar="NAME", help=f"{joined([*FORMATS], 'or')}.")]
-RowsOption = Annotated[int, typer.Option(min=1, metavar="N", help="Clips per shard.")]
-MinutesOption = Annotated[float, typer.Option(metavar="MINUTES", help="A shard ends after this time: the most work a power cut costs.")]
-ShardOption = Annotated[str, typer.Option(metavar="I/N", help="This process's part. auto: as torchrun or SLURM say in the environment.")]
+LimitOption = Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the first N clips, by id.", rich_help_panel=RUN)]
+RetryOption = Annotated[bool, typer.Option("--retry-failed", help="Try those clips again that failed before.", rich_help_panel=RUN)]
+CheckOption = Annotated[
+    bool, typer.Option("--check", help="Read all codes that count as done; do again what is damaged.", rich_help_panel=RUN)
+]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Only list what would be done, from the headers.", rich_help_panel=RUN)]
+FormatOption = Annotated[str, typer.Option(metavar="NAME", help=f"{joined([*FORMATS], 'or')}.", rich_help_panel=STORED)]
+RowsOption = Annotated[int, typer.Option(min=1, metavar="N", help="Clips per shard.", rich_help_panel=STORED)]
+MinutesOption = Annotated[
+    float, typer.Option(metavar="MINUTES", help="A shard ends after this time: the most work a power cut costs.", rich_help_panel=STORED)
+]
+ShardOption = Annotated[
+    str, typer.Option(metavar="I/N", help="This process's part. auto: as torchrun or SLURM say in the environment.", rich_help_panel=SHARED)
+]
 DevicesOption = Annotated[
-    str | None, typer.Option(metavar="LIST", help="Several at once: cuda (all GPUs), cuda:0,cuda:1 or cpu,cpu (cores in groups).")
+    str | None,
+    typer.Option(
+        metavar="LIST", help="Several at once: cuda (all GPUs), cuda:0,cuda:1 or cpu,cpu (cores in groups).", rich_help_panel=SHARED
+    ),
 ]
-EngineOption = Annotated[str, typer.Option(metavar="NAME", help="local or ray: Ray Data on a cluster that shares the folders.")]
-AddressOption = Annotated[str | None, typer.Option(metavar="ADDRESS", help="Of the Ray cluster. Default: one on this machine.")]
-ActorsOption = Annotated[int, typer.Option(min=0, metavar="N", help="Encoders of the Ray engine. 0: as many as fit.")]
-VerifyOption = Annotated[float, typer.Option(metavar="SHARE", help="Share of the clips to compare with transformers, 0 to 1.")]
-ReportOption = Annotated[bool, typer.Option("--report/--no-report", help="Write _report.html at the end.")]
+EngineOption = Annotated[
+    str, typer.Option(metavar="NAME", help="local or ray: Ray Data on a cluster that shares the folders.", rich_help_panel=SHARED)
+]
+AddressOption = Annotated[
+    str | None, typer.Option(metavar="ADDRESS", help="Of the Ray cluster. Default: one on this machine.", rich_help_panel=SHARED)
+]
+ActorsOption = Annotated[
+    int, typer.Option(min=0, metavar="N", help="Encoders of the Ray engine. 0: as many as fit.", rich_help_panel=SHARED)
+]
+VerifyOption = Annotated[
+    float, typer.Option(metavar="SHARE", help="Share of the clips to compare with transformers, 0 to 1.", rich_help_panel=RUN)
+]
+ReportOption = Annotated[bool, typer.Option("--report/--no-report", help="Write _report.html at the end.", rich_help_panel=RUN)]
+ListenOption = Annotated[
+    int,
+    typer.Option(
+        min=0, metavar="N", help="Clips to hear in the report: original, lowest, middle and highest bandwidth.", rich_help_panel=RUN
+    ),
+]
 
 
 @command(
@@ -123,11 +156,13 @@ def tokenize(
     actors: ActorsOption = 0,
     verify: VerifyOption = 0.0,
     report: ReportOption = True,
+    listen: ListenOption = 0,
 ) -> int:
     """Turn audio into EnCodec codes, one row per clip, in shards; go on where an earlier run ended.
 
-    Reads WAV, FLAC, OGG, Opus, MP3 and what else libsndfile reads, at any rate. The rest is read by ffmpeg, if installed. Channels are
-    mixed to the model's.
+    Reads WAV, FLAC, OGG, Opus, MP3 and what else libsndfile reads, at any rate. The rest is read by ffmpeg, if installed.
+
+    Channels are mixed to the model's.
     """
     with checking_arguments():
         from encodec_fast.dataset.options import RayCluster, TokenizeOptions
@@ -181,7 +216,8 @@ def tokenize(
             options=options,
             progress=display,
         )
-    return finish(summary, out, report)
+    heard = hear(out, model, _one_of(device, devices), listen) if report and listen else []
+    return finish(summary, out, report, heard)
 
 
 def _named_device(device: str, devices: str | None) -> str:
@@ -358,8 +394,21 @@ def ending_on_signals() -> Iterator[None]:
             signal.signal(name, handler)
 
 
-def finish(summary: Summary, out: Path, report: bool) -> int:
-    """Prints what was done, and writes the report; returns the exit code."""
+def hear(out: Path, model: str, device: str, count: int) -> list[HeardClip]:
+    """Returns clips of the run for its report; loads the model again, for which other processes may have done the work."""
+    with checking_arguments():
+        from encodec_fast.dataset.listening import heard_clips
+        from encodec_fast.pretrained import load_model
+
+        return heard_clips(out, load_model(model, device), count)
+
+
+def _one_of(device: str, devices: str | None) -> str:
+    return device if devices is None else "auto"
+
+
+def finish(summary: Summary, out: Path, report: bool, heard: Sequence[HeardClip] = ()) -> int:
+    """Prints what was done, and writes the report; returns the exit code.  heard: clips to listen to in it."""
     from encodec_fast.dataset.ledger import Ledger
 
     failures = Ledger(out).failures()
@@ -372,7 +421,7 @@ def finish(summary: Summary, out: Path, report: bool) -> int:
         from encodec_fast.formats import FormatError
 
         try:
-            say(f"wrote {write_report(out)}")
+            say(f"wrote {write_report(out, heard)}")
         except FormatError as error:
             say(f"no report: {error}")
     for warning in summary.warnings:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,11 +22,17 @@ from encodec_fast.formats import DatasetInfo
 from encodec_fast.formats.atomic import write_atomically
 from encodec_fast.formats.folder import read_info
 
+if TYPE_CHECKING:
+    from encodec_fast.dataset.listening import HeardClip
+
 FAILURES_SHOWN = 50
 
 
-def write_report(folder: str | os.PathLike[str]) -> Path:
-    """Writes the report into the data set's folder; returns its path. Raises FormatError where there are no codes."""
+def write_report(folder: str | os.PathLike[str], heard: Sequence[HeardClip] = ()) -> Path:
+    """Writes the report into the data set's folder; returns its path. Raises FormatError where there are no codes.
+
+    heard: clips to listen to; see listening.heard_clips.
+    """
     import jinja2
 
     info, found = read_info(folder), folder_statistics(folder, sample=True)
@@ -41,6 +47,7 @@ def write_report(folder: str | os.PathLike[str]) -> Path:
         statistics=found,
         counted=f"Counted on {_counted(found)}.",
         pictures=pictures,
+        heard=heard,
         hours_of=hours_of,
         failures=ledger.failures(),
         failures_shown=FAILURES_SHOWN,

@@ -7,13 +7,15 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from encodec_fast.dataset.ledger import Ledger
 from encodec_fast.formats import ClipRow, DatasetInfo, FormatError
 from encodec_fast.formats.folder import format_of, read_info, read_shard, shards_of
+
+Item = TypeVar("Item")
 
 # Shards that are read where not all are, spread evenly, and the codes of them: each of 1024 entries occurs thousands of times
 SAMPLED_SHARDS, SAMPLED_CODES = 64, 20_000_000
@@ -130,7 +132,7 @@ def folder_statistics(
     )
 
 
-def spread(items: Sequence[Path], most: int) -> list[Path]:
+def spread(items: Sequence[Item], most: int) -> list[Item]:
     """Returns at most so many of the items, spread evenly."""
     count = min(len(items), most)
     return [items[len(items) * index // count] for index in range(count)]

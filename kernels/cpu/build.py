@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,6 +21,7 @@ FLAGS = (
     f"-I{SOURCES}",
     "-O3",
     "-ffp-contract=off",
+    "-fno-fast-math",  # whatever CXXFLAGS ask for
     "-fPIC",
     "-fvisibility=hidden",
     "-pthread",
@@ -51,17 +54,26 @@ class BuildError(Exception):
     """The engine can't be compiled here; the message says why and what would help."""
 
 
-def find_compiler() -> str | None:
-    """Returns the C++ compiler: the CXX environment variable, else c++, g++ or clang++; None without one."""
-    return os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
+def find_compiler() -> list[str] | None:
+    """Returns the C++ compiler's command: the CXX environment variable, which may be `ccache g++`, else c++, g++ or clang++; or None."""
+    if named := shlex.split(os.environ.get("CXX", "")):
+        return named
+    return next(([name] for name in ("c++", "g++", "clang++") if shutil.which(name)), None)
 
 
-def compile_units(folder: str | os.PathLike[str], command: str, machine: str, extra_flags: tuple[str, ...] = ()) -> list[str]:
+def flags_of_environment(name: str) -> list[str]:
+    """Returns the user's own flags, CXXFLAGS or LDFLAGS. They come first, so that FLAGS have the last word on arithmetic."""
+    return shlex.split(os.environ.get(name, ""))
+
+
+def compile_units(
+    folder: str | os.PathLike[str], command: str | Sequence[str], machine: str, extra_flags: tuple[str, ...] = ()
+) -> list[str]:
     """Compiles objects into `folder`, one of each translation unit for that machine.  Raises BuildError where the compiler fails."""
     units = {**dict.fromkeys(COMMON, ()), **TIERS.get(MACHINES.get(machine, machine), {"simd/tier_baseline": ()})}
     objects = [str(Path(folder) / f"{Path(unit).name}.o") for unit in units]
     jobs = [
-        [command, *FLAGS, *flags, *extra_flags, "-c", str(SOURCES / f"{unit}.cpp"), "-o", out]
+        [*_words(command), *flags_of_environment("CXXFLAGS"), *FLAGS, *flags, *extra_flags, "-c", str(SOURCES / f"{unit}.cpp"), "-o", out]
         for (unit, flags), out in zip(units.items(), objects)
     ]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -78,9 +90,10 @@ def build(
     """Compiles the library into `output_dir` and returns its path.
 
     compiler: default the CXX environment variable, else c++, g++ or clang++.  machine: what it compiles for, default this one.
+    CXXFLAGS and LDFLAGS are heeded, but for what would change the arithmetic.
     Raises BuildError without a C++17 compiler that has GCC's vector extensions, or where it fails.
     """
-    command = compiler or find_compiler()
+    command = _words(compiler) if compiler else find_compiler()
     if command is None:
         raise BuildError("no C++ compiler found: install g++ or clang++, or name one in CXX, and install again")
     target = Path(output_dir) / LIBRARY
@@ -89,9 +102,13 @@ def build(
         objects = compile_units(scratch, command, machine or platform.machine(), extra_flags)
         # linked beside its place and then renamed: no other process ever loads half a library
         linked = target.with_suffix(f".{os.getpid()}.tmp")
-        _run([command, "-shared", "-pthread", *extra_flags, *objects, "-o", str(linked)])
+        _run([*command, *flags_of_environment("LDFLAGS"), "-shared", "-pthread", *extra_flags, *objects, "-o", str(linked)])
         linked.replace(target)
     return target
+
+
+def _words(command: str | Sequence[str]) -> list[str]:
+    return [command] if isinstance(command, str) else [*command]
 
 
 def _run(command: list[str]) -> None:

@@ -1,12 +1,16 @@
 """The command line as a person meets it: what it prints, what it writes, its exit codes."""
 
+import base64
+import io
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import soundfile
 import torch
@@ -373,6 +377,17 @@ def test_the_report_shows_four_pictures_the_failures_and_no_link(capsys, corpus,
     page = (tmp_path / "codes" / "_report.html").read_text()
     assert page.count("data:image/png;base64,") == 4 and "http" not in page
     assert "&lt;b&gt;.wav" in page and "<b>.wav" not in page
+
+
+def test_the_report_lets_clips_be_heard_at_three_bandwidths(capsys, corpus, model_folder, tmp_path):
+    (corpus / "broken.wav").write_bytes(b"")
+    tokenize(capsys, corpus, tmp_path / "codes", model_folder, "--listen", "2")
+    page = (tmp_path / "codes" / "_report.html").read_text()
+    found = re.findall(r'src="data:audio/flac;base64,([^"]+)"></audio><figcaption>([^<]+)', page)
+    assert [name for _, name in found] == 2 * ["original", "1.2 kbps", "2.4 kbps", "4.8 kbps"]
+    sounds = [soundfile.read(io.BytesIO(base64.b64decode(data)))[0] for data, _ in found]
+    assert len({len(sound) for sound in sounds[:4]}) == 1 and not np.array_equal(sounds[0], sounds[3])
+    np.testing.assert_allclose(sounds[0], soundfile.read(corpus / "a.wav")[0], atol=1e-4)
 
 
 def test_without_matplotlib_the_extra_is_named_and_all_else_is_done(capsys, corpus, model_folder, tmp_path, monkeypatch):

@@ -109,7 +109,7 @@ def build_fuzz(folder: Path) -> Path:
         sys.exit(f"FAILED on this machine: {error}")
     # whole: before glibc 2.34, std::thread of a static program calls functions that the linker takes for optional, and leaves at 0
     threads = ("-Wl,--whole-archive", "-lpthread", "-Wl,--no-whole-archive")
-    command = [compiler, "-std=c++17", "-O1", "-static", f"-I{native_build.SOURCES}", str(FUZZ), *objects]
+    command = [*compiler, "-std=c++17", "-O1", "-static", f"-I{native_build.SOURCES}", str(FUZZ), *objects]
     run([*command, *threads, "-o", "engine_fuzz"], folder)
     return folder / "engine_fuzz"
 

@@ -153,6 +153,22 @@ def test_a_build_without_a_compiler_says_what_to_do(tmp_path, monkeypatch):
         native_build.build(tmp_path)
 
 
+def test_a_compiler_of_several_words_and_flags_of_the_environment_are_heeded(tmp_path, monkeypatch):
+    """And no flag changes a bit: fast mathematics is asked for, and not given."""
+    seen = []
+    monkeypatch.setattr(native_build, "_run", seen.append)
+    monkeypatch.setenv("CXX", "ccache g++")
+    monkeypatch.setenv("CXXFLAGS", "-O2 -ffast-math -DNAME='a b'")
+    monkeypatch.setenv("LDFLAGS", "-Wl,-z,now")
+    with pytest.raises(FileNotFoundError):  # nothing was linked
+        native_build.build(tmp_path)
+    *units, link = seen
+    assert all(command[:2] == ["ccache", "g++"] for command in seen) and "-Wl,-z,now" in link
+    for command in units:
+        assert "-DNAME=a b" in command
+        assert command.index("-ffast-math") < command.index("-fno-fast-math") and command.index("-O2") < command.index("-O3")
+
+
 def test_a_compiler_that_fails_is_quoted(tmp_path):
     with pytest.raises(native_build.BuildError, match="failed"):
         native_build.build(tmp_path, compiler="false")
