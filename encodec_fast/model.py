@@ -308,7 +308,7 @@ def _joined(coded: list[Coded], num_samples: int) -> EncodedClip:
 
 
 def _stacked(chunks: list[Tensor]) -> Tensor:
-    """Returns what belongs to the chunks of a clip, [1, ..., F_i] each, as one tensor, the last one filled up with zeros."""
+    """Returns what belongs to the chunks of a clip, [1, ..., F_i] each, as one tensor; the last is filled up with zeros."""
     return torch.cat([F.pad(chunk, (0, chunks[0].shape[-1] - chunk.shape[-1])) for chunk in chunks])
 
 

@@ -31,7 +31,7 @@ class HeardClip:
 
 
 def heard_clips(folder: str | os.PathLike[str], model: EncodecModel, count: int) -> list[HeardClip]:
-    """Returns `count` clips, spread over a folder's run, as they were and at the lowest, the middle and the highest bandwidth.
+    """Returns `count` clips, spread over a folder's run: as they were, and at the lowest, middle and highest bandwidth.
 
     Leaves out rows of tables, and clips that can't be read any more: then there are fewer.
     """
