@@ -9,6 +9,7 @@ import sys
 import pytest
 import soundfile
 
+from encodec_fast import cli
 from encodec_fast.demo import bundled_clips
 from support.models import pair, small_config
 from support.venvs import ROOT
@@ -44,12 +45,11 @@ def readers_folder(tmp_path):
     return tmp_path
 
 
-@pytest.mark.skipif(os.name != "posix", reason="snippets are of a POSIX shell")
 @pytest.mark.parametrize("page", WITH_SNIPPETS, ids=lambda page: page.stem)
 def test_the_snippets_of_a_page_run_as_they_are_written(page, readers_folder, model_folder):
     if page.stem == "training-on-codes":
-        command = [sys.executable, "-m", "encodec_fast", "tokenize", "corpus", "--out", "codes", "--model", str(model_folder)]
-        subprocess.run(command, cwd=readers_folder, check=True, capture_output=True)
+        arguments = ["tokenize", readers_folder / "corpus", "--out", readers_folder / "codes", "--model", model_folder]
+        assert cli.main([str(each) for each in arguments]) == cli.OK
     command = [sys.executable, str(ROOT / "tests" / "support" / "doc_snippets.py"), str(page), str(model_folder)]
     done = subprocess.run(command, cwd=readers_folder, capture_output=True, text=True, env={**os.environ, "PYTHONSAFEPATH": "1"})
     assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"

@@ -1,14 +1,15 @@
 """Runs every code block of a page of the documentation, in order: `python doc_snippets.py PAGE MODEL`, in a folder with its files.
 
-Python blocks share one namespace. Shell blocks run by bash, where `encodec-fast` takes the model MODEL unless one is named.
-MODEL stands for the published models, which a test can't download. Blocks of ```text and lines that install are left out.
+Python blocks share one namespace. Of shell blocks the calls of `encodec-fast` run, with the model MODEL unless one is named.
+MODEL stands for the published models, which a test can't download. Blocks of ```text and lines of pip and python are left out.
 """
 
-import os
 import re
-import subprocess
+import shlex
 import sys
 from pathlib import Path
+
+from encodec_fast import cli
 
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # What pages speak of as the reader's own.
@@ -32,20 +33,23 @@ pieces = samples.split(5000, dim=1)
 waveforms = [samples, samples[:, :9000]]
 input_values = long_audio = samples[None]
 """
-SHIM = """#!/bin/sh
-command="$1"
-case "$command" in tokenize|roundtrip|verify) shift; set -- "$command" --model "$MODEL" "$@";; esac
-exec "$PYTHON" -m encodec_fast "$@"
-"""
+# These take a model of their own where the page names none.
+TAKE_MODEL = ("tokenize", "roundtrip", "verify")
+
+
+def run_command(line: str, model: str) -> None:
+    """A line of a shell block: a call of the command, which runs here, for a process of its own takes seconds to begin."""
+    words = shlex.split(line, comments=True)
+    if not words or words[0] in ("pip", "python"):
+        return
+    assert words[0] == "encodec-fast" and not {"|", ">", "&&", ";"} & {*words}, f"no call of encodec-fast: {line}"
+    named = ["--model", model] if words[1] in TAKE_MODEL else []
+    code = cli.main([words[1], *named, *words[2:]])
+    assert code == cli.OK, f"exit code {code} of {line}"
 
 
 def main(page: Path, model: str) -> None:
     text = page.read_text(encoding="utf-8").replace("facebook/encodec_24khz", model)
-    shim = Path("bin/encodec-fast")
-    shim.parent.mkdir(exist_ok=True)
-    shim.write_text(SHIM)
-    shim.chmod(0o755)
-    environment = {**os.environ, "PATH": f"{shim.parent.absolute()}:{os.environ['PATH']}", "MODEL": model, "PYTHON": sys.executable}
     namespace = {"__name__": "page"}
     exec(PRELUDE.replace("facebook/encodec_24khz", model), namespace)
     count = 0
@@ -55,8 +59,8 @@ def main(page: Path, model: str) -> None:
         if language == "python":
             exec(compile(block, f"{page.name}, block {count}", "exec"), namespace)
         elif language == "bash":
-            lines = [line for line in block.splitlines() if not line.startswith(("pip install", "python bench/"))]
-            subprocess.run(["bash", "-ec", "\n".join(lines)], env=environment, check=True)
+            for line in block.splitlines():
+                run_command(line, model)
         else:
             assert language == "text", f"a block of {language}"
 
