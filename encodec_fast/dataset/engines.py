@@ -152,7 +152,11 @@ def check_before_loading(model: EncodecModel | str | os.PathLike[str], device: s
     """
     for each in [device] if isinstance(device, str) else device:
         torch_device(each)
-    config = known_config(os.fspath(model)) if isinstance(model, str | os.PathLike) else getattr(model, "config", None)
+    if isinstance(model, str | os.PathLike):
+        config = known_config(os.fspath(model))
+    else:
+        # a model of another class is spoken of by what loads it
+        config = model.config if isinstance(model, EncodecModel) else None
     if config is not None:
         check_bandwidth(config, bandwidth)
 

@@ -187,6 +187,11 @@ WRONG = {
     "backend": ({"backend": "metal"}, ValueError, "'metal' is not a backend. Choose one of auto"),
     "model's name": ({"model": "a/b/c"}, ValueError, "'a/b/c' is neither a folder on this machine"),
     "model's class": ({"model": transformers.EncodecConfig()}, TypeError, "model is a EncodecConfig; a name, a folder or an"),
+    "a model without EnCodec's config": (
+        {"model": transformers.BertModel(transformers.BertConfig(num_hidden_layers=1, hidden_size=12, vocab_size=9))},
+        TypeError,
+        "model is a BertModel",
+    ),
     "model of processes": ({"model": small_model(), "device": ["cpu"]}, ValueError, "other processes have to load it; save it"),
     "model elsewhere": ({"model": small_model(), "device": "cpu"}, ValueError, "device is 'cpu', and model is in memory on cpu; leave"),
 }
