@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
-import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,11 +19,12 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from transformers import EncodecConfig
 
 from encodec_fast.audio import read_audio
+from encodec_fast.formats.atomic import write_atomically
 from encodec_fast.model import EncodecModel
 from encodec_fast.plan.weights import weights_sha256
 from encodec_fast.serving.request import use_backend
@@ -112,14 +111,9 @@ def _stored_model(config: EncodecConfig, path: Path) -> EncodecModel | None:
 def _store(model: EncodecModel, path: Path) -> None:
     """Writes the model's weights to the file; does without where that can't be."""
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
+    with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(weights, temporary, {_DIGEST: weights_sha256(model)})
-        os.replace(temporary, path)
-    except (OSError, SafetensorError):
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        write_atomically(path, save(weights, {_DIGEST: weights_sha256(model)}))
 
 
 def drawn_model(config: EncodecConfig, audio: Tensor) -> EncodecModel:

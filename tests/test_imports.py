@@ -14,7 +14,7 @@ from support.venvs import ROOT
 
 # A module imports only from layers above its own. A new module is one more name here.
 _LAYERS = [
-    {"errors", "forks", "kernels", "patterns", "processes", "sample_formats", "transformers_versions", "user_cache"},
+    {"errors", "forks", "kernels", "patterns", "processes", "sample_formats", "transformers_versions", "user_cache", "wording"},
     {"plan"},
     {"backends"},
     {"serving"},

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from encodec_fast.cli.terminal import counted, say
+from encodec_fast.cli.terminal import say
+from encodec_fast.wording import counted
 
 if TYPE_CHECKING:
     from encodec_fast.model import EncodecModel
@@ -157,10 +158,19 @@ def announce(model: str, device: str, backend: str, threads: int) -> None:
 
 
 @contextmanager
-def prepared_model(name: str, device: str, backend: str, threads: int) -> Iterator[tuple[EncodecModel, str]]:
-    """Loads a model; yields it and its id, with the backend in force for the block. Says first what is about to run."""
+def prepared_model(
+    name: str, device: str, backend: str, threads: int, bandwidth: float | None = None
+) -> Iterator[tuple[EncodecModel, str]]:
+    """Loads a model; yields it and its id, with the backend in force for the block. Says first what is about to run.
+
+    bandwidth: that the model must have; checked before its weights are loaded, where its config is on this machine.
+    """
     with ExitStack() as stack:
         with checking_arguments():
+            if bandwidth is not None:
+                from encodec_fast.dataset.engines import check_before_loading
+
+                check_before_loading(name, device, bandwidth)
             announce(name, device, backend, threads)
             import torch
 
@@ -173,4 +183,8 @@ def prepared_model(name: str, device: str, backend: str, threads: int) -> Iterat
             stack.enter_context(request.prefer_backend(backend))
             request.requested()
             model = load_model(name, device)
+            if bandwidth is not None:
+                from encodec_fast.dataset.encoding import check_bandwidth
+
+                check_bandwidth(model.config, bandwidth)
         yield model, model.name_or_path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import time
@@ -93,7 +94,7 @@ def decode(
         left_alone = {*range(len(targets))} - {*chosen}
         done = set() if overwrite else _done(rows, targets, info, subtype, left_alone)
         if metadata is not None and not overwrite:
-            _check_metadata(metadata, {str(target.relative_to(out).as_posix()) for target in targets})
+            _check_metadata(metadata, {target.relative_to(out).as_posix() for target in targets})
     with prepared_model(model or info.model_id, *arguments) as (loaded, model_id):
         _check_weights(loaded, model_id, folder, info)
         summary = decode_rows(
@@ -170,31 +171,33 @@ def _check_metadata(path: Path, names: Collection[str]) -> None:
         raise ValueError(f"{path} exists already; choose another --out or add --overwrite.")
 
 
+def _stored_row(codes: Path, id: str | None) -> tuple[DatasetInfo, ClipRow | ClipFailure]:
+    """Returns the one row of a folder or shard, or that of the id, and what made it."""
+    from encodec_fast.dataset.decoding import StoredRows
+
+    with checking_arguments():
+        info, rows = _info(codes), StoredRows(codes)
+        if id is None and len(rows.ids) != 1:
+            raise ValueError(f"{codes} holds {len(rows.ids)} clips, and --out is one file; choose a clip with --id, or name a folder.")
+        index = 0 if id is None else _index_of(id, rows, codes)
+        return info, next(itertools.islice(rows, index, None))
+
+
 def _decode_one(codes: Path, out: Path, id: str | None, model: str | None, arguments: tuple[str, str, int], subtype: str) -> int:
     """Decodes one clip into a file, or to standard output."""
     from encodec_fast.audio.wav import put_wav
-    from encodec_fast.dataset.decoding import StoredRows
     from encodec_fast.dataset.decoding import decode as decode_batches
     from encodec_fast.formats import ClipFailure
 
     with speaking_elsewhere(out) as pipe:
-        row: ClipRow | ClipFailure | None = None
-        info = None
-        if codes.suffix != ".npy":
-            with checking_arguments():
-                info, rows = _info(codes), StoredRows(codes)
-                if id is None and len(rows.ids) != 1:
-                    raise ValueError(
-                        f"{codes} holds {len(rows.ids)} clips, and --out is one file; choose a clip with --id, or name a folder."
-                    )
-                index = 0 if id is None else _index_of(id, rows, codes)
-                row = next(each for number, each in enumerate(rows) if number == index)
-        elif model is None:
+        stored = None if codes.suffix == ".npy" else _stored_row(codes, id)
+        name = model or (stored[0].model_id if stored else None)
+        if name is None:
             raise WrongArgument(f"{codes} does not say which model made it; name it with --model.")
-        with prepared_model(model or (info.model_id if info else ""), *arguments) as (loaded, model_id):
-            if info is not None:
-                _check_weights(loaded, model_id, codes, info)
-            ((row, audio),) = decode_batches(loaded, [row if row is not None else row_of_npy(codes, loaded, None)])
+        with prepared_model(name, *arguments) as (loaded, model_id):
+            if stored is not None:
+                _check_weights(loaded, model_id, codes, stored[0])
+            ((row, audio),) = decode_batches(loaded, [stored[1] if stored else row_of_npy(codes, loaded)])
             if isinstance(row, ClipFailure) or audio is None or isinstance(audio, str):
                 raise WrongArgument(f"{codes}: {row.reason if isinstance(row, ClipFailure) else audio}")
             put_wav(pipe or out, audio, row.sampling_rate, subtype)

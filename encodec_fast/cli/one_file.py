@@ -78,7 +78,7 @@ def refuse_existing(out: Path, overwrite: bool) -> None:
         raise WrongArgument(f"{out} exists already; choose another --out or add --overwrite.")
 
 
-def row_of_npy(path: Path, model: EncodecModel, bandwidth: float | None) -> ClipRow:
+def row_of_npy(path: Path, model: EncodecModel) -> ClipRow:
     """Returns the row of a `.npy` of codes, [n_chunks, K, F] or [K, F]. Raises WrongArgument for what is none, or lacks its scales."""
 
     from encodec_fast.formats import ClipRow
@@ -96,4 +96,4 @@ def row_of_npy(path: Path, model: EncodecModel, bandwidth: float | None) -> Clip
     if config.normalize or config.chunk_length is not None:
         raise WrongArgument(f"{path}: a .npy holds no volumes, which this model needs; tokenize to a .parquet, and decode that.")
     samples, rate = codes.shape[2] * hop_length(config), config.sampling_rate
-    return ClipRow(path.stem, str(path), codes, None, samples, 0, rate, rate, bandwidth or float(config.target_bandwidths[0]))
+    return ClipRow(path.stem, str(path), codes, None, samples, 0, rate, rate, float(config.target_bandwidths[0]))

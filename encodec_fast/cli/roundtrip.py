@@ -16,7 +16,6 @@ from encodec_fast.cli.app import (
     OverwriteOption,
     ThreadsOption,
     WrongArgument,
-    checking_arguments,
     command,
     prepared_model,
 )
@@ -45,11 +44,7 @@ def roundtrip(
     if not names_file(out, (".wav",)):
         raise WrongArgument(f"--out is {out}; a name that ends in .wav is needed, or - for standard output.")
     refuse_existing(out, overwrite)
-    with checking_arguments():
-        from encodec_fast.dataset.engines import check_before_loading
-
-        check_before_loading(model, device, bandwidth)
-    with speaking_elsewhere(out) as pipe, prepared_model(model, device, backend, threads) as (loaded, _):
+    with speaking_elsewhere(out) as pipe, prepared_model(model, device, backend, threads, bandwidth) as (loaded, _):
         clip = read_clip(source, loaded)
         row = one_row(loaded, clip, bandwidth)
         from encodec_fast.dataset.decoding import encoded_clip

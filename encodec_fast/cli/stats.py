@@ -10,6 +10,7 @@ import typer
 
 from encodec_fast.cli.app import OK, checking_arguments, command
 from encodec_fast.cli.terminal import ProgressBar, console, say
+from encodec_fast.wording import counted, hours_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -40,19 +41,18 @@ def stats(
 
 
 def _lines(found: FolderStatistics) -> list[str]:
-    from encodec_fast.dataset.statistics import counted, hours_of
-
     lines = {
-        "audio": f"{counted(found.clips, 'clip')}, {hours_of(found.seconds)} hours",
-        "tokens": f"{found.tokens:,} in {counted(len(found.codebooks), 'level')}, {found.tokens_per_hour:,.0f} an hour",
-        "bytes": f"{found.bytes:,} in {counted(found.shards, 'shard')}, {found.bytes_per_hour / 1e6:,.2f} MB an hour",
-        "failed": f"{counted(found.failed, 'clip')}",
+        "audio": f"{counted(found.clips, 'clip', ',')}, {hours_text(found.seconds)} hours",
+        "tokens": f"{found.tokens:,} in {counted(len(found.codebooks), 'level', ',')}, {found.tokens_per_hour:,.0f} an hour",
+        "bytes": f"{found.bytes:,} in {counted(found.shards, 'shard', ',')}, {found.bytes_per_hour / 1e6:,.2f} MB an hour",
+        "failed": f"{counted(found.failed, 'clip', ',')}",
         "model": f"{found.model_id}, weights {found.weights_sha256[:16]}",
         "bandwidth": "-" if found.bandwidth is None else f"{found.bandwidth:g} kbps",
         "columns": ", ".join(f"{name} ({type_name})" for name, type_name in found.columns.items()) or "none",
     }
     if found.is_sample:
-        lines["read"] = f"{counted(found.read_clips, 'clip')} of {counted(found.read_shards, 'shard')}; tokens and tables are of those"
+        clips, shards = counted(found.read_clips, "clip", ","), counted(found.read_shards, "shard", ",")
+        lines["read"] = f"{clips} of {shards}; tokens and tables are of those"
     width = max(map(len, lines))
     return [f"{name:<{width}}  {value}" for name, value in lines.items()]
 
@@ -74,10 +74,8 @@ def _codebooks(found: FolderStatistics) -> Table:
 
 
 def _lengths(found: FolderStatistics) -> Table:
-    from encodec_fast.dataset.statistics import hours_of
-
     table = _table("\nLengths", "from, s", "below, s", "clips", "hours")
     for each in found.lengths:
         high = "-" if each.high is None else f"{each.high:g}"
-        table.add_row(f"{each.low:g}", high, f"{each.clips:,}", hours_of(each.seconds))
+        table.add_row(f"{each.low:g}", high, f"{each.clips:,}", hours_text(each.seconds))
     return table

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 
+from encodec_fast.wording import counted, time_text
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
@@ -69,16 +71,15 @@ class ProgressBar(_Live):
 
     def __init__(self, total: int, things: str = "clips"):
         self._total, self._things = total, things
-        words = TextColumn(f"{things}  {{task.fields[speed]}}left")
-        super().__init__(MofNCompleteColumn(), words, TimeRemainingColumn(), total=total, speed="")
+        super().__init__(MofNCompleteColumn(), TextColumn(f"{things}  left"), TimeRemainingColumn(), total=total)
 
-    def update(self, done: int, total: int | None = None, speed: str = "") -> None:
-        """Shows the state.  done: so far, failed ones included.  total: where it turns out to be another.  speed: in words."""
+    def update(self, done: int, total: int | None = None) -> None:
+        """Shows the state.  done: so far, failed ones included.  total: where it turns out to be another."""
         self._total = self._total if total is None else total
-        self._bar.update(self._task, completed=done, total=self._total, speed=f"{speed}  " if speed else "")
+        self._bar.update(self._task, completed=done, total=self._total)
         if done < self._total and self._line_is_due():
             left = (time.perf_counter() - self._started) / max(done, 1) * (self._total - done)
-            say(f"{done}/{self._total} {self._things}, {speed + ', ' if speed else ''}about {left:.0f} s left")
+            say(f"{done}/{self._total} {self._things}, about {left:.0f} s left")
 
 
 class RunProgress(_Live):
@@ -95,14 +96,6 @@ class RunProgress(_Live):
             say(progress_line(summary))
 
 
-def time_text(seconds: float) -> str:
-    """Returns `12 s`, `3 min 20 s`, `2 h 05 min`."""
-    seconds = max(0, round(seconds))
-    if seconds < 60:
-        return f"{seconds} s"
-    return f"{seconds // 60} min {seconds % 60:02d} s" if seconds < 3600 else f"{seconds // 3600} h {seconds // 60 % 60:02d} min"
-
-
 def seconds_left(summary: Summary) -> float | None:
     """Returns the time a run has yet to take, by its audio; None where that is not known."""
     if not summary.times_real_time or not summary.planned_seconds:
@@ -110,15 +103,20 @@ def seconds_left(summary: Summary) -> float | None:
     return max(0.0, summary.planned_seconds - summary.seconds) / summary.times_real_time
 
 
+def _hours_done(summary: Summary) -> str:
+    """Returns `0.12/0.42 h`, or `0.12 h` where the whole is not known."""
+    planned = f"/{summary.planned_seconds / 3600:.2f}" if summary.planned_seconds else ""
+    return f"{summary.seconds / 3600:.2f}{planned} h"
+
+
 def short_line(summary: Summary, width: int) -> str:
     """Returns how a run goes in at most `width` columns: the time left first, then what else has room."""
     left, errors = seconds_left(summary), len(summary.failures)
-    hours = f"/{summary.planned_seconds / 3600:.2f}" if summary.planned_seconds else ""
     parts = [
         f"{time_text(left)} left" if left is not None else "",
-        f"{counted(errors, 'error')}" if errors else "",
+        counted(errors, "error") if errors else "",
         f"{summary.times_real_time:.0f} x real time",
-        f"{summary.seconds / 3600:.2f}{hours} h",
+        _hours_done(summary),
         f"{summary.clips + errors}/{summary.planned_clips} clips",
     ]
     line = ""
@@ -130,18 +128,12 @@ def short_line(summary: Summary, width: int) -> str:
     return line
 
 
-def counted(number: int, thing: str) -> str:
-    """Returns `1 clip`, `2 clips`."""
-    return f"{number} {thing}{'s' * (number != 1)}"
-
-
 def progress_line(summary: Summary) -> str:
     """Returns `120/568 clips, 0.12/0.42 h, 95.1 x real time (encoder 97, readers 2400), 1 error, about 12 s left`."""
     errors, left = len(summary.failures), seconds_left(summary)
-    hours = f"/{summary.planned_seconds / 3600:.2f}" if summary.planned_seconds else ""
     rates = f" (encoder {summary.encoding:.0f}, readers {summary.reading:.0f})" if summary.busy else ""
     return (
-        f"{summary.clips + errors}/{summary.planned_clips} clips, {summary.seconds / 3600:.2f}{hours} h, "
+        f"{summary.clips + errors}/{summary.planned_clips} clips, {_hours_done(summary)}, "
         f"{summary.times_real_time:.1f} x real time{rates}, {counted(errors, 'error')}"
         + ("" if left is None else f", about {time_text(left)} left")
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 from collections.abc import Iterator, Sequence
@@ -32,9 +33,10 @@ from encodec_fast.cli.app import (
     quiet_transformers,
 )
 from encodec_fast.cli.one_file import names_file, one_row, read_clip, refuse_existing, speaking_elsewhere
-from encodec_fast.cli.terminal import ProgressBar, RunProgress, complain, counted, left_out_line, report_failures, say, summary_lines
+from encodec_fast.cli.terminal import ProgressBar, RunProgress, complain, left_out_line, report_failures, say, summary_lines
 from encodec_fast.dataset.options import BANDWIDTH, BATCH_SECONDS, CLIP_TIMEOUT, MAX_CLIP_BYTES
 from encodec_fast.formats import FORMATS, joined
+from encodec_fast.wording import counted
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -193,12 +195,14 @@ def tokenize(
     if names_file(out, (".npy", ".parquet")):
         if len(sources) > 1:
             raise WrongArgument(f"{len(sources)} sources, and --out is one file; name a folder.")
-        return tokenize_one(sources[0], out, model, bandwidth, _one_device(device, devices), backend, threads, overwrite)
+        if devices is not None:
+            raise WrongArgument("--out is one file, which one device encodes; leave out --devices, or name a folder.")
+        return tokenize_one(sources[0], out, model, bandwidth, device, backend, threads, overwrite)
     if dry_run:
         return show_preview(sources, out, options, limit)
     if said:
         say(f"shard {part[0]}/{part[1]}, as {said} say")
-    with ending_on_signals(), naming_ends(), RunDisplay((model, _named_device(device, devices), backend, threads)) as display:
+    with ending_on_signals(), naming_ends(), RunDisplay((model, devices or device, backend, threads)) as display:
         if overwrite and part[1] > 1:
             raise ValueError("--overwrite with a --shard would remove the other shards' work; remove the folder instead.")
         summary = tokenize_sources(
@@ -216,45 +220,31 @@ def tokenize(
             options=options,
             progress=display,
         )
-    heard = hear(out, model, _one_of(device, devices), listen) if report and listen else []
+    heard = hear(out, model, "auto" if devices else device, listen) if report and listen else []
     return finish(summary, out, report, heard)
-
-
-def _named_device(device: str, devices: str | None) -> str:
-    return device if devices is None else devices
-
-
-def _one_device(device: str, devices: str | None) -> str:
-    if devices is not None:
-        raise WrongArgument("--out is one file, which one device encodes; leave out --devices, or name a folder.")
-    return device
 
 
 def tokenize_one(source: str, out: Path, model: str, bandwidth: float, device: str, backend: str, threads: int, overwrite: bool) -> int:
     """Encodes one clip into a file of codes, or to standard output; returns the exit code."""
     refuse_existing(out, overwrite)
-    with checking_arguments():
-        from encodec_fast.dataset.engines import check_before_loading
-
-        check_before_loading(model, device, bandwidth)
-    with speaking_elsewhere(out) as pipe, prepared_model(model, device, backend, threads) as (loaded, model_id):
+    with speaking_elsewhere(out) as pipe, prepared_model(model, device, backend, threads, bandwidth) as (loaded, model_id):
         import numpy as np
 
-        from encodec_fast.dataset.encoding import dataset_info
-        from encodec_fast.formats.atomic import AtomicFile
+        from encodec_fast.dataset.engines import Engine
+        from encodec_fast.dataset.options import TokenizeOptions
+        from encodec_fast.formats.atomic import write_atomically
         from encodec_fast.formats.parquet import write_file
-        from encodec_fast.plan.weights import weights_sha256
 
         row = one_row(loaded, read_clip(source, loaded), bandwidth)
         if out.suffix.lower() == ".parquet":
-            kept = {"bandwidth": bandwidth, "device": str(loaded.device), "sources": [source]}
-            write_file(out, [row], dataset_info(loaded, model_id, weights_sha256(loaded), kept))
-        elif pipe is not None:
-            np.save(pipe, row.codes)
+            write_file(out, [row], Engine(loaded, model_id, TokenizeOptions(bandwidth), [source]).info)
         else:
-            file = AtomicFile(out)
-            np.save(file.file, row.codes)
-            file.finish()
+            data = io.BytesIO()
+            np.save(data, row.codes)
+            if pipe is None:
+                write_atomically(out, data.getvalue())
+            else:
+                pipe.write(data.getvalue())
         say(f"{row.duration:.1f} s at {bandwidth:g} kbps: codes {list(row.codes.shape)} (chunks, levels, frames)")
         if pipe is None:
             say(f"wrote {out}")
@@ -401,10 +391,6 @@ def hear(out: Path, model: str, device: str, count: int) -> list[HeardClip]:
         from encodec_fast.pretrained import load_model
 
         return heard_clips(out, load_model(model, device), count)
-
-
-def _one_of(device: str, devices: str | None) -> str:
-    return device if devices is None else "auto"
 
 
 def finish(summary: Summary, out: Path, report: bool, heard: Sequence[HeardClip] = ()) -> int:

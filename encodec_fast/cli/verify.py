@@ -51,16 +51,7 @@ def verify(
         from encodec_fast.demo import bundled_clips
 
         tasks = find_tasks(sources or bundled_clips())
-        if bandwidth is not None:
-            from encodec_fast.dataset.engines import check_before_loading
-
-            check_before_loading(model, device, bandwidth)
-    with prepared_model(model, device, backend, threads) as (loaded, _):
-        if bandwidth is not None:
-            with checking_arguments():
-                from encodec_fast.dataset.encoding import check_bandwidth
-
-                check_bandwidth(loaded.config, bandwidth)
+    with prepared_model(model, device, backend, threads, bandwidth) as (loaded, _):
         report, failures = verify_tasks(tasks, loaded, bandwidth)
     if report is not None:
         say(str(report))

@@ -63,7 +63,9 @@ def table_tasks(path: str, id: str, audio_column: str, columns: Sequence[str] | 
 
 
 def _row_task(row: dict[str, Any], path: str, id: str, index: int, group: int) -> Task:
-    found = next((row[name] for name in ("id", "key") if row.get(name) is not None), f"{id}#{index}")
+    id_name = next((name for name in ("id", "key") if row.get(name) is not None), "id")
+    found = row.get(id_name)
+    found = f"{id}#{index}" if found is None else found
     duration, problem = row.get("duration"), None
     try:
         clip_id = valid_text(found, "id")
@@ -72,8 +74,8 @@ def _row_task(row: dict[str, Any], path: str, id: str, index: int, group: int) -
             raise ValueError(f"duration is {duration!r}; seconds are needed, 0 or more.")
     except (TypeError, ValueError, OverflowError) as error:
         clip_id, seconds, problem = f"{id}#{index}", 0.0, f"row {index} of the table: {error}"
-    taken = {"duration", next((name for name in ("id", "key") if row.get(name) is not None), "id")}
-    return Task(clip_id, path, row=index, group=group, seconds=seconds, problem=problem, columns=scalar_columns(row, taken))
+    columns = scalar_columns(row, {id_name, "duration"})
+    return Task(clip_id, path, row=index, group=group, seconds=seconds, problem=problem, columns=columns)
 
 
 class TableReader:

@@ -105,6 +105,8 @@ def chosen_columns(tasks: Sequence[Task], chosen: Sequence[str] | None) -> list[
     if unknown := [name for name in chosen or () if name not in found]:
         have = f"the columns {', '.join(found)}" if found else "no columns"
         raise ValueError(f"columns names {', '.join(map(repr, unknown))}; the sources have {have}.")
+    if not found:
+        return [*tasks]
     names = stored_names(found)
     wanted = {name: names[name] for name in (found if chosen is None else chosen)}
     return [replace(task, columns={wanted[name]: value for name, value in task.columns.items() if name in wanted}) for task in tasks]
@@ -112,6 +114,8 @@ def chosen_columns(tasks: Sequence[Task], chosen: Sequence[str] | None) -> list[
 
 def with_typed_columns(task: Task, types: Mapping[str, str]) -> Task:
     """Returns the task with the columns of a folder, None where it has none. Raises ValueError, with the column and its value."""
+    if not types and not task.columns:
+        return task
     columns: dict[str, Scalar] = {}
     for name, type_name in types.items():
         try:

@@ -33,10 +33,12 @@ class StoredRows:
         # by the ledger; None where there is none
         self.seconds: float | None = None
         if folder.is_file():
-            self.ids, self._shards, self._lost = _ids(folder), [(folder, _ids(folder))], {}
+            self.ids = _ids(folder)
+            self._shards, self._lost = [(folder, self.ids)], {}
             return
-        self.seconds = sum(record.seconds for record in Ledger(folder).records()) or None
-        counts = {record.file: record.clips for record in Ledger(folder).records() if record.file is not None}
+        records = Ledger(folder).records()
+        self.seconds = sum(record.seconds for record in records) or None
+        counts = {record.file: record.clips for record in records if record.file is not None}
         found = {path: _ids(path) for path in shards_of(folder)}
         self._shards = [(path, found.get(path, [])) for path in sorted({*found, *(folder / name for name in counts)})]
         missing = {path: counts.get(path.name, 0) - len(ids) for path, ids in self._shards if path.name not in ids}

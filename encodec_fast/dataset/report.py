@@ -16,11 +16,12 @@ from encodec_fast.dataset.failures import FAILURES_FILE
 from encodec_fast.dataset.ledger import Ledger
 from encodec_fast.dataset.ownership import REPORT_FILE
 from encodec_fast.dataset.records import Record
-from encodec_fast.dataset.statistics import FolderStatistics, counted, folder_statistics, hours_of
+from encodec_fast.dataset.statistics import FolderStatistics, folder_statistics
 from encodec_fast.dataset.writing import add_counts
 from encodec_fast.formats import DatasetInfo
 from encodec_fast.formats.atomic import write_atomically
-from encodec_fast.formats.folder import read_info
+from encodec_fast.formats.folder import read_info_of, shard_paths
+from encodec_fast.wording import counted, hours_text
 
 if TYPE_CHECKING:
     from encodec_fast.dataset.listening import HeardClip
@@ -35,7 +36,9 @@ def write_report(folder: str | os.PathLike[str], heard: Sequence[HeardClip] = ()
     """
     import jinja2
 
-    info, found = read_info(folder), folder_statistics(folder, sample=True)
+    # which also holds the shards against each other
+    found = folder_statistics(folder, sample=True)
+    info = read_info_of(shard_paths(folder)[0])
     ledger = Ledger(folder)
     records = ledger.records()
     pictures = _pictures(found, ledger, records) if importlib.util.find_spec("matplotlib") else []
@@ -48,7 +51,7 @@ def write_report(folder: str | os.PathLike[str], heard: Sequence[HeardClip] = ()
         counted=f"Counted on {_counted(found)}.",
         pictures=pictures,
         heard=heard,
-        hours_of=hours_of,
+        hours_text=hours_text,
         failures=ledger.failures(),
         failures_shown=FAILURES_SHOWN,
         failures_file=f"{RUN_FOLDER}/{FAILURES_FILE}",
@@ -74,7 +77,7 @@ def _pictures(found: FolderStatistics, ledger: Ledger, records: Sequence[Record]
 
 
 def _counted(found: FolderStatistics) -> str:
-    return f"{counted(found.read_clips, 'clip')} of {counted(found.read_shards, 'shard')}"
+    return f"{counted(found.read_clips, 'clip', ',')} of {counted(found.read_shards, 'shard', ',')}"
 
 
 def _facts(info: DatasetInfo, found: FolderStatistics, records: Sequence[Record]) -> dict[str, str]:
@@ -82,7 +85,7 @@ def _facts(info: DatasetInfo, found: FolderStatistics, records: Sequence[Record]
     hours = found.seconds / 3600
     return {
         "Clips": f"{found.clips:,}",
-        "Hours": hours_of(found.seconds),
+        "Hours": hours_text(found.seconds),
         "Tokens": f"{found.tokens_per_hour * hours:,.0f}" + (" (by the sample)" if found.is_sample else ""),
         "Bytes": f"{found.bytes:,}, {found.bytes_per_hour / 1e6:,.2f} MB an hour",
         "Failed": f"{found.failed:,}",

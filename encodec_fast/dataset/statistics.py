@@ -147,17 +147,6 @@ def _rows(shard: Path, most_codes: int | None) -> Iterator[ClipRow]:
             return
 
 
-def counted(number: int, thing: str) -> str:
-    """Returns `1 clip`, `2,000 clips`."""
-    return f"{number:,} {thing}{'s' * (number != 1)}"
-
-
-def hours_of(seconds: float) -> str:
-    """Returns hours as text: two decimals, or three digits where that is less than one."""
-    hours = seconds / 3600
-    return f"{hours:,.2f}" if hours >= 1 or not hours else f"{hours:#.3g}"
-
-
 class _Count:
     """Adds up rows. entries: int64 [K, N], how often each entry of each level occurs."""
 

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Callable
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor
 
 from encodec_fast.formats import FormatError
-from encodec_fast.formats.atomic import AtomicFile
+from encodec_fast.formats.atomic import AtomicFile, write_atomically
 from encodec_fast.formats.folder import read_info, read_shard, shards_of
 from encodec_fast.patterns import Kind, TokenPattern
 
@@ -123,13 +124,15 @@ def export_tokens(
             "tokens": starts[-1],
             "vocabulary_size": tokens.num_codes + separator,
             "separator": end,
-            **{name: value for name, value in asdict(tokens).items() if name != "offsets"},
+            **asdict(tokens),
             "offsets": tokens.has_offsets,
             "model_id": info.model_id,
             "weights_sha256": info.weights_sha256,
         }
-        _write(target.with_suffix(".idx.npy"), lambda file: np.save(file, np.array(starts, np.int64)))
-        _write(target.with_suffix(".json"), lambda file: file.write(json.dumps(described, indent=1, ensure_ascii=False).encode()))
+        index = io.BytesIO()
+        np.save(index, np.array(starts, np.int64))
+        write_atomically(target.with_suffix(".idx.npy"), index.getvalue())
+        write_atomically(target.with_suffix(".json"), json.dumps(described, indent=1, ensure_ascii=False).encode())
         lines.finish()
     except BaseException:
         lines.discard()
@@ -175,13 +178,3 @@ def _described(target: Path) -> dict[str, Any]:
     if not isinstance(described, dict):
         raise FormatError(f"{target}: what its tokens are can't be read ({path.name} holds no object).")
     return described
-
-
-def _write(path: Path, write: Callable[[Any], Any]) -> None:
-    atomic = AtomicFile(path)
-    try:
-        write(atomic.file)
-    except BaseException:
-        atomic.discard()
-        raise
-    atomic.finish()

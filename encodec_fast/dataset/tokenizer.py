@@ -15,7 +15,7 @@ from encodec_fast.dataset.encoding import ClipEncoder
 from encodec_fast.dataset.options import BATCH_SECONDS
 from encodec_fast.dataset.schedule import batches
 from encodec_fast.formats import ClipFailure, ClipRow
-from encodec_fast.sample_formats import sample_scale
+from encodec_fast.sample_formats import sample_scale, scaled
 
 # A shape with more of them in front is one whose channels come last.
 MOST_CHANNELS = 8
@@ -143,8 +143,7 @@ def _is_one_row(audio: Any, rate: Any) -> bool:
 def _samples(cell: Any, rate: Any, config: Any) -> np.ndarray:
     # torch's tensors and lists of numbers too; numbers of Python are floats
     given = np.asarray(cell) if hasattr(cell, "dtype") or hasattr(cell, "__array__") else np.asarray(cell, np.float32)
-    scale = sample_scale(given.dtype.name, "samples")
-    samples = given.astype(np.float32, copy=False) if scale is None else (given.astype(np.float32) - scale[0]) / np.float32(scale[1])
+    samples = scaled(given.astype(np.float32, copy=False), sample_scale(given.dtype.name, "samples"))
     samples = samples[None] if samples.ndim == 1 else samples
     if samples.ndim != 2 or not samples.shape[1]:
         raise ValueError(f"samples of shape {list(samples.shape)}; [T] or [C, T] is needed, T > 0")

@@ -24,6 +24,7 @@ from encodec_fast.dataset.run import Summary
 from encodec_fast.dataset.split import parse_shard, shard_of_environment
 from encodec_fast.formats.folder import load_codes, read_ids, read_info
 from encodec_fast.plan.weights import weights_sha256
+from support.command import run
 from support.corpora import content
 from support.models import audio_like, config_48khz, pair, small_config
 from support.venvs import ROOT
@@ -59,13 +60,6 @@ def same_threads():
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
-
-
-def run(capsys, *arguments):
-    """(exit code, standard output, standard error) of the command in this process."""
-    code = cli.main([str(argument) for argument in arguments])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 def tokenize(capsys, corpus, out, model_folder, *more):

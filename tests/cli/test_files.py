@@ -16,9 +16,11 @@ import torch
 from encodec_fast import cli
 from encodec_fast.audio import read_audio
 from encodec_fast.audio.wav import made_of
-from encodec_fast.cli.terminal import short_line, time_text
+from encodec_fast.cli.terminal import short_line
 from encodec_fast.dataset.run import Summary
 from encodec_fast.formats import ClipFailure
+from encodec_fast.wording import time_text
+from support.command import run
 from support.corpora import BANDWIDTH, RATE, put_clip, put_three, small_model
 from support.models import config_48khz, pair
 
@@ -45,12 +47,6 @@ def song(tmp_path):
 @pytest.fixture
 def options(model_folder):
     return ("--model", model_folder, "--bandwidth", BANDWIDTH)
-
-
-def run(capsys, *arguments):
-    code = cli.main([str(argument) for argument in arguments])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 def codes_of(model, path):

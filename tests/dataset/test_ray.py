@@ -66,47 +66,6 @@ def codes_of(batch):
     return [np.array(codes).reshape(shape) for codes, shape in zip(batch["codes"], batch["codes_shape"])]
 
 
-def test_every_way_to_hold_audio_gives_the_codes_of_that_clip_alone(corpus, model, model_folder):
-    tokenizer = pickle.loads(pickle.dumps(encodec_fast.EncodecTokenizer(str(model_folder), BANDWIDTH, device="cpu")))
-    path = str(corpus / "0003.wav")
-    samples = read_audio(path, RATE, 1)[0]
-    cells = [
-        path,
-        open(path, "rb").read(),
-        {"bytes": open(path, "rb").read(), "path": None},
-        {"bytes": None, "path": path},
-        {"array": samples[0], "sampling_rate": RATE},
-    ]
-    batch = tokenizer({"audio": cells, "text": list("abcde")})
-    assert batch["text"] == list("abcde") and "audio" not in batch and batch["error"] == [""] * 5
-    for codes in codes_of(batch):
-        assert np.array_equal(codes, expected(model, path))
-    arrays = tokenizer({"audio": [samples, samples[0]], "sampling_rate": [RATE, RATE]})
-    assert all(np.array_equal(codes, expected(model, path)) for codes in codes_of(arrays))
-    # a tokenizer that has been used is pickled without its model
-    assert len(pickle.dumps(tokenizer)) < 2000
-
-
-def test_audio_that_can_not_be_used_says_why_and_costs_its_row_only(corpus, model_folder):
-    tokenizer = encodec_fast.EncodecTokenizer(str(model_folder), BANDWIDTH, device="cpu", batch_seconds=1.0)
-    cells = ["gone.wav", b"words", None, np.full(9, np.nan), np.zeros(0), str(corpus / "0000.wav")]
-    batch = tokenizer({"audio": cells, "sampling_rate": [RATE] * 6})
-    reasons = ["can't be opened", "not audio", "", "NaN", "T > 0", ""]
-    assert all(reason in error for reason, error in zip(reasons, batch["error"]))
-    assert [bool(codes) for codes in batch["codes"]] == [False] * 5 + [True] and all(batch["error"][:5])
-    with pytest.raises(KeyError, match="no column 'audio' among sound"):
-        tokenizer({"sound": []})
-
-
-def test_datasets_maps_it(corpus, model, model_folder):
-    datasets = pytest.importorskip("datasets")
-    paths = sorted(str(path) for path in corpus.glob("000*.wav"))
-    rows = datasets.Dataset.from_dict({"audio": paths})
-    mapped = rows.map(encodec_fast.EncodecTokenizer(str(model_folder), BANDWIDTH, device="cpu"), batched=True, batch_size=4)
-    for row, path in zip(mapped, paths):
-        assert np.array_equal(np.reshape(row["codes"], row["codes_shape"]), expected(model, path))
-
-
 # The engine
 
 

@@ -10,6 +10,7 @@ from encodec_fast import cli
 from encodec_fast.dataset import statistics
 from encodec_fast.dataset.statistics import LengthRange, folder_statistics, spread
 from encodec_fast.formats import FORMATS, FormatError
+from support.command import run
 from support.corpora import RATE, put_mixed, small_model, tokenize
 from support.rows import INFO, row, write
 
@@ -85,12 +86,6 @@ def test_a_sample_reads_some_shards_and_says_so(codes, monkeypatch):
 
 def test_what_is_spread_begins_with_the_first_and_repeats_nothing():
     assert spread(list(range(10)), 4) == [0, 2, 5, 7] and spread([1], 4) == [1]
-
-
-def run(capsys, *arguments):
-    code = cli.main([str(argument) for argument in arguments])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 def test_the_command_prints_tables_within_80_columns(codes, capsys, monkeypatch):

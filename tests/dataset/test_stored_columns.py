@@ -22,6 +22,7 @@ from encodec_fast.dataset.options import TokenizeOptions
 from encodec_fast.dataset.tokenize import preview
 from encodec_fast.formats import COLUMN_TYPES, FORMATS, ROW_FIELDS
 from encodec_fast.formats.folder import load_codes, read_info
+from support.command import run
 from support.corpora import BANDWIDTH, put_three, small_model, tokenize
 
 RECORDS = {
@@ -243,12 +244,6 @@ def test_clips_that_are_tried_again_keep_their_columns(model, folder, sources, t
 
 def test_a_preview_names_the_columns(sources, tmp_path):
     assert preview([str(source) for source in sources], tmp_path, options=TokenizeOptions()).columns == TYPES
-
-
-def run(capsys, *arguments):
-    code = cli.main([str(argument) for argument in arguments])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 def test_the_commands_carry_columns_from_a_manifest_to_decoded_files(model, sources, tmp_path, capsys):

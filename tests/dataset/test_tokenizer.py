@@ -1,5 +1,6 @@
 """EncodecTokenizer: every way to hold audio gives the codes of that clip alone, or a reason."""
 
+import pickle
 import re
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 
 import encodec_fast
 from encodec_fast.audio import read_audio
-from support.corpora import BANDWIDTH, RATE, put_clip, small_model
+from support.corpora import BANDWIDTH, RATE, put_clip, put_corpus, small_model
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +36,13 @@ def samples(path):
     return read_audio(path, RATE, 1)[0]
 
 
+def codes_alone(model, path):
+    return model.encode_batch([torch.from_numpy(read_audio(path, RATE, 1)[0])], BANDWIDTH)[0].codes.numpy()
+
+
 @pytest.fixture(scope="module")
-def expected(tokenizer, samples):
-    return tokenizer.encoder.model.encode_batch([torch.from_numpy(samples)], BANDWIDTH)[0].codes.numpy()
+def expected(tokenizer, path):
+    return codes_alone(tokenizer.encoder.model, path)
 
 
 def cells(path, samples):
@@ -95,3 +100,58 @@ def test_what_would_be_noise_is_refused_with_the_remedy(tokenizer, cell, words):
 def test_a_row_keeps_its_audio_where_asked(model_folder, path, expected):
     row = encodec_fast.EncodecTokenizer(str(model_folder), BANDWIDTH, device="cpu", keep_audio=True)({"audio": path})
     assert row["audio"] == path and np.array_equal(np.reshape(row["codes"], row["codes_shape"]), expected)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return put_corpus(tmp_path_factory.mktemp("corpus"), [200 + 97 * (index * 7 % 40) for index in range(10)])
+
+
+@pytest.fixture
+def model(tokenizer):
+    return tokenizer.encoder.model
+
+
+def codes_of(batch):
+    return [np.array(codes).reshape(shape) for codes, shape in zip(batch["codes"], batch["codes_shape"])]
+
+
+def test_every_way_to_hold_audio_gives_the_codes_of_that_clip_alone(corpus, model, model_folder):
+    tokenizer = pickle.loads(pickle.dumps(encodec_fast.EncodecTokenizer(str(model_folder), BANDWIDTH, device="cpu")))
+    path = str(corpus / "0003.wav")
+    samples = read_audio(path, RATE, 1)[0]
+    cells = [
+        path,
+        open(path, "rb").read(),
+        {"bytes": open(path, "rb").read(), "path": None},
+        {"bytes": None, "path": path},
+        {"array": samples[0], "sampling_rate": RATE},
+    ]
+    batch = tokenizer({"audio": cells, "text": list("abcde")})
+    assert batch["text"] == list("abcde") and "audio" not in batch and batch["error"] == [""] * 5
+    for codes in codes_of(batch):
+        assert np.array_equal(codes, codes_alone(model, path))
+    arrays = tokenizer({"audio": [samples, samples[0]], "sampling_rate": [RATE, RATE]})
+    assert all(np.array_equal(codes, codes_alone(model, path)) for codes in codes_of(arrays))
+    # a tokenizer that has been used is pickled without its model
+    assert len(pickle.dumps(tokenizer)) < 2000
+
+
+def test_audio_that_can_not_be_used_says_why_and_costs_its_row_only(corpus, model_folder):
+    tokenizer = encodec_fast.EncodecTokenizer(str(model_folder), BANDWIDTH, device="cpu", batch_seconds=1.0)
+    cells = ["gone.wav", b"words", None, np.full(9, np.nan), np.zeros(0), str(corpus / "0000.wav")]
+    batch = tokenizer({"audio": cells, "sampling_rate": [RATE] * 6})
+    reasons = ["can't be opened", "not audio", "", "NaN", "T > 0", ""]
+    assert all(reason in error for reason, error in zip(reasons, batch["error"]))
+    assert [bool(codes) for codes in batch["codes"]] == [False] * 5 + [True] and all(batch["error"][:5])
+    with pytest.raises(KeyError, match="no column 'audio' among sound"):
+        tokenizer({"sound": []})
+
+
+def test_datasets_maps_it(corpus, model, model_folder):
+    datasets = pytest.importorskip("datasets")
+    paths = sorted(str(path) for path in corpus.glob("000*.wav"))
+    rows = datasets.Dataset.from_dict({"audio": paths})
+    mapped = rows.map(encodec_fast.EncodecTokenizer(str(model_folder), BANDWIDTH, device="cpu"), batched=True, batch_size=4)
+    for row, path in zip(mapped, paths):
+        assert np.array_equal(np.reshape(row["codes"], row["codes_shape"]), codes_alone(model, path))
