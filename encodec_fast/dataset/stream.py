@@ -143,7 +143,7 @@ class CodesDataset(IterableDataset[dict[str, Any]]):
     def _rows(self, segments: list[Segment], epoch: int, skip: int, given: dict[str, int]) -> Iterator[dict[str, Any]]:
         """Yields the rows of the segments but the first `skip`.  given: what counts them."""
         for window, part in enumerate(windows(segments, self.buffer_size) if self.shuffle else [[each] for each in segments]):
-            count = sum(segment.stop - segment.start for segment in part)
+            count = sum(segment.rows for segment in part)
             if skip >= count:
                 skip -= count
                 continue
@@ -184,14 +184,8 @@ class CodesDataset(IterableDataset[dict[str, Any]]):
         if scales is not None:
             item["audio_scales"] = torch.from_numpy(np.array(scales))
         if self.pattern is not None:
-            item["tokens"] = self._pattern(codes.shape[1]).encode(_frames(item))
+            item["tokens"] = _pattern_of(self.pattern, codes.shape[1], self.info.codebook_size).encode(_frames(item))
         return item
-
-    def _pattern(self, levels: int) -> TokenPattern:
-        if isinstance(self.pattern, str):
-            return TokenPattern(self.pattern, levels, self.info.codebook_size)
-        assert self.pattern is not None
-        return self.pattern
 
     @property
     def collate(self) -> Any:
@@ -216,9 +210,14 @@ def collate(rows: Sequence[Mapping[str, Any]], pad: int = 0, token_pad: int = 0)
 
 def _collate_of(codebook_size: int, pattern: TokenPattern | Kind | None, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Runs `collate` with the pads of a dataset; a function of the module, so that workers can be sent it."""
-    if isinstance(pattern, str):
-        pattern = TokenPattern(pattern, rows[0]["audio_codes"].shape[1], codebook_size)
-    return collate(rows, codebook_size, 0 if pattern is None else pattern.pad_token)
+    if pattern is None:
+        return collate(rows, codebook_size)
+    return collate(rows, codebook_size, _pattern_of(pattern, rows[0]["audio_codes"].shape[1], codebook_size).pad_token)
+
+
+def _pattern_of(pattern: TokenPattern | Kind, levels: int, codebook_size: int) -> TokenPattern:
+    """Returns the pattern, or that of a kind for rows of so many levels."""
+    return TokenPattern(pattern, levels, codebook_size) if isinstance(pattern, str) else pattern
 
 
 def _frames(row: Mapping[str, Any]) -> Tensor:
