@@ -157,6 +157,7 @@ class StreamingEncoder(_Streams):
     """`batch_size` streams from audio to codes.
 
     bandwidth: kbps, None for the lowest, as in `encode`.  Model weights and backend are those at construction.
+    embeddings: of the frames that the last `push` or `flush` returned, [D, F_b] per stream; what the codes were found for.
     Raises TypeError for a model that is no encodec_fast.EncodecModel.
     Raises ValueError for a bandwidth that the model lacks, and for a model that can't stream.
     """
@@ -165,6 +166,7 @@ class StreamingEncoder(_Streams):
         super().__init__(model, "encoder", batch_size)
         self.bandwidth = known_bandwidth(model.config, bandwidth)
         self.num_quantizers = levels_of(model.quantizer, self.bandwidth)
+        self.embeddings: list[Tensor] = []
 
     def frames_ready(self, num_samples: int) -> int:
         """Returns how many frames a stream has returned after `num_samples`.
@@ -193,6 +195,7 @@ class StreamingEncoder(_Streams):
             return self._search(self._push(self._pieces([None] * self.batch_size), self._last(mask)))
 
     def _search(self, embeddings: list[Tensor]) -> list[Tensor]:
+        self.embeddings = embeddings
         return self._codec.quantizer.search_clips(embeddings, self.num_quantizers)
 
     def _pieces(self, samples: Tensor | Sequence[Tensor | None]) -> list[Tensor]:

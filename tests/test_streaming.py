@@ -353,6 +353,22 @@ def test_bad_calls_name_the_argument():
         StreamingDecoder(model).push(torch.full((1, 3), 99999))
 
 
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
+def test_the_embeddings_of_a_push_are_those_of_its_frames(backend):
+    model, clip = model_of(3), audio_like(1, 2, 700, 5)[0]
+    with use_backend(backend):
+        (whole,) = model.encode_batch([clip], top_bandwidth(model), embeddings=True)
+        encoder, codes, kept = StreamingEncoder(model, top_bandwidth(model)), [], []
+        for a, b in itertools.pairwise([0, 1, 250, 251, 700]):
+            codes += encoder.push(clip[:, a:b])
+            kept += encoder.embeddings
+            assert kept[-1].shape == (model.config.hidden_size, codes[-1].shape[1])
+        encoder.flush()
+        kept += encoder.embeddings
+    assert torch.allclose(torch.cat(kept, 1), whole.embeddings[0], atol=1e-6) and sum(each.shape[1] > 0 for each in kept) > 1
+    assert backend == "torch" or torch.equal(torch.cat(kept, 1), whole.embeddings[0])
+
+
 def test_generators_of_pieces_in_and_out():
     model, clip = model_of(0), audio_like(1, 1, 500, 5)[0]
     pieces = list(encode_pieces(model, (clip[:, a : a + 37] for a in range(0, 500, 37)), top_bandwidth(model)))

@@ -60,13 +60,16 @@ def read_clip(source: str, model: EncodecModel) -> Clip:
         raise WrongArgument(f"{source}: {error.reason}") from error
 
 
-def one_row(model: EncodecModel, clip: Clip, bandwidth: float) -> ClipRow:
-    """Returns the codes of a clip. Raises WrongArgument for a bandwidth that the model lacks, and a clip that it can't encode."""
+def one_row(model: EncodecModel, clip: Clip, bandwidth: float, embeddings: bool = False) -> ClipRow:
+    """Returns the codes of a clip, with its embeddings on request.
+
+    Raises WrongArgument for a bandwidth that the model lacks, and a clip that it can't encode.
+    """
     from encodec_fast.dataset.encoding import ClipEncoder
     from encodec_fast.formats import ClipFailure
 
     with checking_arguments():
-        (row,) = ClipEncoder(model, bandwidth).encode([clip])
+        (row,) = ClipEncoder(model, bandwidth, embeddings).encode([clip])
     if isinstance(row, ClipFailure):
         raise WrongArgument(f"{clip.task.id}: {row.reason}")
     return row

@@ -84,6 +84,10 @@ CheckOption = Annotated[
 ]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Only list what would be done, from the headers.", rich_help_panel=RUN)]
 FormatOption = Annotated[str, typer.Option(metavar="NAME", help=f"{joined([*FORMATS], 'or')}.", rich_help_panel=STORED)]
+EmbeddingsOption = Annotated[
+    bool,
+    typer.Option("--embeddings", help="Store what the encoder gives, before the quantizer, too: float16.", rich_help_panel=STORED),
+]
 RowsOption = Annotated[int, typer.Option(min=1, metavar="N", help="Clips per shard.", rich_help_panel=STORED)]
 MinutesOption = Annotated[
     float, typer.Option(metavar="MINUTES", help="A shard ends after this time: the most work a power cut costs.", rich_help_panel=STORED)
@@ -149,6 +153,7 @@ def tokenize(
     check: CheckOption = False,
     dry_run: DryRunOption = False,
     format: FormatOption = "parquet",
+    embeddings: EmbeddingsOption = False,
     rows_per_shard: RowsOption = 10_000,
     shard_minutes: MinutesOption = 10.0,
     shard: ShardOption = "auto",
@@ -188,6 +193,7 @@ def tokenize(
             max_clip_bytes=max_clip_bytes,
             protocols=tuple(allow_protocol or ()),
             columns=_columns(columns),
+            embeddings=embeddings,
         )
         part, said = part_of_process(shard, os.environ)
         if engine == "ray":
@@ -197,7 +203,9 @@ def tokenize(
             raise WrongArgument(f"{len(sources)} sources, and --out is one file; name a folder.")
         if devices is not None:
             raise WrongArgument("--out is one file, which one device encodes; leave out --devices, or name a folder.")
-        return tokenize_one(sources[0], out, model, bandwidth, device, backend, threads, overwrite)
+        if embeddings and out.suffix.lower() != ".parquet":
+            raise WrongArgument(f"--embeddings: {out} holds codes alone; give NAME.parquet or a folder to --out.")
+        return tokenize_one(sources[0], out, options, model, device, backend, threads, overwrite)
     if dry_run:
         return show_preview(sources, out, options, limit)
     if said:
@@ -224,20 +232,21 @@ def tokenize(
     return finish(summary, out, report, heard)
 
 
-def tokenize_one(source: str, out: Path, model: str, bandwidth: float, device: str, backend: str, threads: int, overwrite: bool) -> int:
+def tokenize_one(
+    source: str, out: Path, options: TokenizeOptions, model: str, device: str, backend: str, threads: int, overwrite: bool
+) -> int:
     """Encodes one clip into a file of codes, or to standard output; returns the exit code."""
     refuse_existing(out, overwrite)
-    with speaking_elsewhere(out) as pipe, prepared_model(model, device, backend, threads, bandwidth) as (loaded, model_id):
+    with speaking_elsewhere(out) as pipe, prepared_model(model, device, backend, threads, options.bandwidth) as (loaded, model_id):
         import numpy as np
 
         from encodec_fast.dataset.engines import Engine
-        from encodec_fast.dataset.options import TokenizeOptions
         from encodec_fast.formats.atomic import write_atomically
         from encodec_fast.formats.parquet import write_file
 
-        row = one_row(loaded, read_clip(source, loaded), bandwidth)
+        row = one_row(loaded, read_clip(source, loaded), options.bandwidth, options.embeddings)
         if out.suffix.lower() == ".parquet":
-            write_file(out, [row], Engine(loaded, model_id, TokenizeOptions(bandwidth), [source]).info)
+            write_file(out, [row], Engine(loaded, model_id, options, [source]).info)
         else:
             data = io.BytesIO()
             np.save(data, row.codes)
@@ -245,7 +254,7 @@ def tokenize_one(source: str, out: Path, model: str, bandwidth: float, device: s
                 write_atomically(out, data.getvalue())
             else:
                 pipe.write(data.getvalue())
-        say(f"{row.duration:.1f} s at {bandwidth:g} kbps: codes {list(row.codes.shape)} (chunks, levels, frames)")
+        say(f"{row.duration:.1f} s at {options.bandwidth:g} kbps: codes {list(row.codes.shape)} (chunks, levels, frames)")
         if pipe is None:
             say(f"wrote {out}")
     return OK

@@ -22,7 +22,7 @@ from encodec_fast.formats import ClipFailure, ClipRow, DatasetInfo
 from encodec_fast.model import EncodecModel, EncodedClip
 from encodec_fast.plan.weights import weights_sha256
 from encodec_fast.serving.request import BackendError
-from encodec_fast.streaming import encode_pieces
+from encodec_fast.streaming import StreamingEncoder
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -37,11 +37,11 @@ NOT_FINITE = "some of its samples are NaN or infinite"
 
 
 class ClipEncoder:
-    """Turns clips into rows of codes with one model at one bandwidth (kbps)."""
+    """Turns clips into rows of codes with one model at one bandwidth (kbps).  embeddings: keeps them in the rows."""
 
-    def __init__(self, model: EncodecModel, bandwidth: float):
+    def __init__(self, model: EncodecModel, bandwidth: float, embeddings: bool = False):
         check_bandwidth(model.config, bandwidth)
-        self.model, self.bandwidth = model, bandwidth
+        self.model, self.bandwidth, self.embeddings = model, bandwidth, embeddings
         self._code_dtype = np.uint16 if model.config.codebook_size <= 1 << 16 else np.uint32
         self._copies = torch.cuda.Stream(model.device) if model.device.type == "cuda" else None
 
@@ -78,7 +78,7 @@ class ClipEncoder:
         # the last wall: every way of reading refuses them by name, but NaN would become codes like any other
         sound = [bool(np.isfinite(clip.samples).all()) for clip in clips]
         good = [waveform for waveform, fine in zip(waveforms, sound, strict=True) if fine]
-        encoded = iter(each_or_reason(lambda batch: self.model.encode_batch(batch, self.bandwidth), good) if good else [])
+        encoded = iter(each_or_reason(self._encode_batch, good) if good else [])
         rows: list[ClipRow | ClipFailure] = []
         for clip, fine in zip(clips, sound, strict=True):
             result = next(encoded) if fine else NOT_FINITE
@@ -87,6 +87,9 @@ class ClipEncoder:
             else:
                 rows.append(self._row(clip.task, clip.original_rate, result))
         return rows
+
+    def _encode_batch(self, clips: Sequence[Tensor]) -> list[EncodedClip]:
+        return self.model.encode_batch(clips, self.bandwidth, embeddings=self.embeddings)
 
     def encode_long(self, clip: LongClip) -> ClipRow | ClipFailure:
         """Returns the row of a clip that comes in blocks: the one that `encode` returns for the whole clip. Memory is bounded."""
@@ -113,9 +116,21 @@ class ClipEncoder:
             return self._encode_chunk_groups(counted)
         if not config.use_causal_conv or config.normalize or config.norm_type == "time_group_norm":
             # every frame depends on the whole clip
-            return self.model.encode_batch([torch.cat(list(counted), dim=1)], self.bandwidth)[0]
-        codes = torch.cat([piece.cpu() for piece in encode_pieces(self.model, counted, self.bandwidth)], dim=-1)
-        return EncodedClip(codes[None], None, 0, counted.samples)
+            return self._encode_batch([torch.cat(list(counted), dim=1)])[0]
+        encoder = StreamingEncoder(self.model, self.bandwidth)
+        codes: list[Tensor] = []
+        embeddings: list[Tensor] = []
+
+        def keep(pushed: list[Tensor]) -> None:
+            codes.append(pushed[0].cpu())
+            if self.embeddings:
+                embeddings.append(encoder.embeddings[0].to("cpu", torch.float16))
+
+        for block in counted:
+            keep(encoder.push(block))
+        keep(encoder.flush())
+        kept = torch.cat(embeddings, dim=-1)[None] if embeddings else None
+        return EncodedClip(torch.cat(codes, dim=-1)[None], None, 0, counted.samples, kept)
 
     def _encode_chunk_groups(self, blocks: _Counted) -> EncodedClip:
         """Encodes the chunks of one block at a time: chunks are independent of each other."""
@@ -127,17 +142,22 @@ class ClipEncoder:
             # what stays behind holds a full chunk, so the last group has full ones before its ragged end
             group = (rest.shape[1] - length) // stride
             if group > 0:
-                whole = self.model.encode_batch([rest[:, : (group - 1) * stride + length]], self.bandwidth)[0]
-                scales = None if whole.scales is None else whole.scales[:group].cpu()
-                parts.append(EncodedClip(whole.codes[:group].cpu(), scales, 0, group * stride))
+                whole = self._encode_batch([rest[:, : (group - 1) * stride + length]])[0].to("cpu")
+                scales, embeddings = (None if part is None else part[:group] for part in (whole.scales, whole.embeddings))
+                parts.append(EncodedClip(whole.codes[:group], scales, 0, group * stride, embeddings))
                 rest = rest[:, group * stride :]
-        last = self.model.encode_batch([rest], self.bandwidth)[0].to("cpu")
-        codes = [part.codes for part in [*parts, last]]
-        pad = codes[0].shape[-1] - codes[-1].shape[-1]
-        scales = None if last.scales is None else torch.cat([part.scales for part in [*parts, last] if part.scales is not None])
-        return EncodedClip(torch.cat([*codes[:-1], F.pad(codes[-1], (0, pad))]), scales, last.last_frame_pad_length + pad, blocks.samples)
+        last = self._encode_batch([rest])[0].to("cpu")
+        parts.append(last)
+        pad = parts[0].codes.shape[-1] - last.codes.shape[-1]
+        scales = None if last.scales is None else torch.cat([part.scales for part in parts if part.scales is not None])
+        embeddings = None if last.embeddings is None else _stacked([part.embeddings for part in parts if part.embeddings is not None])
+        codes = _stacked([part.codes for part in parts])
+        return EncodedClip(codes, scales, last.last_frame_pad_length + pad, blocks.samples, embeddings)
 
-    def _row(self, task: Task, original_rate: int, encoded: EncodedClip) -> ClipRow:
+    def _row(self, task: Task, original_rate: int, encoded: EncodedClip) -> ClipRow | ClipFailure:
+        embeddings = None if encoded.embeddings is None else encoded.embeddings.to("cpu", torch.float16).numpy()
+        if embeddings is not None and not np.isfinite(embeddings).all():
+            return failure_of(task, f"its embeddings exceed what float16 holds, {np.finfo(np.float16).max:,.0f}.")
         return ClipRow(
             id=task.id,
             path=task.shown_path,
@@ -149,7 +169,14 @@ class ClipEncoder:
             original_rate=original_rate,
             bandwidth=self.bandwidth,
             columns=task.columns,
+            embeddings=embeddings,
         )
+
+
+def _stacked(parts: Sequence[Tensor]) -> Tensor:
+    """Returns groups of chunks [n_i, ..., F_i] as one tensor; the last one, which may be shorter, is filled up with zeros."""
+    *groups, last = parts
+    return torch.cat([*groups, F.pad(last, (0, parts[0].shape[-1] - last.shape[-1]))])
 
 
 class _Counted:
@@ -208,8 +235,13 @@ def check_made_alike(model: EncodecModel, info: DatasetInfo, where: str) -> None
         raise ValueError(f"{where} runs {found.backend}, the run was begun with {info.backend}; name a --backend for all.")
 
 
-def dataset_info(model: EncodecModel, model_id: str, weights_sha256: str, options: Mapping[str, Any]) -> DatasetInfo:
-    """Returns what makes the codes of a run, for the metadata of its files.  options: of the run, as JSON can hold them."""
+def dataset_info(
+    model: EncodecModel, model_id: str, weights_sha256: str, options: Mapping[str, Any], embeddings: bool = False
+) -> DatasetInfo:
+    """Returns what makes the codes of a run, for the metadata of its files.
+
+    options: of the run, as JSON can hold them.  embeddings: the run keeps them.
+    """
     second = torch.zeros(1, model.config.audio_channels, model.config.sampling_rate, device=model.device)
     backends = dict.fromkeys(row.backend for row in explain(model, second).rows)
     return DatasetInfo(
@@ -224,4 +256,5 @@ def dataset_info(model: EncodecModel, model_id: str, weights_sha256: str, option
             "python": platform.python_version(),
         },
         options=dict(options),
+        embedding_dim=model.config.hidden_size if embeddings else 0,
     )

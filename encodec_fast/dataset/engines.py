@@ -54,7 +54,7 @@ class Engine:
     def info(self) -> DatasetInfo:
         """What makes the codes."""
         kept = {"bandwidth": self.options.bandwidth, "device": str(self.model.device), "sources": list(self.sources)}
-        return dataset_info(self.model, self.model_id, weights_sha256(self.model), kept)
+        return dataset_info(self.model, self.model_id, weights_sha256(self.model), kept, self.options.embeddings)
 
     def _stored_info(self, ledger: Ledger) -> DatasetInfo:
         """Returns what every shard says of the codes."""

@@ -26,6 +26,7 @@ class TokenizeOptions:
     long_clip_seconds: longer clips are encoded in pieces, so that memory is bounded.
     audio_column: of tables, the column that holds the audio.
     columns: of manifests and tables, that are stored with the codes; None: all that hold text, numbers or booleans.
+    embeddings: stores what the encoder gave, from before the quantizer, too: float16, 19 kB per second at 24 kHz.
 
     How it is run:
     rows_per_shard, shard_seconds: a shard ends after that many clips, or that much time.
@@ -55,6 +56,7 @@ class TokenizeOptions:
     max_clip_bytes: int = MAX_CLIP_BYTES
     protocols: tuple[str, ...] = ()
     columns: tuple[str, ...] | None = None
+    embeddings: bool = False
 
     def __post_init__(self) -> None:
         for name in ("batch_seconds", "long_clip_seconds", "prefetch_seconds", "rows_per_shard", "clip_timeout", "max_clip_bytes"):

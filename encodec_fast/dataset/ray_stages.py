@@ -88,13 +88,13 @@ class GroupEncoder:
     def __init__(self, job: RayJob):
         import torch
 
-        from encodec_fast.dataset.encoding import check_made_alike
-        from encodec_fast.dataset.tokenizer import EncodecTokenizer
+        from encodec_fast.dataset.encoding import ClipEncoder, check_made_alike
+        from encodec_fast.pretrained import load_model
         from encodec_fast.serving import request
 
         torch.set_num_threads(job.threads)
-        tokenizer = EncodecTokenizer(job.model, job.options.bandwidth, device="cuda" if job.gpus else "cpu")
-        self._encoder, self._job = tokenizer.encoder, job
+        model = load_model(job.model, "cuda" if job.gpus else "cpu")
+        self._encoder, self._job = ClipEncoder(model, job.options.bandwidth, job.options.embeddings), job
         with request.prefer_backend(job.backend):
             check_made_alike(self._encoder.model, job.info, "this node")
 

@@ -58,6 +58,8 @@ def identity(info: DatasetInfo, model: EncodecModel, options: TokenizeOptions, s
         "resampling": f"soxr {RESAMPLE_QUALITY}",
         "sources": [source if is_url(source) else os.path.abspath(source) for source in sources],
         **{name: getattr(options, name) for name in kept},
+        # earlier versions know of none
+        **({"embeddings": True} if options.embeddings else {}),
     }
 
 
@@ -181,7 +183,9 @@ class Run:
 
     def __init__(self, model: EncodecModel, info: DatasetInfo, ledger: Ledger, options: TokenizeOptions):
         self._model = model
-        self._batches = BatchEncoder(ClipEncoder(model, options.bandwidth), ShareVerifier(model, options.bandwidth, options.verify_share))
+        self._batches = BatchEncoder(
+            ClipEncoder(model, options.bandwidth, options.embeddings), ShareVerifier(model, options.bandwidth, options.verify_share)
+        )
         self._info, self._ledger, self._options = info, ledger, options
         self.summary = Summary()
 

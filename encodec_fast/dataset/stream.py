@@ -27,7 +27,8 @@ class CodesDataset(IterableDataset[dict[str, Any]]):
     """Streams the rows of a folder of codes to a trainer: every row once an epoch, and the same number of them to each rank.
 
     A row is a dict: `id`, `audio_codes` int64 [n_chunks, K, F], `audio_scales` float32 [n_chunks] where the model normalizes, and the
-    other fields of formats.ClipRow. Its columns (text, speaker, ...) are there by their names.
+    other fields of formats.ClipRow. Its columns (text, speaker, ...) are there by their names. Where the run kept embeddings, they are
+    there too: float16 [n_chunks, D, F].
     With the ranks of torch.distributed, each has its share of the rows. The workers of a DataLoader divide it further.
 
     path: the --out folder of `encodec-fast tokenize`.
@@ -169,20 +170,25 @@ class CodesDataset(IterableDataset[dict[str, Any]]):
             raise FormatError(f"{self.shards[segment.shard]} has {found} rows and had {self._counts[segment.shard]}.")
 
     def _item(self, row: ClipRow, random: list[int]) -> dict[str, Any]:
-        item = {name: value for name, value in vars(row).items() if name not in ("codes", "scales", "columns")}
-        codes, scales = row.codes[:, : self.levels], row.scales
+        item = {name: value for name, value in vars(row).items() if name not in ("codes", "scales", "columns", "embeddings")}
+        codes, scales, embeddings = row.codes[:, : self.levels], row.scales, row.embeddings
         if self.levels is not None and self.levels > row.codes.shape[1]:
             raise ValueError(f"levels is {self.levels}; {row.id} has {row.codes.shape[1]}.")
         if self.crop_frames is not None:
             start = 0
             if self.shuffle and row.frames > self.crop_frames:
                 start = int(np.random.default_rng(random).integers(row.frames - self.crop_frames + 1))
-            codes = row.frame_codes()[: self.levels, start : start + self.crop_frames][None]
+            crop = slice(start, start + self.crop_frames)
+            codes = row.frame_codes()[: self.levels, crop][None]
+            whole = row.frame_embeddings()
+            embeddings = None if whole is None else whole[:, crop][None]
             item |= {"crop_start": start, "last_frame_pad_length": 0}
             scales = None
         item |= {**row.columns, "audio_codes": torch.from_numpy(codes.astype(np.int64))}
         if scales is not None:
             item["audio_scales"] = torch.from_numpy(np.array(scales))
+        if embeddings is not None:
+            item["embeddings"] = torch.from_numpy(np.array(embeddings))
         if self.pattern is not None:
             item["tokens"] = _pattern_of(self.pattern, codes.shape[1], self.info.codebook_size).encode(_frames(item))
         return item
@@ -197,11 +203,14 @@ def collate(rows: Sequence[Mapping[str, Any]], pad: int = 0, token_pad: int = 0)
     """Makes a batch of rows of CodesDataset, for `DataLoader(dataset, batch_size=..., collate_fn=collate)`.
 
     Returns `audio_codes` int64 [B, K, F], the chunks of a row end to end; `lengths` int64 [B] in frames; `mask` bool [B, F], True for
-    frames of the row. With tokens: `tokens` [B, steps] or [B, K, steps], `token_lengths` and `token_mask`. All other fields are lists.
+    frames of the row. With embeddings: float16 [B, D, F], 0 behind the end. With tokens: `tokens` [B, steps] or [B, K, steps],
+    `token_lengths` and `token_mask`. All other fields are lists.
     pad: the code behind the end of a row.  token_pad: the token there.  Raises ValueError for rows of unequal numbers of levels.
     """
     batch: dict[str, Any] = {name: [row.get(name) for row in rows] for row in rows[:1] for name in row}
     batch |= dict(zip(("audio_codes", "lengths", "mask"), _padded([_frames(row) for row in rows], pad), strict=True))
+    if "embeddings" in batch:
+        batch["embeddings"], _, _ = _padded([_frames(row, "embeddings") for row in rows], 0)
     if "tokens" in batch:
         tokens = _padded([row["tokens"] for row in rows], token_pad)
         batch |= dict(zip(("tokens", "token_lengths", "token_mask"), tokens, strict=True))
@@ -220,10 +229,10 @@ def _pattern_of(pattern: TokenPattern | Kind, levels: int, codebook_size: int) -
     return TokenPattern(pattern, levels, codebook_size) if isinstance(pattern, str) else pattern
 
 
-def _frames(row: Mapping[str, Any]) -> Tensor:
-    """Returns a row's codes with its chunks end to end, [K, F]."""
-    codes: Tensor = row["audio_codes"]
-    return codes.transpose(0, 1).flatten(1)[:, : codes.shape[0] * codes.shape[2] - row["last_frame_pad_length"]]
+def _frames(row: Mapping[str, Any], name: str = "audio_codes") -> Tensor:
+    """Returns a row's codes, or embeddings, with its chunks end to end, [K or D, F]."""
+    chunks: Tensor = row[name]
+    return chunks.transpose(0, 1).flatten(1)[:, : chunks.shape[0] * chunks.shape[2] - row["last_frame_pad_length"]]
 
 
 def _padded(rows: Sequence[Tensor], pad: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -29,7 +29,7 @@ COLUMN_TYPES: dict[str, type] = {"string": str, "int64": int, "float64": float, 
 # Names that no such column has: what a row holds itself, in one format or another, or as CodesDataset gives it.
 ROW_FIELDS = frozenset(
     "id path codes codes_shape scales num_samples frames last_frame_pad_length sampling_rate original_rate duration bandwidth columns "
-    "npy npy_crc32 embeddings audio_codes audio_scales".split()
+    "npy npy_crc32 embeddings embeddings_npy embeddings_crc32 audio_codes audio_scales".split()
 )
 
 
@@ -45,6 +45,7 @@ class ClipRow:
     memory; one chunk unless the model is chunked. scales: float32 [n_chunks], or None for a model that doesn't
     normalize. num_samples: length at sampling_rate (Hz, the model's). original_rate: Hz, the file's. bandwidth: kbps.
     last_frame_pad_length: frames of zeros at the end of the last chunk. columns: of its manifest or table; those of DatasetInfo.
+    embeddings: float16 [n_chunks, D, F], what the encoder gave and the codes were found for; None unless the run kept them.
     """
 
     id: str
@@ -57,6 +58,7 @@ class ClipRow:
     original_rate: int
     bandwidth: float
     columns: Mapping[str, bool | int | float | str | None] = field(default_factory=dict)
+    embeddings: np.ndarray | None = None
 
     @property
     def frames(self) -> int:
@@ -71,7 +73,14 @@ class ClipRow:
 
     def frame_codes(self) -> np.ndarray:
         """Returns the codes of all frames, [K, F]: chunks end to end, without the last one's padding."""
-        return self.codes.swapaxes(0, 1).reshape(self.codes.shape[1], -1)[:, : self.frames]
+        return self._end_to_end(self.codes)
+
+    def frame_embeddings(self) -> np.ndarray | None:
+        """Returns the embeddings of all frames, [D, F], as `frame_codes` does the codes; None of a row without."""
+        return None if self.embeddings is None else self._end_to_end(self.embeddings)
+
+    def _end_to_end(self, chunks: np.ndarray) -> np.ndarray:
+        return chunks.swapaxes(0, 1).reshape(chunks.shape[1], -1)[:, : self.frames]
 
 
 @dataclass(frozen=True)
@@ -89,7 +98,7 @@ class DatasetInfo:
 
     model_id: name or folder. weights_sha256: of the state dict (plan.weights.weights_sha256). codebook_size: entries, so
     codes are 0 ... codebook_size - 1. backend: what ran. versions: package to version. options: of the run. columns: that its rows
-    have from their sources, with the type of each, of COLUMN_TYPES.
+    have from their sources, with the type of each, of COLUMN_TYPES. embedding_dim: D of its rows' embeddings; 0 where they have none.
     """
 
     model_id: str
@@ -99,6 +108,7 @@ class DatasetInfo:
     versions: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     columns: Mapping[str, str] = field(default_factory=dict)
+    embedding_dim: int = 0
 
     @property
     def code_dtype(self) -> type[np.unsignedinteger[Any]]:
@@ -112,7 +122,10 @@ class ShardFile(Protocol):
     """A shard that is being written, under a temporary name (see formats.atomic.AtomicFile)."""
 
     def write(self, row: ClipRow) -> None:
-        """Adds a clip. Raises FormatError if its codes are not codes of the model (see check_codes), or have no place."""
+        """Adds a clip.
+
+        Raises FormatError if its codes, or embeddings, are none of the model (see check_codes, check_embeddings), or have no place.
+        """
 
     def finish(self) -> Path:
         """Puts the shard on the disk under its own name and returns its path.
@@ -202,3 +215,23 @@ def check_codes(row: ClipRow, info: DatasetInfo) -> np.ndarray:
     if codes.ndim != 3 or (codes.size and not 0 <= codes.min() <= codes.max() < info.codebook_size):
         raise FormatError(f"{row.id}: codes of shape {list(codes.shape)} must be [n_chunks, K, F], each 0 ... {info.codebook_size - 1}.")
     return codes.astype(info.code_dtype, copy=False)
+
+
+def check_embeddings(row: ClipRow, info: DatasetInfo) -> np.ndarray | None:
+    """Returns the row's embeddings, None where its data set has none.
+
+    Raises FormatError if they are not float16 [n_chunks, D, F], with the codes' chunks and frames, or not finite.
+    """
+    import numpy as np
+
+    found = None if row.embeddings is None else (row.embeddings.dtype.name, row.embeddings.shape)
+    wanted = ("float16", (row.codes.shape[0], info.embedding_dim, row.codes.shape[2])) if info.embedding_dim else None
+    if found != wanted:
+        raise FormatError(f"{row.id}: its embeddings are {_shown(found)}; {_shown(wanted)} must be there.")
+    if row.embeddings is not None and not np.isfinite(row.embeddings).all():
+        raise FormatError(f"{row.id}: some of its embeddings are NaN or infinite.")
+    return row.embeddings
+
+
+def _shown(embeddings: tuple[str, tuple[int, ...]] | None) -> str:
+    return "none" if embeddings is None else f"{embeddings[0]} {list(embeddings[1])}"

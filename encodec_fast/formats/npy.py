@@ -1,13 +1,13 @@
 """Codes as a tree of `.npy` files under codes/, one [n_chunks, K, F] per clip, with manifests of JSON lines beside it.
 
 `part-*.jsonl` holds a line per clip: its id, where its `npy` lies, and everything else about it. A manifest appears when all of its
-files are on the disk. `info.json` says what made the codes.
+files are on the disk. `info.json` says what made the codes. A run that keeps embeddings has a tree of the same names for them, under
+embeddings/: float16, one [n_chunks, D, F] per clip.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import re
@@ -19,15 +19,17 @@ from typing import Any
 
 import numpy as np
 
-from encodec_fast.formats import ClipFailure, ClipRow, DatasetInfo, FormatError, check_codes
+from encodec_fast.formats import ClipFailure, ClipRow, DatasetInfo, FormatError, check_codes, check_embeddings
 from encodec_fast.formats.atomic import AtomicFile, inside, write_atomically
-from encodec_fast.formats.records import damaged_row, info_of, info_record, load_npy, record_row, row_record
+from encodec_fast.formats.records import damaged_row, info_of, info_record, load_npy, npy_bytes, record_row, row_record
 
 SUFFIX = ".jsonl"
 INFO_FILE = "info.json"
-CODES_FOLDER = "codes"
+CODES_FOLDER, EMBEDDINGS_FOLDER = "codes", "embeddings"
 SHARED_FILES: tuple[str, ...] = (INFO_FILE,)
-SIDE_FOLDERS: tuple[str, ...] = (CODES_FOLDER,)
+SIDE_FOLDERS: tuple[str, ...] = (CODES_FOLDER, EMBEDDINGS_FOLDER)
+# Of a row's record, by the folder: the names of its side file, and of that file's CRC-32
+_FIELDS = {CODES_FOLDER: ("npy", "npy_crc32"), EMBEDDINGS_FOLDER: ("embeddings_npy", "embeddings_crc32")}
 # An id whose folders are longer than that together loses them: systems allow 4096 for a path, with all that stands before
 MAX_PATH_BYTES = 1024
 
@@ -44,21 +46,31 @@ class Shard:
         self._atomic = AtomicFile(folder / f"{name}{SUFFIX}")
 
     def write(self, row: ClipRow) -> None:
-        codes = io.BytesIO()
-        np.save(codes, check_codes(row, self._info))
-        name = self._free_name(row.id)
-        record = {"npy": name, "npy_crc32": f"{zlib.crc32(codes.getbuffer()):08x}", **row_record(row)}
+        files = {CODES_FOLDER: npy_bytes(check_codes(row, self._info))}
+        embeddings = check_embeddings(row, self._info)
+        if embeddings is not None:
+            files[EMBEDDINGS_FOLDER] = npy_bytes(embeddings)
+        names = {folder: self._free_name(row.id, folder) for folder in files}
+        record: dict[str, Any] = {}
+        for folder, (name, crc32) in _FIELDS.items():
+            if folder in files:
+                record |= {name: names[folder], crc32: f"{zlib.crc32(files[folder]):08x}"}
+        record |= row_record(row)
         # before its file is there: what a killed process leaves is named by the temporary manifest, and by that alone known as ours
         self._atomic.file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
         self._atomic.file.flush()
-        path = self._folder / name
-        with path.open("xb") as file:
-            self._written.append(path)
-            file.write(codes.getvalue())
+        for folder, data in files.items():
+            path = self._folder / names[folder]
+            with path.open("xb") as file:
+                self._written.append(path)
+                file.write(data)
 
-    def _free_name(self, id: str) -> str:
-        """Returns a free name for the clip's codes. A file or link that has the name already is somebody's and is left alone."""
-        first, number = npy_path(id), 1
+    def _free_name(self, id: str, folder: str) -> str:
+        """Returns a free name for the clip's file below a side folder.
+
+        A file or link that has the name already is somebody's and is left alone.
+        """
+        first, number = npy_path(id, folder), 1
         try:
             path = inside(self._folder, str(first))
         except ValueError as error:
@@ -86,23 +98,27 @@ class Shard:
         self._atomic.discard()
 
 
-def npy_path(id: str) -> PurePosixPath:
-    """Returns where the clip's codes lie below the data set's folder: its id, safe on every file system, no two alike."""
+def npy_path(id: str, folder: str = CODES_FOLDER) -> PurePosixPath:
+    """Returns where the clip's file of a side folder lies below the data set's folder: its id, safe on every file system, no two alike."""
     parts = [part for part in re.split(r"[/\\]", id) if part not in ("", ".", "..")] or ["clip"]
     safe = [re.sub(r'[<>:"|?*\x00-\x1f\x7f]', "_", part).rstrip(". ").encode()[:180].decode(errors="ignore") or "_" for part in parts]
     # a name that had to be changed, or differs from others by case alone, is told apart by its hash
     mark = "" if "/".join(safe) == id and id == id.casefold() else "-" + hashlib.sha256(id.encode()).hexdigest()[:12]
     if sum(len(part.encode()) + 1 for part in safe) > MAX_PATH_BYTES:
         safe, mark = safe[-1:], "-" + hashlib.sha256(id.encode()).hexdigest()[:12]
-    return PurePosixPath(CODES_FOLDER, *safe[:-1], f"{safe[-1]}{mark}.npy")
+    return PurePosixPath(folder, *safe[:-1], f"{safe[-1]}{mark}.npy")
 
 
-def is_own_name(record: Mapping[str, Any]) -> bool:
-    """Tells whether a row's record names its file as `npy_path` does."""
-    id, name = record.get("id"), record.get("npy")
-    if not isinstance(id, str) or not isinstance(name, str):
+def own_names(record: Mapping[str, Any]) -> list[str]:
+    """Returns the side files that a row's record names as `npy_path` does."""
+    names = [(folder, record.get(field)) for folder, (field, _) in _FIELDS.items()]
+    return [name for folder, name in names if isinstance(name, str) and _is_own_name(record.get("id"), name, folder)]
+
+
+def _is_own_name(id: Any, name: str, folder: str) -> bool:
+    if not isinstance(id, str):
         return False
-    first = npy_path(id)
+    first = npy_path(id, folder)
     return name == str(first) or re.fullmatch(re.escape(str(first.with_suffix(""))) + r"~\d+\.npy", name) is not None
 
 
@@ -124,7 +140,9 @@ def read_rows(path: Path, start: int = 0, stop: int | None = None) -> Iterator[C
             record = json.loads(line)
             if not isinstance(record, dict):
                 raise ValueError("no JSON object.")
-            yield record_row(record, _codes(inside(path.parent, record.get("npy")), record.get("npy_crc32")), info)
+            codes = _array(path.parent, record, CODES_FOLDER)
+            embeddings = _array(path.parent, record, EMBEDDINGS_FOLDER) if info.embedding_dim else None
+            yield record_row(record, codes, info, embeddings)
         except (OSError, ValueError, RecursionError) as error:
             yield damaged_row(record, path, index, error)
 
@@ -138,8 +156,10 @@ def _lines(path: Path) -> list[bytes]:
     return lines if lines[-1] else lines[:-1]
 
 
-def _codes(path: Path, crc32: str | None) -> np.ndarray:
-    """Returns the codes of one file. Raises ValueError if it is not as it was written; earlier versions noted no checksum."""
+def _array(folder: Path, record: Mapping[str, Any], side: str) -> np.ndarray:
+    """Returns a row's file in a side folder. Raises ValueError if it is not as it was written; earlier versions noted no checksum."""
+    name, crc32 = (record.get(field) for field in _FIELDS[side])
+    path = inside(folder, name)
     data = path.read_bytes()
     if crc32 is not None and f"{zlib.crc32(data):08x}" != crc32:
         raise ValueError(f"{path.name} has other bytes than it had")
@@ -178,6 +198,6 @@ def side_files(path: Path) -> list[str]:
             record = json.loads(line)
         except (ValueError, RecursionError):
             continue
-        if isinstance(record, dict) and is_own_name(record):
-            names.append(record["npy"])
+        if isinstance(record, dict):
+            names += own_names(record)
     return names

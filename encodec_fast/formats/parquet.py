@@ -2,7 +2,7 @@
 
 `pyarrow.parquet.read_table(folder)`, pandas, polars, DuckDB, Spark and Hugging Face datasets read the shards as they
 are: `np.array(row["codes"]).reshape(row["codes_shape"])` is [n_chunks, K, F]. Packed codes are bytes instead, which
-`formats.packing.unpack_codes` takes.
+`formats.packing.unpack_codes` takes. A run that keeps embeddings has the column `embeddings`: float16, flat, of [n_chunks, D, F].
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from encodec_fast.formats import ClipFailure, ClipRow, DatasetInfo, FormatError, check_codes
+from encodec_fast.formats import ClipFailure, ClipRow, DatasetInfo, FormatError, check_codes, check_embeddings
 from encodec_fast.formats.atomic import AtomicFile
 from encodec_fast.formats.packing import code_bits, unpack_codes
 from encodec_fast.formats.records import damaged_row, info_of, info_record, record_row, row_record, shape_of
@@ -47,6 +47,8 @@ def clip_schema(info: DatasetInfo) -> pa.Schema:
         ("bandwidth", pa.float64()),
     ]
     fields = [pa.field(name, type, nullable=name == "scales") for name, type in columns]
+    if info.embedding_dim:
+        fields.append(pa.field("embeddings", pa.list_(pa.float16()), nullable=False))
     fields += [pa.field(name, pa.type_for_alias(type_name)) for name, type_name in info.columns.items()]
     metadata = json.dumps(info_record(info), sort_keys=True)
     return pa.schema(fields, metadata={METADATA_KEY: metadata.encode()})
@@ -76,9 +78,9 @@ class Shard:
         self._writer = pq.ParquetWriter(self._atomic.file, self._schema, compression="zstd")
 
     def write(self, row: ClipRow) -> None:
-        codes = check_codes(row, self._info)
+        codes, embeddings = check_codes(row, self._info), check_embeddings(row, self._info)
         self._rows.append(row)
-        self._bytes += codes.nbytes
+        self._bytes += codes.nbytes + (0 if embeddings is None else embeddings.nbytes)
         if self._bytes >= ROW_GROUP_BYTES:
             self._write_row_group()
 
@@ -103,12 +105,18 @@ class Shard:
 
 
 def _table(rows: list[ClipRow], schema: pa.Schema, info: DatasetInfo) -> pa.Table:
-    flat = np.concatenate([row.codes.astype(info.code_dtype, copy=False).ravel() for row in rows])
-    offsets = np.cumsum([0, *(row.codes.size for row in rows)], dtype=np.int32)
-    codes = pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat))
+    arrays = {"codes": _lists([row.codes.astype(info.code_dtype, copy=False) for row in rows])}
+    if info.embedding_dim:
+        arrays["embeddings"] = _lists([row.embeddings for row in rows if row.embeddings is not None])
     records = [row_record(row) for row in rows]
-    columns = {name: codes if name == "codes" else [record.get(name) for record in records] for name in schema.names}
+    columns = {name: arrays.get(name, [record.get(name) for record in records]) for name in schema.names}
     return pa.Table.from_pydict(columns, schema)
+
+
+def _lists(arrays: list[np.ndarray]) -> pa.ListArray:
+    """Returns a column that holds each array flat."""
+    offsets = np.cumsum([0, *(array.size for array in arrays)], dtype=np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate([array.ravel() for array in arrays])))
 
 
 def read_shard_info(path: Path) -> DatasetInfo:
@@ -164,7 +172,9 @@ def _rows(table: pa.Table, first: int, info: DatasetInfo, path: Path) -> Iterato
     if not packed:
         # a null among the numbers becomes a float there, and then an error of its row
         flat, offsets = codes.values.to_numpy(zero_copy_only=False), codes.offsets.to_numpy()
-    for index, record in enumerate(table.drop_columns(["codes"]).to_pylist()):
+    embeddings = _embeddings(table, info, path)
+    bulk = [name for name in ("codes", "embeddings") if name in table.column_names]
+    for index, record in enumerate(table.drop_columns(bulk).to_pylist()):
         try:
             shape = shape_of(record)
             if not codes[index].is_valid:
@@ -173,9 +183,26 @@ def _rows(table: pa.Table, first: int, info: DatasetInfo, path: Path) -> Iterato
                 own = unpack_codes(codes[index].as_py(), code_bits(info.codebook_size), shape, info.code_dtype)
             else:
                 own = _shaped(flat[offsets[index] : offsets[index + 1]], shape)
-            yield record_row(record, own, info)
+            yield record_row(record, own, info, None if embeddings is None else _row_embeddings(embeddings, index, shape, info))
         except (FormatError, ValueError) as error:
             yield damaged_row(record, path, first + index, error)
+
+
+def _embeddings(table: pa.Table, info: DatasetInfo, path: Path) -> pa.ListArray | None:
+    """Returns the column of embeddings, None where the data set has none. Raises FormatError where it is none of them."""
+    if not info.embedding_dim:
+        return None
+    if "embeddings" not in table.column_names or table["embeddings"].type != pa.list_(pa.float16()):
+        raise FormatError(f"{path}: the shard has no column 'embeddings' of lists of float16, which its metadata announce.")
+    return table["embeddings"].chunk(0)
+
+
+def _row_embeddings(embeddings: pa.ListArray, index: int, shape: tuple[int, int, int], info: DatasetInfo) -> np.ndarray:
+    if not embeddings[index].is_valid:
+        raise ValueError("it has no embeddings.")
+    first, end = embeddings.offsets[index].as_py(), embeddings.offsets[index + 1].as_py()
+    # a null among the numbers becomes NaN there, and then an error of its row
+    return _shaped(embeddings.values[first:end].to_numpy(zero_copy_only=False), (shape[0], info.embedding_dim, shape[2]), "embeddings")
 
 
 def _lost_rows(shard: pq.ParquetFile, group: int, first: int, path: Path, error: Exception) -> Iterator[ClipFailure]:
@@ -189,10 +216,10 @@ def _lost_rows(shard: pq.ParquetFile, group: int, first: int, path: Path, error:
         yield damaged_row({"id": id}, path, index, error)
 
 
-def _shaped(codes: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    if codes.size != math.prod(shape):
-        raise ValueError(f"it has {codes.size} codes, and {list(shape)} are announced.")
-    return codes.reshape(shape)
+def _shaped(flat: np.ndarray, shape: tuple[int, int, int], named: str = "codes") -> np.ndarray:
+    if flat.size != math.prod(shape):
+        raise ValueError(f"it has {flat.size} {named}, and {list(shape)} are announced.")
+    return flat.reshape(shape)
 
 
 def count_rows(path: Path) -> int:

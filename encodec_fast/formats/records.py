@@ -12,18 +12,28 @@ from typing import Any
 
 import numpy as np
 
-from encodec_fast.formats import COLUMN_TYPES, FORMAT_VERSION, ROW_FIELDS, ClipFailure, ClipRow, DatasetInfo, FormatError
+from encodec_fast.formats import (
+    COLUMN_TYPES,
+    FORMAT_VERSION,
+    ROW_FIELDS,
+    ClipFailure,
+    ClipRow,
+    DatasetInfo,
+    FormatError,
+    check_embeddings,
+)
 
-# Of a DatasetInfo, in every shard.
-_INFO = {"model_id": str, "weights_sha256": str, "codebook_size": int, "backend": str, "versions": dict, "options": dict, "columns": dict}
+# Of a DatasetInfo, in every shard; and what is there only where a folder has it, so that earlier versions read the others.
+_INFO = {"model_id": str, "weights_sha256": str, "codebook_size": int, "backend": str, "versions": dict, "options": dict}
+_LATER = {"columns": dict, "embedding_dim": int}
 # Codes are stored in 32 bits at most.
 MOST_ENTRIES = 1 << 32
 
 
 def info_record(info: DatasetInfo) -> dict[str, Any]:
-    """Returns the info with the version of the format. Without columns it is what earlier versions wrote, and read."""
+    """Returns the info with the version of the format."""
     record = {"format_version": FORMAT_VERSION, **asdict(info)}
-    return record if info.columns else {name: value for name, value in record.items() if name != "columns"}
+    return {name: value for name, value in record.items() if value or name not in _LATER}
 
 
 def info_of(record: dict[str, Any], path: Path) -> DatasetInfo:
@@ -36,12 +46,14 @@ def info_of(record: dict[str, Any], path: Path) -> DatasetInfo:
         info = DatasetInfo(**stored)
     except TypeError as error:
         raise FormatError(f"{path}: what made its codes can't be read ({error}).") from error
-    for name, kind in _INFO.items():
+    for name, kind in {**_INFO, **_LATER}.items():
         value = getattr(info, name)
         if type(value) is not kind:
             raise FormatError(f"{path}: what made its codes can't be read ({name} is {value!r}, not {kind.__name__}).")
     if not 1 <= info.codebook_size <= MOST_ENTRIES:
         raise FormatError(f"{path}: what made its codes can't be read (codebook_size is {info.codebook_size}).")
+    if info.embedding_dim < 0:
+        raise FormatError(f"{path}: what made its codes can't be read (embedding_dim is {info.embedding_dim}).")
     for name, type_name in info.columns.items():
         if type_name not in COLUMN_TYPES or name in ROW_FIELDS:
             raise FormatError(f"{path}: what made its codes can't be read (column {name!r} is of type {type_name!r}).")
@@ -49,15 +61,15 @@ def info_of(record: dict[str, Any], path: Path) -> DatasetInfo:
 
 
 def row_record(row: ClipRow) -> dict[str, Any]:
-    """Returns the row without its codes, as JSON can hold it."""
-    record = {name: value for name, value in vars(row).items() if name not in ("codes", "scales", "columns")}
+    """Returns the row without its codes and embeddings, as JSON can hold it."""
+    record = {name: value for name, value in vars(row).items() if name not in ("codes", "scales", "columns", "embeddings")}
     scales = None if row.scales is None else row.scales.tolist()
     shape = list(row.codes.shape)
     return {**record, "scales": scales, "frames": row.frames, "duration": row.duration, "codes_shape": shape, **row.columns}
 
 
-def record_row(record: Mapping[str, Any], codes: np.ndarray, info: DatasetInfo) -> ClipRow:
-    """Returns the row of a record and its codes.  info: of its shard.
+def record_row(record: Mapping[str, Any], codes: np.ndarray, info: DatasetInfo, embeddings: np.ndarray | None = None) -> ClipRow:
+    """Returns the row of a record, its codes, and its embeddings where its data set has some.  info: of its shard.
 
     Raises FormatError, naming the row, for fields that no clip has: a damaged or forged shard must not pass for codes.
     """
@@ -82,7 +94,11 @@ def record_row(record: Mapping[str, Any], codes: np.ndarray, info: DatasetInfo) 
         raise FormatError(f"{id}: last_frame_pad_length is {numbers['last_frame_pad_length']} of {codes.shape[2]} frames.")
     scales = _scales(id, record.get("scales"), codes)
     columns = {name: _column(id, name, record.get(name), type_name) for name, type_name in info.columns.items()}
-    return ClipRow(id=id, path=path, codes=codes, scales=scales, bandwidth=float(bandwidth), columns=columns, **numbers)
+    row = ClipRow(
+        id=id, path=path, codes=codes, scales=scales, bandwidth=float(bandwidth), columns=columns, embeddings=embeddings, **numbers
+    )
+    check_embeddings(row, info)
+    return row
 
 
 def _column(id: str, name: str, value: Any, type_name: str) -> bool | int | float | str | None:
@@ -123,6 +139,13 @@ def shape_of(record: Mapping[str, Any]) -> tuple[int, int, int]:
     if isinstance(shape, list) and len(shape) == 3 and all(type(side) is int and 0 <= side < 1 << 31 for side in shape):
         return shape[0], shape[1], shape[2]
     raise FormatError(f"{record.get('id')!r}: codes_shape is {shape!r}; three whole numbers are needed.")
+
+
+def npy_bytes(array: np.ndarray) -> bytes:
+    """Returns the array as a `.npy` file."""
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
 
 
 def load_npy(data: bytes) -> np.ndarray:

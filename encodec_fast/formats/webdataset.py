@@ -1,5 +1,7 @@
 """Codes as WebDataset tar shards: per clip `KEY.codes.npy`, [n_chunks, K, F], and `KEY.json` with everything else.
 
+A run that keeps embeddings adds `KEY.embeddings.npy`, float16 [n_chunks, D, F].
+
 `webdataset.WebDataset(shards).decode()` gives samples with "codes.npy" and "json". What made the codes stands in the
 tar's global header, where no loader takes it for a sample.
 """
@@ -10,14 +12,13 @@ import io
 import json
 import tarfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from encodec_fast.formats import ClipFailure, ClipRow, DatasetInfo, FormatError, check_codes
+from encodec_fast.formats import ClipFailure, ClipRow, DatasetInfo, FormatError, check_codes, check_embeddings
 from encodec_fast.formats.atomic import AtomicFile
-from encodec_fast.formats.records import damaged_row, info_of, info_record, load_npy, record_row, row_record
+from encodec_fast.formats.records import damaged_row, info_of, info_record, load_npy, npy_bytes, record_row, row_record
 
 SUFFIX = ".tar"
 # None: a shard is all there is
@@ -36,12 +37,13 @@ class Shard:
         self._tar = tarfile.open(fileobj=self._atomic.file, mode="w", format=tarfile.PAX_FORMAT, pax_headers=header)
 
     def write(self, row: ClipRow) -> None:
-        codes = io.BytesIO()
-        np.save(codes, check_codes(row, self._info))
+        codes, embeddings = check_codes(row, self._info), check_embeddings(row, self._info)
         # webdataset takes all up to a name's first dot for its key: ids have dots
         key = f"{self._name}-{self._rows:06d}"
         self._rows += 1
-        self._add(f"{key}.codes.npy", codes.getvalue())
+        self._add(f"{key}.codes.npy", npy_bytes(codes))
+        if embeddings is not None:
+            self._add(f"{key}.embeddings.npy", npy_bytes(embeddings))
         self._add(f"{key}.json", json.dumps(row_record(row), ensure_ascii=False).encode())
 
     def finish(self) -> Path:
@@ -82,7 +84,7 @@ def read_rows(path: Path, start: int = 0, stop: int | None = None) -> Iterator[C
     info = read_shard_info(path)
     try:
         with tarfile.open(path, "r:") as tar:
-            index, codes, end = 0, None, 0
+            index, arrays, end = 0, _Arrays(), 0
             for member in tar:
                 if stop is not None and index >= stop:
                     return
@@ -94,12 +96,14 @@ def read_rows(path: Path, start: int = 0, stop: int | None = None) -> Iterator[C
                 if index < start:
                     index += not member.name.endswith(".npy")
                     continue
-                if member.name.endswith(".npy"):
-                    codes = file.read()
-                    continue
-                yield _row(file.read(), codes, info, path, index)
-                index, codes = index + 1, None
-            if codes is not None:
+                if member.name.endswith(".embeddings.npy"):
+                    arrays.embeddings = file.read()
+                elif member.name.endswith(".npy"):
+                    arrays.codes = file.read()
+                else:
+                    yield _row(file.read(), arrays, info, path, index)
+                    index, arrays = index + 1, _Arrays()
+            if arrays != _Arrays():
                 raise FormatError(f"{path}: the archive ends with codes without a record.")
         count_rows(path)
         with path.open("rb") as file:
@@ -111,13 +115,22 @@ def read_rows(path: Path, start: int = 0, stop: int | None = None) -> Iterator[C
         raise error if isinstance(error, FormatError) else FormatError(f"{path}: the shard can't be read ({error}).") from error
 
 
-def _row(data: bytes, codes: bytes | None, info: DatasetInfo, path: Path, index: int) -> ClipRow | ClipFailure:
+@dataclass
+class _Arrays:
+    """The `.npy` files of a row, which stand before its record."""
+
+    codes: bytes | None = None
+    embeddings: bytes | None = None
+
+
+def _row(data: bytes, arrays: _Arrays, info: DatasetInfo, path: Path, index: int) -> ClipRow | ClipFailure:
     record: Any = None
     try:
         record = json.loads(data)
-        if not isinstance(record, dict) or codes is None:
-            raise ValueError("no JSON object." if codes is not None else "it has no codes.")
-        return record_row(record, load_npy(codes), info)
+        if not isinstance(record, dict) or arrays.codes is None:
+            raise ValueError("no JSON object." if arrays.codes is not None else "it has no codes.")
+        embeddings = None if arrays.embeddings is None else load_npy(arrays.embeddings)
+        return record_row(record, load_npy(arrays.codes), info, embeddings)
     except (ValueError, RecursionError) as error:
         return damaged_row(record, path, index, error)
 

@@ -296,7 +296,7 @@ def test_a_full_disk_is_one_line_and_exit_code_3(capsys, corpus, model_folder, t
 
 
 def test_a_lost_gpu_is_one_line_and_exit_code_3(capsys, corpus, model_folder, tmp_path, monkeypatch):
-    def fail(*_):
+    def fail(*_, **options):
         raise RuntimeError("CUDA error: unspecified launch failure\nCompile with `TORCH_USE_CUDA_DSA`")
 
     with monkeypatch.context() as patch:

@@ -19,6 +19,7 @@ from encodec_fast.audio.wav import made_of
 from encodec_fast.cli.terminal import short_line
 from encodec_fast.dataset.run import Summary
 from encodec_fast.formats import ClipFailure
+from encodec_fast.formats.folder import load_codes
 from encodec_fast.wording import time_text
 from support.command import run
 from support.corpora import BANDWIDTH, RATE, put_clip, put_three, small_model
@@ -55,6 +56,20 @@ def codes_of(model, path):
 
 def audio_of(model, path):
     return model.decode_batch([codes_of(model, path)])[0].numpy()
+
+
+def test_embeddings_are_kept_on_request(model, song, options, tmp_path, capsys):
+    out = tmp_path / "song.parquet"
+    assert run(capsys, "tokenize", song, "--out", out, "--embeddings", *options)[0] == cli.OK
+    assert run(capsys, "tokenize", song, "--out", tmp_path / "codes", "--embeddings", "--no-report", *options)[0] == cli.OK
+    (clip,) = model.encode_batch([torch.from_numpy(read_audio(song, RATE, 1)[0])], BANDWIDTH, embeddings=True)
+    for path in (out, tmp_path / "codes"):
+        (row,) = load_codes(path)
+        assert np.array_equal(row.embeddings, clip.embeddings.half()) and np.array_equal(row.codes, clip.codes)
+    code, _, err = run(capsys, "tokenize", song, "--out", tmp_path / "codes", *options)
+    assert code == cli.WRONG_ARGUMENT and "embeddings was True, is None" in err
+    code, _, err = run(capsys, "tokenize", song, "--out", tmp_path / "song.npy", "--embeddings", *options)
+    assert code == cli.WRONG_ARGUMENT and "holds codes alone; give NAME.parquet or a folder to --out" in err
 
 
 def assert_is_audio(data, expected):

@@ -90,11 +90,37 @@ def test_a_clip_in_blocks_has_the_codes_of_the_whole_clip(models, samples, block
     audio = audio_like(1, model.config.audio_channels, samples, 3)[0].numpy()
     task = Task("a", "a")
     long = LongClip(task, RATE, iter([audio[:, at : at + block] for at in range(0, samples, block)]))
-    encoder = ClipEncoder(model, model.config.target_bandwidths[-1])
+    encoder = ClipEncoder(model, model.config.target_bandwidths[-1], embeddings=True)
     (whole,) = encoder.encode([Clip(task, audio, RATE)])
     row = encoder.encode_long(long)
     for name in (field.name for field in dataclasses.fields(ClipRow)):
         assert np.array_equal(getattr(row, name), getattr(whole, name)), name
+
+
+def test_kept_embeddings_are_what_the_encoder_gives_and_change_no_code(corpus, models):
+    reference, model = models
+    clips = [clip(samples) for samples in (2400, 1, 7001, 2400)] if model.config.audio_channels == 1 else []
+    clips = clips or [Clip(Task(str(n), "x"), audio_like(1, 2, n, n)[0].numpy(), RATE) for n in (2400, 24, 7001)]
+    rows = ClipEncoder(model, model.config.target_bandwidths[-1], embeddings=True).encode(clips)
+    plain = ClipEncoder(model, model.config.target_bandwidths[-1]).encode(clips)
+    for one, other, given in zip(rows, plain, clips, strict=True):
+        assert np.array_equal(one.codes, other.codes) and other.embeddings is None
+        assert one.embeddings.dtype == np.float16 and one.embeddings.shape[::2] == one.codes.shape[::2]
+        if model.config.chunk_length is None:
+            expected = reference.encoder(torch.from_numpy(given.samples)[None]).detach().numpy()
+            assert np.allclose(one.embeddings, expected, rtol=1e-3, atol=1e-3) and expected.std() > 0.01
+
+
+def test_embeddings_beyond_float16_are_a_failure_of_their_clip(model, monkeypatch):
+    whole = model.encode_batch
+
+    def loud(clips, bandwidth, embeddings):
+        found = whole(clips, bandwidth, embeddings=embeddings)
+        return [dataclasses.replace(each, embeddings=each.embeddings + 1e5 * (each.num_samples == 311)) for each in found]
+
+    monkeypatch.setattr(model, "encode_batch", loud)
+    good, bad = ClipEncoder(model, BANDWIDTH, embeddings=True).encode([clip(2400), clip(311)])
+    assert good.embeddings is not None and bad.reason == "its embeddings exceed what float16 holds, 65,504."
 
 
 def test_an_unknown_bandwidth_names_those_of_the_model(model):
@@ -105,10 +131,10 @@ def test_an_unknown_bandwidth_names_those_of_the_model(model):
 def test_a_clip_the_model_fails_on_is_reported_and_the_others_of_its_batch_are_encoded(model, monkeypatch):
     encode = model.encode_batch
 
-    def out_of_memory_for_long_clips(waveforms, bandwidth):
+    def out_of_memory_for_long_clips(waveforms, bandwidth, **options):
         if max(waveform.shape[1] for waveform in waveforms) > 5000:
             raise RuntimeError("out of memory.\nsecond line")
-        return encode(waveforms, bandwidth)
+        return encode(waveforms, bandwidth, **options)
 
     monkeypatch.setattr(model, "encode_batch", out_of_memory_for_long_clips)
     results = ClipEncoder(model, 1.2).encode([clip(100), clip(9000), clip(200)])
@@ -117,7 +143,7 @@ def test_a_clip_the_model_fails_on_is_reported_and_the_others_of_its_batch_are_e
 
 
 def test_a_backend_that_can_not_run_is_no_clip_s_fault(model, monkeypatch):
-    def refuse(waveforms, bandwidth):
+    def refuse(waveforms, bandwidth, **options):
         raise encodec_fast.BackendError("no GPU")
 
     monkeypatch.setattr(model, "encode_batch", refuse)
@@ -138,7 +164,7 @@ GPU_ERRORS = {
 
 @pytest.mark.parametrize("message, is_lost", GPU_ERRORS.items())
 def test_a_lost_gpu_is_no_clip_s_fault_and_want_of_memory_is(model, monkeypatch, message, is_lost):
-    def fail(waveforms, bandwidth):
+    def fail(waveforms, bandwidth, **options):
         raise RuntimeError(message)
 
     monkeypatch.setattr(model, "encode_batch", fail)

@@ -98,8 +98,8 @@ def cluster(nodes):
 
 
 def ray_tokenize(model, model_folder, corpus, out, progress=None, **changes):
-    options = TokenizeOptions(BANDWIDTH, **{"batch_seconds": 2.0, "rows_per_shard": 10, **changes})
-    info = dataset_info(model, str(model_folder), weights_sha256(model), {})
+    options = TokenizeOptions(BANDWIDTH, **{"batch_seconds": 2.0, "rows_per_shard": 10, "embeddings": True, **changes})
+    info = dataset_info(model, str(model_folder), weights_sha256(model), {}, options.embeddings)
     ledger = Ledger(out)
     plan(ledger, identity(info, model, options, [str(corpus)]), find_tasks([corpus]), options)
     job = RayJob(str(model_folder), "auto", info, options, str(out), RATE, 1, actors=2)
@@ -110,7 +110,7 @@ def ray_tokenize(model, model_folder, corpus, out, progress=None, **changes):
 def local(model, corpus, tmp_path_factory):
     """(rows, failures) of the local engine."""
     out = tmp_path_factory.mktemp("local")
-    tokenize(model, [corpus], out, batch_seconds=2.0)
+    tokenize(model, [corpus], out, batch_seconds=2.0, embeddings=True)
     return content(out), read_failures(out)
 
 
@@ -122,7 +122,7 @@ def test_ray_ends_what_the_local_engine_began_with_its_rows_though_an_actor_is_k
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        tokenize(model, [corpus], tmp_path, batch_seconds=2.0, rows_per_shard=10, progress=interrupt)
+        tokenize(model, [corpus], tmp_path, batch_seconds=2.0, rows_per_shard=10, embeddings=True, progress=interrupt)
     before = len(content(tmp_path))
     killed = []
 

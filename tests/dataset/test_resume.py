@@ -21,7 +21,7 @@ from support.corpora import content, put_corpus, small_model, tokenize
 # No process of these tests works for longer.
 LONGEST_S = 300
 # Small shards and batches: a kill falls between any two steps
-STEPS = {"batch_seconds": 1.5, "rows_per_shard": 3}
+STEPS = {"batch_seconds": 1.5, "rows_per_shard": 3, "embeddings": True}
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="kills processes by signals")
 

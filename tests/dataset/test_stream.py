@@ -317,6 +317,25 @@ def test_crops_and_batches_lay_chunks_end_to_end_without_their_padding(tmp_path)
     assert torch.equal(batch["audio_scales"][0], torch.from_numpy(stored.scales))
 
 
+def test_embeddings_are_cropped_and_padded_with_their_codes(tmp_path):
+    values = np.arange(2 * 5 * 4, dtype=np.float16).reshape(2, 5, 4)
+    stored = [
+        dataclasses.replace(row(0, shape=(2, 3, 4), scales=True), last_frame_pad_length=3, embeddings=values),
+        dataclasses.replace(row(1, shape=(1, 3, 2)), last_frame_pad_length=0, embeddings=values[:1, :, :2]),
+    ]
+    write(tmp_path, stored, info=dataclasses.replace(INFO, embedding_dim=5))
+    frames = np.concatenate([values[0], values[1]], axis=1)[:, :5]
+    first, second = CodesDataset(tmp_path)
+    assert np.array_equal(first["embeddings"], values) and first["embeddings"].dtype == torch.float16
+    batch = collate([first, second])
+    assert batch["embeddings"].shape == (2, 5, 5) and np.array_equal(batch["embeddings"][0], frames)
+    assert np.array_equal(batch["embeddings"][1], np.pad(values[0, :, :2], ((0, 0), (0, 3))))
+    dataset = CodesDataset(tmp_path, crop_frames=2, shuffle=True)
+    for item in [each for _ in range(8) for each in dataset if each["id"] == stored[0].id]:
+        start = item["crop_start"]
+        assert np.array_equal(item["embeddings"][0], frames[:, start : start + 2])
+
+
 def test_a_batch_has_padded_codes_lengths_and_a_mask(tmp_path):
     rows = [row(0, shape=(1, 2, 5)), row(1, shape=(1, 2, 3))]
     write(tmp_path, rows)

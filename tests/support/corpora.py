@@ -100,7 +100,7 @@ def tokenize(model: Any, sources: list[Any], out: Path, *, index: int = 0, count
     """What `encodec-fast tokenize` does, in this process."""
     planned = {name: changes.pop(name) for name in ("overwrite", "retry_failed", "limit") if name in changes}
     options = TokenizeOptions(**{"bandwidth": BANDWIDTH, "workers": 0, **changes})
-    info = dataset_info(model, "small", weights_sha256(model), {})
+    info = dataset_info(model, "small", weights_sha256(model), {}, options.embeddings)
     ledger = Ledger(out, index, count)
     names = [str(source) for source in sources]
     plan(ledger, identity(info, model, options, names), find_tasks(names, columns=options.columns), options, **planned)
@@ -117,5 +117,5 @@ def content(out: Path) -> dict[str, tuple[bytes, tuple[int, ...], bytes, int, in
 
 
 def _content(row: ClipRow) -> tuple[bytes, tuple[int, ...], bytes, int, int]:
-    scales = b"" if row.scales is None else row.scales.tobytes()
-    return row.codes.astype(np.int64).tobytes(), row.codes.shape, scales, row.num_samples, row.last_frame_pad_length
+    scales, embeddings = (b"" if part is None else part.tobytes() for part in (row.scales, row.embeddings))
+    return row.codes.astype(np.int64).tobytes() + embeddings, row.codes.shape, scales, row.num_samples, row.last_frame_pad_length
