@@ -100,10 +100,13 @@ def build(
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         objects = compile_units(scratch, command, machine or platform.machine(), extra_flags)
-        # linked beside its place and then renamed: no other process ever loads half a library
-        linked = target.with_suffix(f".{os.getpid()}.tmp")
+        # under its own name, which a library of Windows holds, and where what else the linker writes is gone with the folder
+        linked = Path(scratch) / LIBRARY
         _run([*command, *flags_of_environment("LDFLAGS"), "-shared", "-pthread", *extra_flags, *objects, "-o", str(linked)])
-        linked.replace(target)
+        # beside its place, and then renamed: no other process ever loads half a library
+        placed = target.with_suffix(f".{os.getpid()}.tmp")
+        shutil.copy(linked, placed)
+        placed.replace(target)
     return target
 
 

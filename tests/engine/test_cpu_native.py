@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import platform
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -25,18 +28,19 @@ compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
 needs_compiler = pytest.mark.skipif(compiler is None, reason="no C++ compiler")
 
 
-def fuzz_program(folder: Path, command: str, library: Path, flags: tuple[str, ...] = (), name: str = "engine_fuzz") -> Path:
+def fuzz_program(folder: Path, command: Sequence[str], library: Path, flags: tuple[str, ...] = (), name: str = "engine_fuzz") -> Path:
     """A fuzz, linked with that build of the engine."""
     program, source = folder / name, str(CPP / f"{name}.cpp")
     include, link = f"-I{native_build.SOURCES}", (str(library), f"-Wl,-rpath,{library.parent}", "-pthread")
-    subprocess.run([command, "-std=c++17", "-O1", *flags, include, source, *link, "-o", str(program)], check=True)
+    subprocess.run([*command, "-std=c++17", "-O1", *flags, include, source, *link, "-o", str(program)], check=True)
     return program
 
 
 def digests(command: list[str], cases: str = CASES) -> str:
     done = subprocess.run([*command, "0", cases], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return done.stdout
+    # of Windows, lines end otherwise
+    return done.stdout.replace("\r\n", "\n")
 
 
 @pytest.fixture(scope="module")
@@ -59,13 +63,13 @@ def checked_library(tmp_path_factory):
 @needs_compiler
 @pytest.mark.parametrize("flags", [SANITIZERS, RACES], ids=["address and undefined behaviour", "races"])
 def test_random_programs_agree_with_themselves_under_sanitizers(tmp_path, checked_library, flags):
-    program = fuzz_program(tmp_path, compiler, checked_library(flags), flags)
+    program = fuzz_program(tmp_path, [compiler], checked_library(flags), flags)
     assert len(digests([str(program)]).splitlines()) == int(CASES)
 
 
 @needs_compiler
 def test_a_forged_state_is_refused_or_goes_on_under_sanitizers(tmp_path, checked_library):
-    program = fuzz_program(tmp_path, compiler, checked_library(SANITIZERS), SANITIZERS, "saved_fuzz")
+    program = fuzz_program(tmp_path, [compiler], checked_library(SANITIZERS), SANITIZERS, "saved_fuzz")
     assert len(digests([str(program)], FORGED).splitlines()) == int(FORGED)
 
 
@@ -92,16 +96,47 @@ def test_a_push_works_after_one_that_ran_out_of_memory(tmp_path):
     assert done.returncode == 0, done.stdout
 
 
+# Other builds of the engine: its compiler, what it compiles for, and what runs the program here. {} is this Python.
+ZIG = "{} -m ziglang c++ -target"
+BUILDS = {
+    "clang": ("clang++", platform.machine(), []),
+    "arm": ("aarch64-linux-gnu-g++", "aarch64", ["qemu-aarch64-static", "-L", "/usr/aarch64-linux-gnu"]),
+    "zig": (f"{ZIG} x86_64-linux-gnu.2.28", "x86_64", []),
+    "zig for arm": (f"{ZIG} aarch64-linux-gnu.2.28", "aarch64", ["qemu-aarch64-static", "-L", "/usr/aarch64-linux-gnu"]),
+    "zig for Windows": (f"{ZIG} x86_64-windows-gnu", "x86_64", ["wine"]),
+    "zig for macOS": (f"{ZIG} aarch64-macos", "aarch64", None),
+    "zig for macOS, Intel": (f"{ZIG} x86_64-macos", "x86_64", None),
+}
+
+
 @needs_compiler
-def test_an_arm_build_gives_the_same_bits(tmp_path):
-    cross, emulator = shutil.which("aarch64-linux-gnu-g++"), shutil.which("qemu-aarch64-static")
-    if cross is None or emulator is None:
-        pytest.skip("needs g++-aarch64-linux-gnu and qemu-user-static")
+@pytest.mark.parametrize("command, machine, runner", BUILDS.values(), ids=BUILDS)
+def test_builds_of_other_compilers_and_machines_give_the_same_bits(tmp_path, monkeypatch, command, machine, runner):
+    words = command.format(sys.executable).split()
+    if "ziglang" in words and importlib.util.find_spec("ziglang") is None:
+        pytest.skip("needs ziglang: pip install ziglang")
+    for program in [words[0], *(runner or [])[:1]]:
+        if shutil.which(program) is None:
+            pytest.skip(f"needs {program}")
     engine()
-    (tmp_path / "arm").mkdir()
-    arm = fuzz_program(tmp_path / "arm", cross, native_build.build(tmp_path / "arm", cross, machine="aarch64"))
-    here = fuzz_program(tmp_path, compiler, native_build.SOURCES / native.LIBRARY)
-    assert digests([emulator, "-L", "/usr/aarch64-linux-gnu", str(arm)]) == digests([str(here)])
+    monkeypatch.setenv("CXX", " ".join(words))
+    library = native_build.build(tmp_path / "own", machine=machine)
+    if runner is None:
+        return  # nothing runs it here
+    own = fuzz_program(tmp_path / "own", words, library)
+    here = fuzz_program(tmp_path, [compiler], native_build.SOURCES / native.LIBRARY)
+    monkeypatch.setenv("WINEPREFIX", str(tmp_path / "wine"))
+    monkeypatch.setenv("WINEDEBUG", "-all")
+    assert digests([*runner, str(own)]) == digests([str(here)])
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists() or platform.machine() != "x86_64", reason="needs an x86 Linux's /proc/cpuinfo")
+def test_the_tiers_are_those_that_the_system_says_the_processor_has():
+    flags = set(re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)[1].split())
+    avx2 = flags >= {"avx2", "fma"}
+    names = native.tiers(engine())
+    assert ("avx2" in names) == avx2 == ("avx512_emulated" in names)
+    assert ("avx512" in names) == (avx2 and flags >= {"avx512f", "avx512bw"}) and "baseline" in names
 
 
 # What multiplies and adds, and what stores a whole vector register, in the assembly of each set.

@@ -3,7 +3,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
 #include <memory>
 #include <new>
 #include <utility>
@@ -29,8 +28,8 @@ class Floats {
     // weights are read once a step: in pages of 4 KiB, address translation takes up to a third of the time
     const size_t alignment = bytes >= kHugePage ? kHugePage : kCacheLine * sizeof(float);
     const size_t rounded = (bytes + alignment - 1) / alignment * alignment;
-    memory_.reset(static_cast<float*>(std::aligned_alloc(alignment, rounded ? rounded : alignment)));
-    if (!memory_) throw std::bad_alloc();
+    // not aligned_alloc, which Windows lacks
+    memory_ = {static_cast<float*>(::operator new(rounded ? rounded : alignment, std::align_val_t(alignment))), Free{alignment}};
 #if defined(MADV_HUGEPAGE)
     if (alignment == kHugePage) madvise(memory_.get(), rounded, MADV_HUGEPAGE);  // a hint: refused, it changes nothing
 #endif
@@ -41,9 +40,10 @@ class Floats {
 
  private:
   struct Free {
-    void operator()(float* memory) const { std::free(memory); }
+    size_t alignment;
+    void operator()(float* memory) const { ::operator delete(memory, std::align_val_t(alignment)); }
   };
-  std::unique_ptr<float[], Free> memory_;
+  std::unique_ptr<float[], Free> memory_{nullptr, Free{kCacheLine * sizeof(float)}};
 };
 
 // Grow-only. Growing loses the contents.

@@ -1,6 +1,8 @@
 #include "runtime/threads.h"
 
+#if !defined(_WIN32)
 #include <pthread.h>
+#endif
 
 #include <algorithm>
 #include <atomic>
@@ -238,11 +240,13 @@ std::atomic<Pool*> pool = nullptr;
 
 // A forked child has none of the workers, and perhaps a locked mutex: it leaves them and starts anew. From the library's loading on, and
 // nothing below waits for another thread to make the pool: there is no moment at which a fork would leave the child waiting.
+#if !defined(_WIN32)  // which has no fork
 [[gnu::constructor]] void watch_forks() {
   pthread_atfork(nullptr, nullptr, [] {
     if (pool) pool = new Pool;
   });
 }
+#endif
 
 Pool& the_pool() {
   Pool* made = pool;

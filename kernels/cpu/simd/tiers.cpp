@@ -1,5 +1,9 @@
 #include "simd/tiers.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include <cstring>
 #include <stdexcept>
 #include <string>
@@ -24,9 +28,32 @@ struct Candidate {
 bool always() { return true; }
 
 #if defined(__x86_64__)
-// The compiler's builtin also asks the operating system (XGETBV) whether it saves the wide registers.
-bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
-bool has_avx512() { return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw"); }
+struct Sets {
+  bool avx2 = false, avx512 = false;
+};
+
+// Not __builtin_cpu_supports: the runtime of some compilers built on clang, such as zig's, answers no to everything.
+Sets detect() {
+  constexpr unsigned kFma = 1u << 12, kXsave = 1u << 27, kAvx = 1u << 28;         // leaf 1, ecx
+  constexpr unsigned kAvx2 = 1u << 5, kAvx512F = 1u << 16, kAvx512Bw = 1u << 30;  // leaf 7, ebx
+  constexpr unsigned kYmmState = 0x06, kZmmState = 0xe6;                          // XCR0: what the system saves
+  const auto has = [](unsigned word, unsigned bits) { return (word & bits) == bits; };
+  unsigned eax, ebx, ecx, edx;
+  if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx) || !has(ecx, kFma | kXsave | kAvx)) return {};
+  if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return {};
+  unsigned saved, upper;
+  asm volatile("xgetbv" : "=a"(saved), "=d"(upper) : "c"(0));
+  const bool avx2 = has(saved, kYmmState) && has(ebx, kAvx2);
+  return {avx2, avx2 && has(saved, kZmmState) && has(ebx, kAvx512F | kAvx512Bw)};
+}
+
+const Sets& sets() {
+  static const Sets found = detect();
+  return found;
+}
+
+bool has_avx2() { return sets().avx2; }
+bool has_avx512() { return sets().avx512; }
 
 // Best first; baseline before the stand-in, which is for tests and only chosen by name.
 const Candidate kCandidates[] = {
