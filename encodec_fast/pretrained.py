@@ -1,4 +1,4 @@
-"""Models by name: the built-in ones, a local folder, or a name on the Hugging Face hub."""
+"""Models by name: the built-in ones, a local folder or checkpoint, or a name on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from typing import Any
 import torch
 from transformers import EncodecConfig
 
+from encodec_fast.checkpoints import CheckpointError, config_of_checkpoint, load_checkpoint
+from encodec_fast.checkpoints.weights import TRAINING_STATE
 from encodec_fast.demo import DEMO_MODELS, demo_config, demo_model
 from encodec_fast.errors import first_line
 from encodec_fast.model import EncodecModel
 
 # transformers asks an unreachable hub six times over 23 s (46 s before 5.0); one request with this timeout decides
 HUB_TIMEOUT_S = 5.0
-# Buffers for training the codebooks, which encoding and decoding never read
-TRAINING_STATE = (".inited", ".cluster_size", ".embed_avg")
+# A name with one of these endings is a file, not a model on the hub
+CHECKPOINT_SUFFIXES = (".th", ".pt", ".pth", ".bin", ".ckpt")
 
 
 class ModelNotFound(ValueError):
@@ -23,10 +25,11 @@ class ModelNotFound(ValueError):
 
 
 def load_model(name_or_path: str | os.PathLike[str], device: str | torch.device = "cpu") -> EncodecModel:
-    """Loads the model in eval mode on the device. Its `name_or_path` is its id: the name, or the folder's full path.
+    """Loads the model in eval mode on the device. Its `name_or_path` is its id: the name, or the full path.
 
     name_or_path: `demo` or `demo-48khz` (built in, untrained), or a folder made by `save_pretrained`.
     It may also be a name on the Hugging Face hub, such as facebook/encodec_24khz.
+    Or a checkpoint file of facebookresearch/encodec, audiocraft or encodec-pytorch; it is read as data and never runs code.
     device: any name that torch knows, or "auto" for the GPU if there is one.
     A model in the hub's cache is loaded without asking the hub.
     Raises ModelNotFound if there is no such model or the hub can't be reached, ValueError for an unknown device.
@@ -36,6 +39,8 @@ def load_model(name_or_path: str | os.PathLike[str], device: str | torch.device 
         model, model_id = demo_model(name_or_path), name_or_path
     elif os.path.isdir(name_or_path):
         model, model_id = _from_folder(name_or_path), os.path.abspath(name_or_path)
+    elif os.path.exists(name_or_path) or name_or_path.endswith(CHECKPOINT_SUFFIXES):
+        model, model_id = _from_checkpoint(name_or_path), os.path.abspath(name_or_path)
     else:
         model, model_id = _from_hub(name_or_path), name_or_path
     model.name_or_path = model_id
@@ -47,6 +52,8 @@ def known_config(name_or_path: str) -> Any | None:
     if name_or_path in DEMO_MODELS:
         return demo_config(name_or_path)
     try:
+        if os.path.isfile(name_or_path):
+            return config_of_checkpoint(name_or_path)
         return EncodecConfig.from_pretrained(name_or_path, local_files_only=True)
     except (OSError, ValueError):
         return None
@@ -75,6 +82,20 @@ def _from_folder(path: str) -> EncodecModel:
         return _from_pretrained(path)
     except OSError as error:
         raise ModelNotFound(f"{path}: the model can't be loaded ({first_line(error)}).") from error
+
+
+def _from_checkpoint(path: str) -> EncodecModel:
+    if not os.path.isfile(path):
+        kind = "this is no regular file" if os.path.exists(path) else "no such file"
+        raise ModelNotFound(f"{path}: {kind}; a checkpoint, or a folder made by save_pretrained, is needed.")
+    if path.endswith((".safetensors", ".json")):
+        raise ModelNotFound(f"{path}: this is one file of a model; give the folder that it lies in.")
+    try:
+        return load_checkpoint(path)
+    except OSError as error:
+        raise ModelNotFound(f"{path}: the file can't be read ({error.strerror or first_line(error)}).") from error
+    except CheckpointError as error:
+        raise ModelNotFound(f"{path}: {error}") from error
 
 
 def _from_hub(name: str) -> EncodecModel:

@@ -8,10 +8,12 @@ import sys
 
 import pytest
 import soundfile
+import torch
 
 from encodec_fast import cli
 from encodec_fast.demo import bundled_clips
 from support.models import pair, small_config
+from support.original_model import OriginalModel
 from support.venvs import ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -33,7 +35,7 @@ def model_folder(tmp_path_factory):
 
 @pytest.fixture
 def readers_folder(tmp_path):
-    """What a reader has: recordings."""
+    """What a reader has: recordings, and a checkpoint as the authors published it."""
     clips = [path for path in bundled_clips() if path.name.startswith("speech")]
     for folder in ("recordings", "corpus"):
         (tmp_path / folder).mkdir()
@@ -42,6 +44,7 @@ def readers_folder(tmp_path):
     samples, rate = soundfile.read(clips[0])
     for name in ("speech.wav", "corpus/song.mp3", "song.mp3", "recordings/one.wav"):
         soundfile.write(tmp_path / name, samples, rate)
+    torch.save(OriginalModel(n_filters=4).weights(), tmp_path / "encodec_24khz-d7cc33bc.th")
     return tmp_path
 
 

@@ -21,7 +21,7 @@ _LAYERS = [
     {"chunks"},
     {"model"},
     {"acceleration", "audio", "explanation", "formats", "streaming", "verify"},
-    {"corpus", "demo"},
+    {"checkpoints", "corpus", "demo"},
     {"pretrained"},
     {"dataset"},
     {"cli"},
