@@ -68,7 +68,7 @@ class TokenizeOptions:
 class RayCluster:
     """A Ray cluster to work on.
 
-    address: as `ray.init` takes it; None: a cluster on this machine that is started for the run.
+    address: as `ray.init` takes it; None: the one that RAY_ADDRESS names or that runs on this machine, else one that is started here.
     actors: encoders; 0: as many as fit into the cluster.
     """
 

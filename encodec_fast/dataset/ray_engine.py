@@ -26,6 +26,8 @@ from encodec_fast.dataset.writing import add_counts
 
 # Audio of a group, which is sent from where it is read to an actor: 10 minutes at 24 kHz are 58 MB
 GROUP_SECONDS = 600.0
+# Of the cluster, that Ray sets aside for each task that reads or writes
+READER_CPUS, WRITER_CPUS = 0.5, 0.25
 
 
 class RayError(RuntimeError):
@@ -152,9 +154,21 @@ def _pipeline(ray: Any, job: RayJob, groups: list[dict[str, Any]]) -> Iterator[d
     fitting = int(cluster.get("GPU", 0) / job.gpus) if job.gpus else max(1, int(cluster.get("CPU", 1)) // (2 * job.threads))
     actors = min(job.actors or max(1, fitting), len(groups))
     data = ray.data.from_items(groups, override_num_blocks=len(groups))
-    data = data.map_batches(read_group, batch_size=1, fn_kwargs={"job": job}, num_cpus=0.5)
+    data = data.map_batches(read_group, batch_size=1, fn_kwargs={"job": job}, num_cpus=READER_CPUS)
     pool = ray.data.ActorPoolStrategy(size=actors)
-    needs = {"num_cpus": job.threads, "num_gpus": job.gpus or None}
+    needs = {"num_cpus": _cpus_of_encoder(cluster.get("CPU", 0), actors, job.threads), "num_gpus": job.gpus or None}
     data = data.map_batches(GroupEncoder, batch_size=1, fn_constructor_kwargs={"job": job}, compute=pool, **needs)
-    data = data.map_batches(write_group, batch_size=1, fn_kwargs={"job": job}, num_cpus=0.25)
+    data = data.map_batches(write_group, batch_size=1, fn_kwargs={"job": job}, num_cpus=WRITER_CPUS)
     yield from data.iter_rows()
+
+
+def _cpus_of_encoder(cpus: float, actors: int, threads: int) -> float:
+    """Returns the CPUs to set aside for each encoder: its threads, or less where a reader and a writer would find no room.
+
+    Ray would wait for room for ever, and say nothing. A cluster without any CPU yet is one that grows.
+    """
+    room = (cpus - READER_CPUS - WRITER_CPUS) / actors
+    if not cpus or room >= threads:
+        return threads
+    # Ray takes parts of one CPU only
+    return max(WRITER_CPUS, math.floor(room) if room > 1 else math.floor(100 * room) / 100)

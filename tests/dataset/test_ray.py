@@ -189,6 +189,15 @@ def test_clips_of_any_length_are_cut_into_groups_that_actors_can_share(tmp_path,
     assert [[number for number, _ in pickle.loads(group["group"])] for group in groups] == [[0], [1], [2], [3], [4, 5], [6, 7]]
 
 
+@pytest.mark.parametrize("cpus, actors, threads", [(1, 1, 1), (2, 1, 1), (4, 1, 4), (4, 4, 1), (3, 7, 2), (0, 1, 4), (64, 8, 4)])
+def test_encoders_leave_room_for_a_reader_and_a_writer(cpus, actors, threads):
+    each = ray_engine._cpus_of_encoder(cpus, actors, threads)
+    assert 0 < each <= threads and (each <= 1 or each == int(each))
+    assert actors * each + ray_engine.READER_CPUS + ray_engine.WRITER_CPUS <= cpus or (cpus, each) == (0, threads)
+    if cpus >= 2 * actors * threads:
+        assert each == threads
+
+
 @pytest.mark.skipif(worker.TOOK_TOO_LONG is None, reason="no clock that ends a process on this system")
 def test_a_file_that_is_never_read_to_its_end_costs_itself_only(model, model_folder, tmp_path, monkeypatch):
     # an ffmpeg that never answers, and ends with the process that started it
