@@ -17,6 +17,8 @@ from support.original_model import OriginalModel
 from support.venvs import ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+# Its commands are held by tests/examples
+LINKED = [*PAGES, ROOT / "examples" / "README.md"]
 # Of the developers: their commands are CI's own, and those of bench/
 WITH_SNIPPETS = [page for page in PAGES if page.name not in ("CONTRIBUTING.md", "benchmarks.md", "architecture.md", "verification.md")]
 README_WORDS = 1000
@@ -58,7 +60,7 @@ def test_the_snippets_of_a_page_run_as_they_are_written(page, readers_folder, mo
     assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", LINKED, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_links_lead_to_files_and_headings_that_are_there(page):
     for target in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
         if "://" in target:
