@@ -117,7 +117,7 @@ def test_the_wheel_holds_every_source_file_and_nothing_else(source, distribution
 def test_the_sdist_holds_what_its_tests_need(source, distributions):
     expected = {path.relative_to(source).as_posix() for path in source.glob("tests/**/*.py")}
     expected |= {path.relative_to(source).as_posix() for path in source.glob("examples/*")}
-    expected |= {".ci/run", "LICENSE", "README.md", "constraints.txt", "pyproject.toml", "setup.py"}
+    expected |= {".ci/run", ".dockerignore", "Dockerfile", "LICENSE", "README.md", "constraints.txt", "pyproject.toml", "setup.py"}
     with tarfile.open(distributions[0]) as sdist:
         assert expected <= {name.partition("/")[2] for name in sdist.getnames()}
 
@@ -146,6 +146,14 @@ def test_the_readme_holds_the_command(command):
 
 def test_ci_runs_the_test_command_of_the_readme():
     assert "pip install -c constraints.txt -e '.[dev]' && pytest" in (ROOT / ".ci/run").read_text()
+
+
+def test_the_image_is_built_of_files_that_are_there_and_sent():
+    lines = (ROOT / "Dockerfile").read_text().splitlines()
+    copied = [name for line in lines if line.startswith("COPY ") and "--from=" not in line for name in line.split()[1:-1]]
+    sent = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert len(copied) > 5 and all((ROOT / name).exists() for name in copied)
+    assert sent == {*copied}
 
 
 def test_every_direct_dependency_is_pinned():
