@@ -115,6 +115,8 @@ class Backend(ABC):
     """A backend. Construction probes nothing; `unavailable` does."""
 
     name: str
+    # Whether its functions without weights are kernels, which take regular shapes only; torch's operations take all.
+    has_kernels: bool = True
     # Precisions that the backend distinguishes; it computes the others as parity.
     precisions: tuple[Precision, ...] = (Precision.PARITY,)
 

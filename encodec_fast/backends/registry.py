@@ -12,8 +12,11 @@ BACKENDS = {
     "cpu": ("encodec_fast.backends.cpu_backend", "CpuBackend"),
     "triton": ("encodec_fast.backends.triton_backend", "TritonBackend"),
     "torch": ("encodec_fast.backends.torch_backend", "TorchBackend"),
+    "host": ("encodec_fast.backends.host_backend", "HostBackend"),
 }
-PREFERENCE = {"cpu": ("cpu", "torch"), "cuda": ("triton", "torch")}
+# By type of device; the last one refuses nothing there
+PREFERENCE = {"cpu": ("cpu", "torch"), "cuda": ("triton", "torch"), "mps": ("torch", "host")}
+OTHERS = ("torch",)
 
 
 @cache

@@ -31,6 +31,9 @@ DEVICE_TILE_BYTES = 512 << 20
 SEARCH_ROWS = 2048
 
 
+_WRONG_ON_MPS = "its codes are wrong on mps (Apple's GPUs), without an error; a model that stays on the CPU saves the copies"
+
+
 @dataclass
 class ConvState:
     """State of a convolution.
@@ -405,12 +408,14 @@ class TorchQuantizerProgram(QuantizerProgram):
 
 class TorchBackend(Backend):
     name = "torch"
+    has_kernels = False
 
     def unavailable(self) -> str | None:
         return None
 
     def refusal(self, stage: Stage | Quantizer, dtype: torch.dtype, device: torch.device) -> str | None:
-        return None
+        # facebookresearch/audiocraft#31 and #612, suno-ai/bark#19: garbled audio from EnCodec there, and no error
+        return _WRONG_ON_MPS if device.type == "mps" else None
 
     def prepare(self, stages: tuple[Stage, ...], precision: Precision = Precision.PARITY) -> TorchProgram:
         return TorchProgram(stages)
@@ -419,7 +424,7 @@ class TorchBackend(Backend):
         return TorchQuantizerProgram(quantizer)
 
     def function_refusal(self, name: str, tensors: Sequence[Tensor]) -> str | None:
-        return None
+        return _WRONG_ON_MPS if tensors[0].device.type == "mps" else None
 
     def normalize(self, audio: Tensor) -> tuple[Tensor, Tensor]:
         return normalize_torch(audio)

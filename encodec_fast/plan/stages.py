@@ -12,7 +12,8 @@ Legend: B batch, C channels, T samples or frames at the layer's own rate, F code
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -292,6 +293,21 @@ def stage_tensors(stage: Stage) -> tuple[Tensor, ...]:
     found = [tensor for conv in convolutions(stage) for tensor in (conv.weight, conv.bias)]
     found += [tensor for conv in convolutions(stage) if conv.norm is not None for tensor in (conv.norm.weight, conv.norm.bias)]
     return tuple(tensor for tensor in found if tensor is not None)
+
+
+Part = TypeVar("Part")
+
+
+def moved(part: Part, device: torch.device) -> Part:
+    """Returns a stage, the quantizer, or what they hold, with its tensors on the device."""
+    if isinstance(part, Tensor):
+        return cast(Part, part.to(device))
+    if isinstance(part, tuple):
+        return cast(Part, tuple(moved(each, device) for each in part))
+    if is_dataclass(part) and not isinstance(part, type):
+        own = {each.name: moved(getattr(part, each.name), device) for each in fields(part) if each.init}
+        return replace(part, **own)
+    return part
 
 
 def multiply_adds(stage: Stage, length: int) -> int:

@@ -46,7 +46,7 @@ class Request(NamedTuple):
 
 
 def use_backend(name: str) -> AbstractContextManager[None]:
-    """Runs the block on one backend: "auto", "torch", "cpu", "triton" or "reference".
+    """Runs the block on one backend: "auto", "cpu", "triton", "torch", "host" or "reference".
 
     Raises ValueError for another name and BackendError where the backend can't run a call: here a name is a demand.
     Holds for the current thread or task only.

@@ -111,7 +111,7 @@ def route_function(name: str, tensors: Sequence[Tensor], misfit: str | None = No
     order = registry.PREFERENCE.get(first.device.type, ()) if request.backend == "auto" else (request.backend,)
     for backend in (registry.get_backend(choice) for choice in order if choice in registry.BACKENDS):
         # the reasons stand in `refused` for the log
-        reason = backend.unavailable() or backend.function_refusal(name, tensors) or (misfit if backend.name != "torch" else None)
+        reason = backend.unavailable() or backend.function_refusal(name, tensors) or (misfit if backend.has_kernels else None)
         if reason is None:
             break
         refused.append(f"{backend.name}: {reason}")
@@ -210,7 +210,8 @@ def _prepare_quantizer(module: nn.Module, request: Request) -> Route[PreparedQua
 def _choose(stage: Stage | Quantizer, dtype: torch.dtype, device: torch.device, request: Request) -> Choice:
     """Returns the backend that runs the stage.  Raises BackendError where a backend demanded by name can't."""
     named = request.backend != "auto"
-    order = (request.backend, "torch") if named else registry.PREFERENCE.get(device.type, ("torch",))
+    order = registry.PREFERENCE.get(device.type, registry.OTHERS)
+    order = (request.backend, order[-1]) if named else order
     refused: list[str] = []
     for name in (name for name in order if name in registry.BACKENDS):
         backend = registry.get_backend(name)
@@ -223,7 +224,7 @@ def _choose(stage: Stage | Quantizer, dtype: torch.dtype, device: torch.device, 
         if request.strict and named:
             raise BackendError(f"backend {name!r} was asked for but can't run this call: {reason}")
         refused.append(f"{name}: {reason}")
-    raise AssertionError("the torch backend refuses nothing")
+    raise AssertionError("a device's last backend refuses nothing")
 
 
 def call_reason(x: Tensor) -> str | None:

@@ -100,7 +100,7 @@ def build(
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         objects = compile_units(scratch, command, machine or platform.machine(), extra_flags)
-        # under its own name, which a library of Windows holds, and where what else the linker writes is gone with the folder
+        # under its own name, which a library of Windows holds; what else linkers write is gone with the folder
         linked = Path(scratch) / LIBRARY
         _run([*command, *flags_of_environment("LDFLAGS"), "-shared", "-pthread", *extra_flags, *objects, "-o", str(linked)])
         # beside its place, and then renamed: no other process ever loads half a library
