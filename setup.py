@@ -14,8 +14,12 @@ from setuptools.command.build_ext import build_ext
 ENGINE = Path("kernels") / "cpu"
 
 
+# In the name of a wheel without the engine: of a build that succeeds, pip shows the name and nothing else
+WITHOUT_ENGINE = "0_without_cpu_engine"
+
+
 class BuildEngine(build_ext):
-    """Compiles the CPU engine. Without a compiler the package installs without it, and `encodec-fast info` says so."""
+    """Compiles the CPU engine. Without a compiler the package installs without it: the wheel's name, `info` and the log say so."""
 
     def run(self) -> None:
         build = runpy.run_path(str(ENGINE / "build.py"))
@@ -26,7 +30,8 @@ class BuildEngine(build_ext):
         try:
             build["build"](folder)
         except build["BuildError"] as error:
-            self.warn(f"installing without the CPU engine: {error}")
+            self.distribution.without_engine = True
+            self.warn(f"installing without the CPU engine, so that CPUs run torch, several times slower: {error}")
 
     def get_outputs(self) -> list[str]:
         built = Path(self.build_lib) / "encodec_fast" / "kernels" / "cpu"
@@ -40,6 +45,9 @@ class AnyPythonWheel(bdist_wheel):
     """The engine is bound by ctypes: one wheel serves every Python and torch on a platform."""
 
     def get_tag(self) -> tuple[str, str, str]:
+        if getattr(self.distribution, "without_engine", False):
+            self.build_number = WITHOUT_ENGINE
+            return "py3", "none", "any"
         return "py3", "none", super().get_tag()[2]
 
 

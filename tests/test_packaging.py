@@ -133,6 +133,35 @@ def test_a_build_that_fails_leaves_no_engine_of_an_earlier_one(source, tmp_path)
     assert not stale.exists() and (own / "build" / "lib" / "encodec_fast" / "kernels" / "cpu" / "library.py").exists()
 
 
+def built_wheel(source, folder, **environment):
+    """(wheel, output) of pip, which shows nothing of what a build that succeeds says."""
+    own = Path(shutil.copytree(source, folder / "source"))
+    command = [sys.executable, "-Im", "pip", "wheel", "--no-build-isolation", "--no-deps", "--no-index", "-w", folder / "dist", own]
+    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (wheel,) = (folder / "dist").iterdir()
+    return wheel, done.stdout + done.stderr
+
+
+def test_pip_shows_that_a_wheel_lacks_the_engine(source, tmp_path):
+    wheel, output = built_wheel(source, tmp_path, CXX="false")
+    assert wheel.name == f"encodec_fast-{encodec_fast.__version__}-0_without_cpu_engine-py3-none-any.whl" and wheel.name in output
+    with zipfile.ZipFile(wheel) as found:
+        assert not [name for name in found.namelist() if name.endswith(".so")]
+
+
+def test_a_wheel_for_another_machine_has_its_name_and_its_engine(source, tmp_path):
+    compiler = shutil.which("aarch64-linux-gnu-g++")
+    if compiler is None:
+        pytest.skip("needs g++-aarch64-linux-gnu")
+    wheel, _ = built_wheel(source, tmp_path, CXX=compiler, _PYTHON_HOST_PLATFORM="linux-aarch64")
+    assert wheel.name == f"encodec_fast-{encodec_fast.__version__}-py3-none-linux_aarch64.whl"
+    with zipfile.ZipFile(wheel) as found:
+        engine = found.read("encodec_fast/kernels/cpu/encodec_cpu.so")
+    # e_machine of the ELF header is EM_AARCH64, and the tier is there
+    assert int.from_bytes(engine[18:20], "little") == 183 and b"neon" in engine
+
+
 @pytest.mark.parametrize(
     "command",
     [

@@ -7,6 +7,7 @@ import platform
 import shlex
 import shutil
 import subprocess
+import sysconfig
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -47,7 +48,7 @@ TIERS: dict[str, dict[str, tuple[str, ...]]] = {
     # GCC's first scheduling pass loads weights early there, which takes registers from the sums of the widest tiles
     "aarch64": {"simd/tier_neon": ("-fno-schedule-insns",), "simd/tier_baseline": ()},
 }
-MACHINES = {"AMD64": "x86_64", "arm64": "aarch64"}
+MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
 
 
 class BuildError(Exception):
@@ -56,14 +57,21 @@ class BuildError(Exception):
 
 def find_compiler() -> list[str] | None:
     """Returns the C++ compiler's command: the CXX environment variable, which may be `ccache g++`, else c++, g++ or clang++; or None."""
-    if named := shlex.split(os.environ.get("CXX", "")):
+    if named := flags_of_environment("CXX"):
         return named
     return next(([name] for name in ("c++", "g++", "clang++") if shutil.which(name)), None)
 
 
 def flags_of_environment(name: str) -> list[str]:
-    """Returns the user's own flags, CXXFLAGS or LDFLAGS. They come first, so that FLAGS have the last word on arithmetic."""
-    return shlex.split(os.environ.get(name, ""))
+    """Returns the user's words in a variable such as CXXFLAGS. They come first, so that FLAGS have the last word on arithmetic."""
+    # paths of Windows have backslashes
+    return shlex.split(os.environ.get(name, ""), posix=os.name != "nt")
+
+
+def target_machine() -> str:
+    """Returns what this Python's wheels are for, as platform.machine() has it; tools that build for others say so to sysconfig."""
+    machine = sysconfig.get_platform().rpartition("-")[2]
+    return platform.machine().lower() if machine == "universal2" else machine
 
 
 def compile_units(
@@ -73,7 +81,7 @@ def compile_units(
     units = {**dict.fromkeys(COMMON, ()), **TIERS.get(MACHINES.get(machine, machine), {"simd/tier_baseline": ()})}
     objects = [str(Path(folder) / f"{Path(unit).name}.o") for unit in units]
     jobs = [
-        [*_words(command), *flags_of_environment("CXXFLAGS"), *FLAGS, *flags, *extra_flags, "-c", str(SOURCES / f"{unit}.cpp"), "-o", out]
+        [*_words(command), *_flags("CXXFLAGS"), *FLAGS, *flags, *extra_flags, "-c", str(SOURCES / f"{unit}.cpp"), "-o", out]
         for (unit, flags), out in zip(units.items(), objects)
     ]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -90,7 +98,7 @@ def build(
     """Compiles the library into `output_dir` and returns its path.
 
     compiler: default the CXX environment variable, else c++, g++ or clang++.  machine: what it compiles for, default this one.
-    CXXFLAGS and LDFLAGS are heeded, but for what would change the arithmetic.
+    CXXFLAGS, LDFLAGS and ARCHFLAGS are heeded, but for what would change the arithmetic.
     Raises BuildError without a C++17 compiler that has GCC's vector extensions, or where it fails.
     """
     command = _words(compiler) if compiler else find_compiler()
@@ -99,15 +107,20 @@ def build(
     target = Path(output_dir) / LIBRARY
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
-        objects = compile_units(scratch, command, machine or platform.machine(), extra_flags)
+        objects = compile_units(scratch, command, machine or target_machine(), extra_flags)
         # under its own name, which a library of Windows holds; what else linkers write is gone with the folder
         linked = Path(scratch) / LIBRARY
-        _run([*command, *flags_of_environment("LDFLAGS"), "-shared", "-pthread", *extra_flags, *objects, "-o", str(linked)])
+        _run([*command, *_flags("LDFLAGS"), "-shared", "-pthread", *extra_flags, *objects, "-o", str(linked)])
         # beside its place, and then renamed: no other process ever loads half a library
         placed = target.with_suffix(f".{os.getpid()}.tmp")
         shutil.copy(linked, placed)
         placed.replace(target)
     return target
+
+
+def _flags(name: str) -> list[str]:
+    # the second is how Python's tools name an architecture on macOS
+    return [*flags_of_environment(name), *flags_of_environment("ARCHFLAGS")]
 
 
 def _words(command: str | Sequence[str]) -> list[str]:

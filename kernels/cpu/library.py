@@ -87,7 +87,7 @@ def bind(path: Path) -> ctypes.CDLL:
     if not path.exists():
         raise LibraryMissing(
             "the engine was not compiled when encodec-fast was installed: install a C++17 compiler (g++ or clang++), "
-            "then encodec-fast again from source"
+            "then encodec-fast again, by pip install --force-reinstall --no-deps --no-cache-dir --no-binary encodec-fast encodec-fast"
         )
     try:
         library = ctypes.CDLL(str(path))
