@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 
 from bench_lib import results
-from bench_lib.legend import LEGEND
+from bench_lib.legend import LEGEND, OTHER_COLOURS
 from bench_lib.results import Row
 from bench_lib.tables import threads_of
 
@@ -145,13 +146,14 @@ def margins(rows: list[Row], out: Path) -> None:
     if not studies:
         return
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 5.4), layout="constrained", width_ratios=(1, 1.1))
-    for row in studies:
+    # lines of one ink: a colour is a contender's
+    for row, line in zip(studies, itertools.cycle(("-", "--", ":"))):
         edges, counts = row["margin_histogram"]["log10_edges"], row["margin_histogram"]["counts"]
         total, below, shares = sum(counts), 0, []
         for count in counts:
             below += count
             shares.append(below / total)
-        left.plot([10**edge for edge in edges[1:]], shares, label=f"{row['model']}")
+        left.plot([10**edge for edge in edges[1:]], shares, line, color="#222222", label=f"{row['model']}")
     left.set_xscale("log")
     left.set_yscale("log")
     left.set_xlabel("margin: change of the embedding that swaps the code, relative")
@@ -159,9 +161,12 @@ def margins(rows: list[Row], out: Path) -> None:
     left.set_title("margins in float64", loc="left")
     left.legend()
     model = studies[0]["model"]
+    others = itertools.cycle(zip(OTHER_COLOURS, "<>*hXp"))
     for row in (row for row in rows if "levels" in row and row["model"] == model):
+        own = [entry for entry in LEGEND.values() if row["contender"].startswith(entry.label)]
+        colour, marker = (own[-1].colour, own[-1].marker) if own else next(others)
         shares = [level["differing"] / level["codes"] for level in row["levels"]]
-        right.plot(range(1, len(shares) + 1), shares, marker=".", label=row["contender"])
+        right.plot(range(1, len(shares) + 1), shares, color=colour, marker=marker, markersize=5, label=row["contender"])
     # linear below one code in a thousand: a way without any difference lies on the axis
     right.set_yscale("symlog", linthresh=1e-3)
     right.set_ylim(-1e-4, 1.5)

@@ -25,3 +25,5 @@ LEGEND = {
     "ours-cpu": Entry("ours, cpu", "encodec_fast, cpu", "#0b5fa5", "D"),
     "ours-triton": Entry("ours, triton", "encodec_fast, triton", "#08335c", "P"),
 }
+# Of what is no contender, such as a precision that nobody ships
+OTHER_COLOURS = ("#c0392b", "#8e44ad", "#1e8449", "#b7950b", "#d81b8c", "#117a65")
