@@ -4,6 +4,7 @@
 #   sbatch examples/tokenize_slurm.sh recordings/ /shared/codes                            # 8 tasks on CPUs
 #   sbatch --ntasks=4 --gpus-per-task=1 examples/tokenize_slurm.sh recordings/ /shared/codes
 #   sbatch --array=0-7 --ntasks=1 examples/tokenize_slurm.sh recordings/ /shared/codes     # 8 jobs, begun as nodes come free
+#   sbatch --array=0-7 --ntasks=4 examples/tokenize_slurm.sh recordings/ /shared/codes     # 8 jobs of 4 tasks: 32 shares
 #
 # What follows the folder goes to `encodec-fast tokenize`: --model, --bandwidth, --retry-failed, ...
 # Submit it from a shell where `encodec-fast` is on the PATH: SLURM hands the environment on. All nodes must reach both folders.
@@ -31,17 +32,11 @@ source=$1 codes=$2
 shift 2
 command -v encodec-fast >/dev/null || { echo "encodec-fast is not on the PATH; activate its environment before sbatch." >&2; exit 2; }
 
-# A share is found by array or by rank, not by both: every job of the array would do the same shares.
-if [[ -n ${SLURM_ARRAY_TASK_ID:-} ]] && ((${SLURM_NTASKS:-1} > 1)); then
-    echo "an array with --ntasks=$SLURM_NTASKS: give --ntasks=1 with --array, or leave --array out." >&2
-    exit 2
-fi
-
 # Since SLURM 22.05 srun doesn't take this from sbatch by itself, and would give each task one core.
 export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
 export OMP_NUM_THREADS=$SRUN_CPUS_PER_TASK
 
-# --shard auto, the default, reads rank or array from the environment, and --device auto the task's GPU.
+# --shard auto, the default, reads rank and array from the environment, and --device auto the task's GPU.
 # A task whose clips failed exits with 1, and must not end the others.
 srun --kill-on-bad-exit=0 encodec-fast tokenize "$source" --out "$codes" --no-report "$@"
 code=$?

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from encodec_fast.formats import joined
+
 
 def part_of_process(text: str, environment: Mapping[str, str]) -> tuple[tuple[int, int], str]:
     """Returns this process's (index, count), and which variables say so, "" if none does.  text: `i/n`, or "auto".
@@ -39,8 +41,9 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 
 def shard_of_environment(environment: Mapping[str, str]) -> tuple[int, int, str]:
-    """Returns (index, count, which variables say so): of torchrun, of an srun step, of a SLURM array; else (0, 1, "").
+    """Returns (index, count, which variables say so); (0, 1, "") if none does.
 
+    torchrun's come first, then those of a SLURM array, an srun step, or both. The jobs of an array that begin steps of equally many tasks share the work among all tasks of all jobs.
     SLURM_NTASKS alone means nothing: it is set in a batch script too, which is one process.
     """
 
@@ -53,13 +56,17 @@ def shard_of_environment(environment: Mapping[str, str]) -> tuple[int, int, str]
 
     if "RANK" in environment and "WORLD_SIZE" in environment:
         return number("RANK"), number("WORLD_SIZE"), "RANK and WORLD_SIZE"
-    if "SLURM_PROCID" in environment and number("SLURM_STEP_NUM_TASKS", 1) > 1:
-        return number("SLURM_PROCID"), number("SLURM_STEP_NUM_TASKS"), "SLURM_PROCID and SLURM_STEP_NUM_TASKS"
+    index, count, said = 0, 1, []
     if "SLURM_ARRAY_TASK_ID" in environment:
         step = max(1, number("SLURM_ARRAY_TASK_STEP", 1))
         index = (number("SLURM_ARRAY_TASK_ID") - number("SLURM_ARRAY_TASK_MIN", 0)) // step
-        return index, number("SLURM_ARRAY_TASK_COUNT"), "SLURM_ARRAY_TASK_ID and SLURM_ARRAY_TASK_COUNT"
-    return 0, 1, ""
+        count = number("SLURM_ARRAY_TASK_COUNT")
+        said += ["SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT"]
+    if "SLURM_PROCID" in environment and number("SLURM_STEP_NUM_TASKS", 1) > 1:
+        tasks = number("SLURM_STEP_NUM_TASKS")
+        index, count = index * tasks + number("SLURM_PROCID"), count * tasks
+        said += ["SLURM_PROCID", "SLURM_STEP_NUM_TASKS"]
+    return index, count, joined(said, "and") if said else ""
 
 
 def local_rank(environment: Mapping[str, str]) -> int | None:

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import itertools
 import os
 import re
 import shutil
@@ -330,6 +331,16 @@ def test_a_scheduler_s_environment_that_would_split_a_run_of_ray_is_named(capsys
     code, _, err = tokenize(capsys, corpus, tmp_path / "codes", model_folder, "--engine", "ray")
     assert code == cli.WRONG_ARGUMENT and err.count("\n") == 1 and "this is shard 1/2; start it once, with --shard 0/1" in err
     assert sum(name in err for name in variables) == 2 and not (tmp_path / "codes").exists()
+
+
+def test_the_tasks_of_all_jobs_of_an_array_share_the_work():
+    shares = []
+    for job, task in itertools.product(range(3), range(2)):
+        array = {"SLURM_ARRAY_TASK_ID": str(5 + job), "SLURM_ARRAY_TASK_MIN": "5", "SLURM_ARRAY_TASK_COUNT": "3"}
+        index, count, said = shard_of_environment({**array, "SLURM_PROCID": str(task), "SLURM_STEP_NUM_TASKS": "2"})
+        assert count == 6 and said.count(",") == 2 and said.endswith(" and SLURM_STEP_NUM_TASKS")
+        shares.append(index)
+    assert shares == list(range(6))
 
 
 def test_a_batch_script_that_is_one_process_does_all_the_work():

@@ -92,7 +92,6 @@ def test_two_ranks_share_a_folder_and_a_job_that_is_submitted_again_does_the_res
     "arguments, slurm, message",
     [
         ([], {}, "usage: sbatch"),
-        (["clips", "codes"], {"SLURM_ARRAY_TASK_ID": "1", "SLURM_NTASKS": "2"}, "give --ntasks=1 with --array"),
         (["clips", "codes"], {"PATH": "/usr/bin:/bin"}, "activate its environment before sbatch"),
     ],
 )
