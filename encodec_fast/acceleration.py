@@ -16,7 +16,10 @@ _REPLACEMENTS: dict[type, type] = {hf.EncodecModel: EncodecModel, **FAST_PARTS}
 
 @dataclass(frozen=True)
 class Change:
-    """One submodule whose class was exchanged.  name: its path inside the module, "" for the module itself."""
+    """One submodule whose class was exchanged.
+
+    name: its path inside the module, "" for the module itself.  module: the submodule.  before, after: its classes.
+    """
 
     name: str
     module: nn.Module
@@ -25,7 +28,10 @@ class Change:
 
 
 class Acceleration:
-    """What `accelerate` changed.  `restore()` undoes it; as a context manager it restores at the end of the block."""
+    """What `accelerate` changed.  `restore()` undoes it; as a context manager it restores at the end of the block.
+
+    changes: one for each submodule, in the order of `named_modules`.
+    """
 
     def __init__(self, changes: tuple[Change, ...]) -> None:
         self.changes = changes

@@ -19,7 +19,11 @@ from encodec_fast.serving.route import route_function, route_lookup, route_netwo
 
 @dataclass(frozen=True)
 class Row:
-    """One stage.  shape: of its output.  reason: why not the preferred backend, "" where it is.  products: what they are computed in."""
+    """One stage.
+
+    stage: its name.  shape: of its output.  backend: on which it runs.  reason: why not the preferred one, "" where it is.
+    products: what they are computed in.
+    """
 
     stage: str
     shape: tuple[int, ...]
@@ -30,7 +34,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Explanation:
-    """Rows in the order of execution; prints as a table."""
+    """Rows in the order of execution; prints as a table.
+
+    rows: of both directions.  notes: what holds for the whole call, a sentence each.
+    """
 
     rows: tuple[Row, ...]
     notes: tuple[str, ...]

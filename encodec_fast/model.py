@@ -187,7 +187,17 @@ class EncodecModel(hf.EncodecModel):
         bandwidth: float | None = None,
         return_dict: bool | None = None,
     ) -> Any:
-        """Encodes as HF's `encode`; chunks run as common batches, long audio of a causal model in pieces of time."""
+        """Encodes as HF's `encode`; chunks run as common batches, long audio of a causal model in pieces of time.
+
+        input_values: [B, C, T], in the model's dtype, full scale +-1.0.
+        padding_mask: [B, T] or [B, C, T], 0 where a clip was padded; None: nowhere.
+        bandwidth: kbps, None for the lowest.
+        return_dict: False gives a tuple; None: as the config says.
+
+        Returns `audio_codes`, int64 [n_chunks, B, K, F], and `audio_scales`, a tensor for each chunk, or None where the model does not
+        normalize. Newer versions of transformers add `last_frame_pad_length`.
+        Raises ValueError for a bandwidth that the model lacks, and for other than one or two channels.
+        """
         if not isinstance(input_values, Tensor) or owns_frames(self):
             return super().encode(input_values, padding_mask, bandwidth, return_dict)
         return_dict = self.config.return_dict if return_dict is None else return_dict
@@ -223,7 +233,17 @@ class EncodecModel(hf.EncodecModel):
 
     @functools.wraps(hf.EncodecModel.decode)
     def decode(self, *args: Any, **kwargs: Any) -> Any:
-        """Decodes as HF's `decode`; chunks run as common batches, long audio of a causal model in pieces of time."""
+        """Decodes as HF's `decode`; chunks run as common batches, long audio of a causal model in pieces of time.
+
+        audio_codes: int64 [n_chunks, B, K, F], of `encode`.
+        audio_scales: those of `encode`, one for each chunk.
+        padding_mask: [B, T]; cuts the audio to the length T.
+        return_dict: False gives a tuple; None: as the config says.
+        last_frame_pad_length: that of `encode`, where the installed transformers knows it.
+
+        Returns `audio_values`, [B, C, T], in the model's dtype.
+        Raises ValueError for several chunks of a model that is not chunked.
+        """
         codes = kwargs.get("audio_codes", args[0] if args else None)
         if not isinstance(codes, Tensor) or codes.dim() < 3 or owns_frames(self):
             return super().decode(*args, **kwargs)
@@ -236,8 +256,10 @@ class EncodecModel(hf.EncodecModel):
         """Returns the codes of clips of any lengths, each what `encode` gives for that clip alone.
 
         waveforms: [C, T] each, or [T] for a mono model, tensors or arrays; moved to the model's device and dtype. Integers of 8, 16 and
-        32 bits are scaled to +-1.0.  bandwidth: kbps, None for the lowest.
+        32 bits are scaled to +-1.0.
+        bandwidth: kbps, None for the lowest.
         embeddings: keeps the encoder's output too, from before the quantizer; see `dequantize_batch` for what is behind it.
+
         Clips and chunks of one length run together, nothing is padded. Bits are independent of the batch where the backend promises it
         (`explain` says which does); on the torch backend they may differ as between any two batch sizes.
         Raises ValueError for a bandwidth the model lacks, an empty clip or a clip of the wrong number of channels; TypeError for other
@@ -262,12 +284,18 @@ class EncodecModel(hf.EncodecModel):
 
     @torch.no_grad()
     def dequantize_batch(self, encoded: Sequence[EncodedClip]) -> list[Tensor]:
-        """Returns the embeddings [n_chunks, D, F] that each clip's codes stand for: the sums of their entries, which the decoder takes."""
+        """Returns the embeddings [n_chunks, D, F] that each clip's codes stand for: the sums of their entries, which the decoder takes.
+
+        encoded: clips of `encode_batch`, on any device.
+        """
         return [self.quantizer.decode(clip.codes.to(self.device).transpose(0, 1)) for clip in encoded]
 
     @torch.no_grad()
     def decode_batch(self, encoded: Sequence[EncodedClip]) -> list[Tensor]:
-        """Returns the audio [C, num_samples] of each clip, what `decode` gives for that clip alone.  Bits: as in `encode_batch`."""
+        """Returns the audio [C, num_samples] of each clip, what `decode` gives for that clip alone.  Bits: as in `encode_batch`.
+
+        encoded: clips of `encode_batch`, on any device; the audio is on the model's, in its dtype.
+        """
         moved = [clip.to(self.device) for clip in encoded]
         cuts = [chunks_of(self.config, clip.num_samples) for clip in moved]
         parts = []

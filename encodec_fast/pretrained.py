@@ -31,6 +31,7 @@ def load_model(name_or_path: str | os.PathLike[str], device: str | torch.device 
     It may also be a name on the Hugging Face hub, such as facebook/encodec_24khz.
     Or a checkpoint file of facebookresearch/encodec, audiocraft or encodec-pytorch; it is read as data and never runs code.
     device: any name that torch knows, or "auto" for the GPU if there is one.
+
     A model in the hub's cache is loaded without asking the hub.
     Raises ModelNotFound if there is no such model or the hub can't be reached, ValueError for an unknown device.
     """

@@ -154,9 +154,12 @@ class _Streams:
 
 
 class StreamingEncoder(_Streams):
-    """`batch_size` streams from audio to codes.
+    """`batch_size` streams from audio to codes.  Model weights and backend are those at construction.
 
-    bandwidth: kbps, None for the lowest, as in `encode`.  Model weights and backend are those at construction.
+    model: one that reads the past alone: causal convolutions, weight norm, no chunks.
+    bandwidth: kbps, None for the lowest, as in `encode`.
+    batch_size: streams, each at a position of its own.
+    num_quantizers: K, that the bandwidth stands for.
     embeddings: of the frames that the last `push` or `flush` returned, [D, F_b] per stream; what the codes were found for.
     Raises TypeError for a model that is no encodec_fast.EncodecModel.
     Raises ValueError for a bandwidth that the model lacks, and for a model that can't stream.
@@ -182,6 +185,7 @@ class StreamingEncoder(_Streams):
 
         samples: [batch_size, C, T] or, for a mono model, [batch_size, T]; [C, T] or [T] for a single stream.
         A list holds one tensor [C, T_b] or [T_b] per stream, with None where a stream has nothing new.
+
         Values are float32 in the model's scale, usually -1 ... 1.
         Raises ValueError for another shape and for samples of a stream that has ended.
         """
@@ -213,7 +217,12 @@ class StreamingEncoder(_Streams):
 
 
 class StreamingDecoder(_Streams):
-    """`batch_size` streams from codes to audio.  Raises as `StreamingEncoder` does."""
+    """`batch_size` streams from codes to audio.  Model weights and backend are those at construction.
+
+    model: one that reads the past alone, as for `StreamingEncoder`.
+    batch_size: streams, each at a position of its own.
+    Raises TypeError for a model that is no encodec_fast.EncodecModel, ValueError for one that can't stream.
+    """
 
     def __init__(self, model: EncodecModel, batch_size: int = 1) -> None:
         super().__init__(model, "decoder", batch_size)
@@ -232,6 +241,7 @@ class StreamingDecoder(_Streams):
 
         codes: [batch_size, K, F], or [K, F] for a single stream.
         A list holds one [K_b, F_b] per stream, with None for nothing new.
+        The audio has the model's dtype.
         Raises ValueError for another shape and for codes of a stream that has ended.
         Raises IndexError for a code outside its codebook; on a GPU the device asserts instead, as with transformers.
         """
@@ -259,7 +269,9 @@ class StreamingDecoder(_Streams):
 def encode_pieces(model: EncodecModel, pieces: Iterable[Tensor], bandwidth: float | None = None) -> Iterator[Tensor]:
     """Yields the codes [K, F_i] of one clip that comes in pieces [C, T_i] (or [T_i]).
 
-    Codes are yielded as they are determined, the last ones after the clip's end.
+    Codes, int64, are yielded as they are determined, the last ones after the clip's end.
+    bandwidth: kbps, None for the lowest.
+    Raises as `StreamingEncoder` and its `push` do, when the first codes are asked for.
     """
     encoder = StreamingEncoder(model, bandwidth)
     for piece in pieces:
@@ -271,6 +283,7 @@ def decode_pieces(model: EncodecModel, pieces: Iterable[Tensor]) -> Iterator[Ten
     """Yields the audio [C, T_i] of one clip whose codes come in pieces [K, F_i].
 
     It returns whole codec frames, so up to a frame more than was encoded.
+    Raises as `StreamingDecoder` and its `push` do, when the first audio is asked for.
     """
     decoder = StreamingDecoder(model)
     for piece in pieces:

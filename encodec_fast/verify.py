@@ -44,7 +44,11 @@ FLIPS_PER_REFERENCE_FLIP, FLIPS_SLACK = 4, 10
 
 @dataclass(frozen=True)
 class Flip:
-    """The first differing code of one frame.  margin and its bound: see the module's first lines."""
+    """The first differing code of one frame.
+
+    clip, chunk, frame, level: where it is, counted from 0.  ours, reference: the two codes.
+    margin: the relative change of the embedding that would swap the two.  bound: what it must not exceed.
+    """
 
     clip: int
     chunk: int
@@ -57,13 +61,16 @@ class Flip:
 
     @property
     def explained(self) -> bool:
-        """Whether float64 itself can hardly tell the two entries apart."""
+        """Tells whether float64 itself can hardly tell the two entries apart."""
         return self.margin <= self.bound
 
 
 @dataclass
 class ErrorPair:
-    """Relative root-mean-square error and largest absolute error against float64, of ours and of HF float32."""
+    """Errors against float64, of ours and of HF float32.
+
+    ours, reference: relative errors, root mean square.  ours_max, reference_max: largest absolute errors.
+    """
 
     ours: float
     reference: float
@@ -72,12 +79,19 @@ class ErrorPair:
 
     @property
     def passed(self) -> bool:
+        """Tells whether our error is at most 1.5 times HF's, and 5e-7 more."""
         return self.ours <= ERROR_FACTOR * self.reference + ERROR_SLACK
 
 
 @dataclass
 class VerifyReport:
-    """What was compared and what came out; `str()` is a table, `passed` the verdict."""
+    """What was compared and what came out; `str()` is a table, `passed` the verdict.
+
+    bandwidth: kbps.  clips: how many.  codes: that were compared.  flips: the first code that differs, of each frame that has one.
+    reference_flips: frames in which HF's codes in float32 and float64 differ.
+    embeddings, waveform: errors of the encoder's output and of decoded audio.
+    snr_db: of our audio against HF's, in dB.  cut: clips that were cut to a length that HF takes.
+    """
 
     bandwidth: float
     clips: int = 0
@@ -91,6 +105,7 @@ class VerifyReport:
 
     @property
     def passed(self) -> bool:
+        """Tells whether every flip is a near tie, they are few, and the errors are bounded."""
         errors = all(pair.passed for pair in (self.embeddings, self.waveform) if pair is not None)
         swaps = {(flip.level, flip.ours, flip.reference) for flip in self.flips}
         few = len(swaps) <= FLIPS_PER_REFERENCE_FLIP * self.reference_flips + FLIPS_SLACK
@@ -172,6 +187,7 @@ def verify(
     model: an `encodec_fast.EncodecModel`, float32.  audio: [B, C, T], run as one batch, or a list of [C, T], run one by one.
     bandwidth: kbps; None takes the highest, which compares every codebook.
     progress: called with the batches compared and all of them.
+
     A clip of a length that HF itself fails on is cut to the next shorter one that it takes.
     Raises TypeError for a model that is not ours, ValueError for one that is not float32.
     """

@@ -18,7 +18,7 @@ from support.venvs import ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 # Its commands are held by tests/examples
-LINKED = [*PAGES, ROOT / "examples" / "README.md"]
+LINKED = [*PAGES, ROOT / "examples" / "README.md", *sorted((ROOT / "docs" / "api").glob("*.md"))]
 # Of the developers: their commands are CI's own, and those of bench/
 WITH_SNIPPETS = [page for page in PAGES if page.name not in ("CONTRIBUTING.md", "benchmarks.md", "architecture.md", "verification.md")]
 README_WORDS = 1000

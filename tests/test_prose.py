@@ -25,7 +25,7 @@ _DIRECTIVE = re.compile(r"# (fmt|type|noqa|mypy)\b")
 
 
 def _sources() -> list[str]:
-    files = [path for folder in ("encodec_fast", "kernels", "examples") for path in (ROOT / folder).rglob("*.py")]
+    files = [path for folder in ("encodec_fast", "kernels", "examples", "docs") for path in (ROOT / folder).rglob("*.py")]
     return sorted(path.relative_to(ROOT).as_posix() for path in files)
 
 

@@ -16,7 +16,10 @@ import numpy as np
 
 
 class AudioError(ValueError):
-    """A clip that can't be used; `reason` is one sentence for the person who owns the file."""
+    """A clip that can't be used.
+
+    path: the file.  reason: one sentence for the person who owns it.
+    """
 
     def __init__(self, path: Path | str, reason: str):
         super().__init__(f"{path}: {reason}")
@@ -26,7 +29,9 @@ class AudioError(ValueError):
 
 @dataclass(frozen=True)
 class AudioInfo:
-    """What a file's header says.  duration: seconds.  sampling_rate: Hz.  num_samples: per channel.
+    """What a file's header says.
+
+    duration: seconds.  sampling_rate: Hz.  channels: how many.  num_samples: per channel.
 
     duration and num_samples are 0 where the header doesn't say.
     They are estimates where only the frames could say (an MP3 without a Xing header), until the file is read.

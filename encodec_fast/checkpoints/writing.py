@@ -60,6 +60,7 @@ def is_file_name(out: Path) -> bool:
 def write_original(model: EncodecModel, path: Path) -> None:
     """Writes the weights as the encodec package saves them; under its name the file is whole or not there.
 
+    path: the file; one of that name is replaced.
     Raises CheckpointError for a model that weights alone do not tell, so that nobody could read it again.
     """
     weights = original_weights(model)

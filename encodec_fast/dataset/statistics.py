@@ -25,7 +25,10 @@ LENGTH_EDGES = (0.0, 1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 30.0, 60.0, 300.0, 3600.0)
 
 @dataclass(frozen=True)
 class LengthRange:
-    """Clips of `low` seconds or more and less than `high` (None: no end)."""
+    """Clips of `low` seconds or more and less than `high` (None: no end).
+
+    clips: how many.  seconds: of all of them.
+    """
 
     low: float
     high: float | None
@@ -37,8 +40,9 @@ class LengthRange:
 class CodebookUse:
     """How a level's codes spread over its codebook.
 
-    tokens: codes that were counted.  used: entries that occur among them.  entropy: bits per code; log2 of the codebook's size if all
-    entries are equally frequent.  perplexity: 2 to the entropy, the entries that a code chooses from.
+    level: counted from 1.  tokens: codes that were counted.  used: entries that occur among them.
+    entropy: bits per code; log2 of the codebook's size if all entries are equally frequent.
+    perplexity: 2 to the entropy, the entries that a code chooses from.
     """
 
     level: int
@@ -55,6 +59,8 @@ class FolderStatistics:
     clips, seconds: all of them, by the ledger where there is one.  failed: clips without codes.  shards: files of rows.  bytes: of
     shards and their side files.  read_shards, read_clips, read_seconds: what the rest was counted on, not all where it is a sample.
     tokens: codes of all levels.  codebooks: by level.  lengths: of the clips.
+    model_id, weights_sha256, codebook_size: of the model that made the codes.  bandwidth: kbps, None where the shards do not say.
+    columns: that rows have from their sources, with the type of each.
     """
 
     model_id: str

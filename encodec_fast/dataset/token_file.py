@@ -34,7 +34,8 @@ FORMAT = "encodec_fast tokens 1"
 class TokenFile:
     """A file of tokens, opened by `open_tokens`.
 
-    tokens: the whole file, memory-mapped, [T].  starts: int64 [clips + 1].  ids: of the clips.  columns: of each clip.
+    tokens: the whole file, memory-mapped, uint16 or uint32 [tokens].  starts: of clips among them, int64 [clips + 1].
+    ids: of the clips.  columns: of each clip.
     pattern: how codes became tokens.  separator: the token behind each clip, or None.
     """
 
@@ -54,14 +55,18 @@ class TokenFile:
         return len(self.ids)
 
     def __getitem__(self, clip: int) -> np.ndarray:
-        """Returns a clip's tokens, without the separator, mapped and not read."""
+        """Returns a clip's tokens, [steps], without the separator, mapped and not read.
+
+        clip: its number in stored order; negative ones count from the end.
+        Raises IndexError for a clip that is not there.
+        """
         if not -len(self) <= clip < len(self):
             raise IndexError(f"clip {clip} of {len(self)}")
         clip %= len(self)
         return self.tokens[self.starts[clip] : self.starts[clip + 1] - (self.separator is not None)]
 
     def codes(self, clip: int) -> Tensor:
-        """Returns a clip's codes, int64 [K, F], as they were stored."""
+        """Returns a clip's codes, int64 [K, F], as they were stored.  Raises IndexError for a clip that is not there."""
         return self.pattern.decode(torch.from_numpy(self[clip].astype(np.int64)))
 
 

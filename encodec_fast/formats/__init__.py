@@ -85,7 +85,10 @@ class ClipRow:
 
 @dataclass(frozen=True)
 class ClipFailure:
-    """A clip without codes, and the reason in one sentence."""
+    """A clip without codes.
+
+    id, path: as in ClipRow.  reason: one sentence.
+    """
 
     id: str
     path: str

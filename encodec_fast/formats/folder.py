@@ -27,7 +27,8 @@ def format_of(name: str) -> Format | None:
 def load_codes(path: str | os.PathLike[str]) -> Iterator[ClipRow]:
     """Returns an iterator over every clip's codes, in stored order, of a folder of `tokenize` or one of its shards.
 
-    Rows are ClipRow: `row.codes` is a numpy array [n_chunks, K, F]. No shard is held in memory as a whole.
+    path: the folder, or the shard.
+    Returns rows that are ClipRow: `row.codes` is a numpy array [n_chunks, K, F]. No shard is held in memory as a whole.
     Raises FormatError if there are no codes, or they can't be read.
     """
     shards = [Path(path)] if Path(path).is_file() else shards_of(path)
