@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from encodec_fast.acceleration import Acceleration as Acceleration
     from encodec_fast.acceleration import accelerate as accelerate
     from encodec_fast.dataset.engines import RunStopped as RunStopped
+    from encodec_fast.dataset.ledger import LedgerError as LedgerError
     from encodec_fast.dataset.options import RayCluster as RayCluster
     from encodec_fast.dataset.options import TokenizeOptions as TokenizeOptions
+    from encodec_fast.dataset.ray_engine import RayError as RayError
     from encodec_fast.dataset.statistics import FolderStatistics as FolderStatistics
     from encodec_fast.dataset.statistics import folder_statistics as folder_statistics
     from encodec_fast.dataset.stream import CodesDataset as CodesDataset
@@ -31,10 +33,12 @@ if TYPE_CHECKING:
     from encodec_fast.dataset.tokenize import tokenize as tokenize
     from encodec_fast.dataset.tokenizer import EncodecTokenizer as EncodecTokenizer
     from encodec_fast.explanation import explain as explain
+    from encodec_fast.formats import FormatError as FormatError
     from encodec_fast.formats.folder import load_codes as load_codes
     from encodec_fast.model import EncodecModel as EncodecModel
     from encodec_fast.model import EncodedClip as EncodedClip
     from encodec_fast.patterns import TokenPattern as TokenPattern
+    from encodec_fast.pretrained import ModelNotFound as ModelNotFound
     from encodec_fast.pretrained import load_model as load_model
     from encodec_fast.serving.request import BackendError as BackendError
     from encodec_fast.serving.request import use_backend as use_backend
@@ -78,6 +82,10 @@ _HOMES = {
     "TokenizeProgress": "encodec_fast.dataset.tokenize",
     "RayCluster": "encodec_fast.dataset.options",
     "RunStopped": "encodec_fast.dataset.engines",
+    "LedgerError": "encodec_fast.dataset.ledger",
+    "RayError": "encodec_fast.dataset.ray_engine",
+    "FormatError": "encodec_fast.formats",
+    "ModelNotFound": "encodec_fast.pretrained",
 }
 
 __all__ = ["__version__", *_HOMES]

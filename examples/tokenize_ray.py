@@ -14,7 +14,6 @@ import time
 from collections.abc import Sequence
 
 import encodec_fast
-from encodec_fast.dataset.ray_engine import RayError
 
 # Seconds between two lines of progress
 QUIET = 5.0
@@ -98,7 +97,7 @@ def main() -> int:
         code = tokenize(options)
         print_statistics(options.out)
         return code
-    except (ValueError, OSError, RayError) as error:
+    except (ValueError, OSError, encodec_fast.RayError) as error:
         print(f"tokenize_ray.py: {error}", file=sys.stderr)
         return 2
     except encodec_fast.RunStopped as error:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
@@ -182,13 +183,8 @@ def test_a_docstring_becomes_lists_and_code():
     ],
 )
 def test_a_link_of_the_repository_is_led_to_where_it_holds(page, link, expected):
-    class Config:
-        repo_url = "https://host/us/it/"
-
-    class Page:
-        class file:
-            src_uri = page
-
+    config = SimpleNamespace(extra={"repository": "https://host/us/it/"})
+    here = SimpleNamespace(file=SimpleNamespace(src_uri=page))
     rewrite = _hook("repository_pages").on_page_markdown
     text = "[a]({0}), `[a](README.md)`\n\n```python\nrows[0](README.md)\n```\n"
-    assert rewrite(text.format(link), page=Page, config=Config, files=None) == text.format(expected)
+    assert rewrite(text.format(link), page=here, config=config, files=None) == text.format(expected)

@@ -45,6 +45,6 @@ def on_page_markdown(markdown: str, *, page: Page, config: Any, files: Files) ->
         if not (ROOT / path).exists():
             log.warning("%s: the link to %s leads nowhere.", origin, target)
         kind = "tree" if (ROOT / path).is_dir() else "blob"
-        return f"]({config.repo_url.rstrip('/')}/{kind}/main/{path}{hash_sign}{heading})"
+        return f"]({config.extra['repository'].rstrip('/')}/{kind}/main/{path}{hash_sign}{heading})"
 
     return _LINK.sub(link, markdown)

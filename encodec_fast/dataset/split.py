@@ -43,7 +43,8 @@ def parse_shard(text: str) -> tuple[int, int]:
 def shard_of_environment(environment: Mapping[str, str]) -> tuple[int, int, str]:
     """Returns (index, count, which variables say so); (0, 1, "") if none does.
 
-    torchrun's come first, then those of a SLURM array, an srun step, or both. The jobs of an array that begin steps of equally many tasks share the work among all tasks of all jobs.
+    torchrun's come first, then those of a SLURM array, an srun step, or both.
+    The tasks of all jobs of an array share the work, where each job has equally many.
     SLURM_NTASKS alone means nothing: it is set in a batch script too, which is one process.
     """
 
