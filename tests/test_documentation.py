@@ -4,7 +4,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 
 import pytest
 import soundfile
@@ -14,7 +13,7 @@ from encodec_fast import cli
 from encodec_fast.demo import bundled_clips
 from support.models import pair, small_config
 from support.original_model import OriginalModel
-from support.venvs import ROOT
+from support.venvs import ROOT, create_clean_venv, run
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 # Its commands are held by tests/examples
@@ -35,6 +34,15 @@ def model_folder(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory):
+    """The Python of somebody who installed the package and nothing else."""
+    python = create_clean_venv(tmp_path_factory.mktemp("reader"))
+    there = "import importlib.util; print([name for name in ('pytest', 'ray', 'datasets', 'matplotlib') if importlib.util.find_spec(name)])"
+    assert run([python, "-Ic", there], python.parent) == "[]\n"
+    return python
+
+
 @pytest.fixture
 def readers_folder(tmp_path):
     """What a reader has: recordings, and a checkpoint as the authors published it."""
@@ -51,11 +59,12 @@ def readers_folder(tmp_path):
 
 
 @pytest.mark.parametrize("page", WITH_SNIPPETS, ids=lambda page: page.stem)
-def test_the_snippets_of_a_page_run_as_they_are_written(page, readers_folder, model_folder):
+@pytest.mark.venv
+def test_the_snippets_of_a_page_run_as_they_are_written(page, reader, readers_folder, model_folder):
     if page.stem == "training-on-codes":
         arguments = ["tokenize", readers_folder / "corpus", "--out", readers_folder / "codes", "--model", model_folder]
         assert cli.main([str(each) for each in arguments]) == cli.OK
-    command = [sys.executable, str(ROOT / "tests" / "support" / "doc_snippets.py"), str(page), str(model_folder)]
+    command = [reader, str(ROOT / "tests" / "support" / "doc_snippets.py"), str(page), str(model_folder)]
     done = subprocess.run(command, cwd=readers_folder, capture_output=True, text=True, env={**os.environ, "PYTHONSAFEPATH": "1"})
     assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
 

@@ -10,7 +10,10 @@ import sys
 import sysconfig
 import venv
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
+
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[2]
 _NOT_SOURCE = (".*_cache", ".cache", ".git", ".hypothesis", ".venv", "*.egg-info", "*.so", "__pycache__", "build", "dist", "venv")
@@ -39,6 +42,34 @@ def create_venv(folder: Path) -> Path:
     parents = dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib"))
     (own / "parent.pth").write_text("\n".join(parents) + "\n")
     return python
+
+
+def create_clean_venv(folder: Path) -> Path:
+    """The interpreter of an environment that holds this tree as its wheel does, and what pyproject.toml says that it needs; no more.
+
+    The packages are links to those of the running environment.
+    """
+    venv.create(folder, with_pip=False, symlinks=True)
+    python = folder / "bin" / "python"
+    own = Path(run([python, "-Ic", "import sysconfig; print(sysconfig.get_path('purelib'))"], folder).strip())
+    for distribution in _needed("encodec-fast", {}).values():
+        for name in {file.parts[0] for file in distribution.files or ()} - {"..", "__pycache__"}:
+            if not (own / name).exists():
+                (own / name).symlink_to(distribution.locate_file(name))
+    without = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "encodec_fast", own / "encodec_fast", ignore=without)
+    shutil.copytree(ROOT / "kernels", own / "encodec_fast" / "kernels", ignore=without)
+    return python
+
+
+def _needed(name: str, found: dict[str, metadata.Distribution]) -> dict[str, metadata.Distribution]:
+    """The distributions that one needs where no extra is asked for, by name, and those that they need."""
+    for text in metadata.requires(name) or ():
+        needed = Requirement(text)
+        if needed.name not in found and (needed.marker is None or needed.marker.evaluate({"extra": ""})):
+            found[needed.name] = metadata.distribution(needed.name)
+            _needed(needed.name, found)
+    return found
 
 
 def pip_install(python: Path, *arguments: str | Path) -> None:
