@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import functools
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
@@ -89,6 +91,34 @@ def exit_code_table() -> str:
     return "[bold]Exit codes[/bold]\n\n" + "\n\n".join(f"{code}: {meaning}" for code, meaning in EXIT_CODES.items())
 
 
+@contextmanager
+def ending_on_signals() -> Iterator[None]:
+    """Lets SIGTERM (of a scheduler) and SIGHUP (of a terminal that closes) end a command as Ctrl-C does.
+
+    A data set's run ends after the shard that is open. A signal that is ignored, as SIGHUP under nohup, stays so.
+    """
+    # elsewhere Python sets no handlers
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    names = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    before = {name: signal.getsignal(name) for name in names if signal.getsignal(name) is not signal.SIG_IGN}
+
+    def interrupt(*_: Any) -> None:
+        # once: a second one, as systemd sends with SIGHUP, would end the finishing
+        for name in before:
+            signal.signal(name, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for name in before:
+        signal.signal(name, interrupt)
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)
+
+
 def command(examples: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
     """Adds a command to the app: with examples and the exit codes in its --help, and with one exit code for each kind of end.
 
@@ -99,7 +129,8 @@ def command(examples: str) -> Callable[[Callable[..., int]], Callable[..., int]]
         @functools.wraps(function)
         def ending(*arguments: Any, **options: Any) -> int:
             try:
-                return function(*arguments, **options)
+                with ending_on_signals():
+                    return function(*arguments, **options)
             except (WrongArgument, Stopped, UsageError, typer.Exit, typer.Abort):
                 raise
             except BrokenPipeError as error:

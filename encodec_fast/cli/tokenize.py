@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import signal
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -210,7 +209,7 @@ def tokenize(
         return show_preview(sources, out, options, limit)
     if said:
         say(f"shard {part[0]}/{part[1]}, as {said} say")
-    with ending_on_signals(), naming_ends(), RunDisplay((model, devices or device, backend, threads)) as display:
+    with naming_ends(), RunDisplay((model, devices or device, backend, threads)) as display:
         if overwrite and part[1] > 1:
             raise ValueError("--overwrite with a --shard would remove the other shards' work; remove the folder instead.")
         summary = tokenize_sources(
@@ -367,30 +366,6 @@ def naming_ends() -> Iterator[None]:
         if isinstance(error, RunStopped):
             raise Stopped(f"{error} {KEPT}") from error
         raise
-
-
-@contextmanager
-def ending_on_signals() -> Iterator[None]:
-    """Lets SIGTERM (of a scheduler) and SIGHUP (of a terminal that closes) end the run as Ctrl-C does.
-
-    That is after the shard that is open. A signal that is ignored, as SIGHUP under nohup, stays so.
-    """
-    names = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
-    before = {name: signal.getsignal(name) for name in names if signal.getsignal(name) is not signal.SIG_IGN}
-
-    def interrupt(*_: Any) -> None:
-        # once: a second one, as systemd sends with SIGHUP, would end the finishing
-        for name in before:
-            signal.signal(name, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    for name in before:
-        signal.signal(name, interrupt)
-    try:
-        yield
-    finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)
 
 
 def hear(out: Path, model: str, device: str, count: int) -> list[HeardClip]:

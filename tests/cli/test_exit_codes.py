@@ -10,9 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from encodec_fast import cli
-from encodec_fast.cli.app import EXIT_CODES, Stopped
-from encodec_fast.cli.tokenize import ending_on_signals, naming_ends
+from encodec_fast import cli, pretrained
+from encodec_fast.cli.app import EXIT_CODES, Stopped, ending_on_signals
+from encodec_fast.cli.tokenize import naming_ends
 from encodec_fast.dataset import tokenize
 from encodec_fast.dataset.engines import naming_stops
 from encodec_fast.dataset.ray_engine import RayLost, _loss, _noticing_loss
@@ -99,6 +99,14 @@ def test_a_second_signal_does_not_end_what_the_first_one_began(first):
         except KeyboardInterrupt:
             pass
     assert finished
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends signals")
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_every_command_ends_on_a_signal_as_its_help_says(capsys, monkeypatch, how):
+    monkeypatch.setattr(pretrained, "load_model", lambda *_: os.kill(os.getpid(), how))
+    code, err = run(capsys, "convert", "demo", "--out", "unused")
+    assert code == cli.INTERRUPTED and "interrupted" in err[-1]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends signals")
