@@ -65,7 +65,7 @@ def rvq_decode_triton(codes: Tensor, codebooks: Tensor, *, tile: Tile | None = N
     y = codebooks.new_empty(batch, length, width)
     frames = batch * length
     if frames:
-        tile = tile or rvq_decode_tile(codes.device, width)
+        tile = tile or rvq_decode_tile(codes.device)
         _rvq_decode_kernel[(triton.cdiv(frames, tile.block_m),)](
             codes, codebooks, y, *codes.stride(), frames, length, levels, entries, width,
             BLOCK_F=tile.block_m, BLOCK_D=block_of(width), **tile.options,

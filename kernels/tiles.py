@@ -107,7 +107,7 @@ def rvq_encode_tile(device: torch.device, dim: int, frames: int, mode: SearchMod
     return tile or Tile(16, 32, 4, 1)
 
 
-def rvq_decode_tile(device: torch.device, dim: int) -> Tile:
+def rvq_decode_tile(device: torch.device) -> Tile:
     return lookup("rvq_decode", arch_of(device), ProductMode.IEEE, 0)
 
 

@@ -12,7 +12,7 @@ from encodec_fast.audio.tags import is_beginning, read_at
 _CHUNK = 1 << 20
 # header and table, 255 segments of 255 bytes
 _LONGEST_PAGE = 27 + 255 + 255 * 255
-_CONTINUED, _FIRST, _LAST = 1, 2, 4
+_FIRST, _LAST = 2, 4
 # each byte with its bits reversed: Ogg's checksum is zlib's of such bytes, reversed in turn
 _REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 

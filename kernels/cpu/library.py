@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from ctypes import POINTER, Structure, c_char_p, c_double, c_float, c_int, c_int64, c_void_p
+from ctypes import POINTER, Structure, c_char_p, c_double, c_int, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
 
@@ -17,7 +17,6 @@ PAD_MODES = {"reflect": 0, "constant": 1, "replicate": 2}
 ACTIVATIONS = {"none": 0, "elu": 1}
 FUNCTIONS = {"exp": 0, "elu": 1, "sigmoid": 2, "tanh": 3}
 
-FLOATS = POINTER(c_float)
 INTS = POINTER(c_int64)
 
 
