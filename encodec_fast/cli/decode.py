@@ -26,7 +26,7 @@ from encodec_fast.cli.app import (
     command,
     prepared_model,
 )
-from encodec_fast.cli.one_file import names_file, refuse_existing, row_of_npy, speaking_elsewhere
+from encodec_fast.cli.one_file import is_npy, names_file, refuse_existing, row_of_npy, speaking_elsewhere
 from encodec_fast.cli.terminal import RunProgress, report_failures, say, speed_line
 from encodec_fast.dataset.options import BATCH_SECONDS
 
@@ -85,7 +85,7 @@ def decode(
         from encodec_fast.audio import wav_targets
         from encodec_fast.dataset.decoding import StoredRows
 
-        if folder.suffix == ".npy":
+        if is_npy(folder):
             raise ValueError(f"{folder} holds one clip; give --out a name that ends in .wav.")
         info, rows = _info(folder), StoredRows(folder)
         chosen = range(len(rows.ids)) if id is None else [_index_of(id, rows, folder)]
@@ -189,8 +189,10 @@ def _decode_one(codes: Path, out: Path, id: str | None, model: str | None, argum
     from encodec_fast.dataset.decoding import decode as decode_batches
     from encodec_fast.formats import ClipFailure
 
+    if id is not None and is_npy(codes):
+        raise WrongArgument(f"--id is {id!r}, and {codes} holds one clip without an id; leave out --id.")
     with speaking_elsewhere(out) as pipe:
-        stored = None if codes.suffix == ".npy" else _stored_row(codes, id)
+        stored = None if is_npy(codes) else _stored_row(codes, id)
         name = model or (stored[0].model_id if stored else None)
         if name is None:
             raise WrongArgument(f"{codes} does not say which model made it; name it with --model.")

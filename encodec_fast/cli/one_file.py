@@ -81,6 +81,11 @@ def refuse_existing(out: Path, overwrite: bool) -> None:
         raise WrongArgument(f"{out} exists already; choose another --out or add --overwrite.")
 
 
+def is_npy(codes: Path) -> bool:
+    """Tells whether the path names the codes of one clip and nothing else; `tokenize` takes NAME.NPY too."""
+    return codes.suffix.lower() == ".npy"
+
+
 def row_of_npy(path: Path, model: EncodecModel) -> ClipRow:
     """Returns the row of a `.npy` of codes, [n_chunks, K, F] or [K, F]. Raises WrongArgument for what is none, or lacks its scales."""
 

@@ -204,7 +204,8 @@ def tokenize(
             raise WrongArgument("--out is one file, which one device encodes; leave out --devices, or name a folder.")
         if embeddings and out.suffix.lower() != ".parquet":
             raise WrongArgument(f"--embeddings: {out} holds codes alone; give NAME.parquet or a folder to --out.")
-        return tokenize_one(sources[0], out, options, model, device, backend, threads, overwrite)
+        if not dry_run:
+            return tokenize_one(sources[0], out, options, model, device, backend, threads, overwrite)
     if dry_run:
         return show_preview(sources, out, options, limit)
     if said:
@@ -244,6 +245,8 @@ def tokenize_one(
         from encodec_fast.formats.parquet import write_file
 
         row = one_row(loaded, read_clip(source, loaded), options.bandwidth, options.embeddings)
+        if pipe is None:
+            out.parent.mkdir(parents=True, exist_ok=True)
         if out.suffix.lower() == ".parquet":
             write_file(out, [row], Engine(loaded, model_id, options, [source]).info)
         else:

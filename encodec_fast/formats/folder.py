@@ -140,7 +140,7 @@ def shard_ids(path: Path) -> list[str]:
 
 
 def _module(path: Path) -> Format:
-    module = format_of(path.name)
+    module = format_of(path.name.lower())
     if module is None:
         raise FormatError(f"{path}: not a shard; {joined([each.SUFFIX for each in all_formats()], 'and')} are.")
     return module

@@ -56,7 +56,7 @@ def clip_schema(info: DatasetInfo) -> pa.Schema:
 
 def write_file(path: Path, rows: Iterable[ClipRow], info: DatasetInfo) -> Path:
     """Writes rows as one file of any name, which reads as a shard does; returns its path."""
-    shard = Shard(path.parent, path.stem, info)
+    shard = Shard(path.parent, path.stem, info, path.suffix)
     try:
         for row in rows:
             shard.write(row)
@@ -69,12 +69,12 @@ def write_file(path: Path, rows: Iterable[ClipRow], info: DatasetInfo) -> Path:
 class Shard:
     """Writes a Parquet shard; see formats.ShardFile."""
 
-    def __init__(self, folder: Path, name: str, info: DatasetInfo):
+    def __init__(self, folder: Path, name: str, info: DatasetInfo, suffix: str = SUFFIX):
         self._info = info
         self._schema = clip_schema(info)
         self._rows: list[ClipRow] = []
         self._bytes = 0
-        self._atomic = AtomicFile(folder / f"{name}{SUFFIX}")
+        self._atomic = AtomicFile(folder / f"{name}{suffix}")
         self._writer = pq.ParquetWriter(self._atomic.file, self._schema, compression="zstd")
 
     def write(self, row: ClipRow) -> None:

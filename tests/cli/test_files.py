@@ -100,6 +100,34 @@ def test_one_file_goes_to_codes_and_back(capsys, model, model_folder, song, opti
     assert run(capsys, "decode", out, "--out", tmp_path / "again.wav", *named)[0] == cli.WRONG_ARGUMENT
 
 
+@pytest.mark.parametrize("suffix", [".NPY", ".PARQUET"])
+def test_a_file_of_codes_is_known_by_its_suffix_in_capitals_too(capsys, model_folder, song, options, tmp_path, suffix):
+    out = tmp_path / f"song{suffix}"
+    assert run(capsys, "tokenize", song, "--out", out, *options)[0] == cli.OK
+    assert out.name in {path.name for path in tmp_path.iterdir()}
+    code, _, err = run(capsys, "decode", out, "--out", tmp_path / "again.wav", "--model", model_folder)
+    assert (code, err) == (cli.OK, "")
+
+
+def test_a_dry_run_of_one_file_writes_nothing(capsys, song, options, tmp_path):
+    before = sorted(tmp_path.iterdir())
+    code, printed, _ = run(capsys, "tokenize", song, "--out", tmp_path / "song.npy", "--dry-run", *options)
+    assert code == cli.OK and printed.startswith("1 clip,") and sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("name", ["song.npy", "song.parquet"])
+def test_the_folder_of_one_file_is_made_as_that_of_a_wav_is(capsys, song, options, tmp_path, name):
+    assert run(capsys, "tokenize", song, "--out", tmp_path / "new" / name, *options)[0] == cli.OK
+    assert (tmp_path / "new" / name).is_file()
+
+
+def test_an_id_of_a_file_that_has_none_is_refused(capsys, song, model_folder, options, tmp_path):
+    run(capsys, "tokenize", song, "--out", tmp_path / "song.npy", *options)
+    chosen = ("--id", "x", "--model", model_folder)
+    code, _, err = run(capsys, "decode", tmp_path / "song.npy", "--out", tmp_path / "again.wav", *chosen)
+    assert code == cli.WRONG_ARGUMENT and "--id is 'x'" in err and "leave out --id" in err
+
+
 def test_a_clip_of_a_folder_is_chosen_by_its_id(capsys, model, options, tmp_path):
     corpus = put_three(tmp_path / "audio")
     run(capsys, "tokenize", corpus, "--out", tmp_path / "codes", *options)
