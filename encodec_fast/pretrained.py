@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import EncodecConfig
 
 from encodec_fast.checkpoints import CheckpointError, config_of_checkpoint, load_checkpoint
@@ -136,11 +137,17 @@ def _reach_hub(name: str) -> None:
 
 
 def _from_pretrained(name_or_path: str, **options: Any) -> EncodecModel:
-    """Loads the model; raises ModelNotFound where transformers only warns, for another architecture or missing weights."""
+    """Loads the model; raises ModelNotFound for another architecture, and for weights that are missing, damaged or of other shapes."""
     config, _ = EncodecConfig.get_config_dict(name_or_path, **options)
     if config.get("model_type", "encodec") != "encodec":
         raise ModelNotFound(f"{name_or_path}: this is a {config['model_type']} model; an encodec model is needed.")
-    model, info = EncodecModel.from_pretrained(name_or_path, output_loading_info=True, **options)
+    try:
+        model, info = EncodecModel.from_pretrained(name_or_path, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+    except SafetensorError as error:
+        raise ModelNotFound(f"{name_or_path}: the weights are damaged ({first_line(error)}).") from error
+    if mismatched := sorted(info["mismatched_keys"]):
+        name, found, needed = mismatched[0]
+        raise ModelNotFound(f"{name_or_path}: {name} has the shape {list(found)}, and config.json needs {list(needed)}.")
     missing = sorted(key for key in info["missing_keys"] if not key.endswith(TRAINING_STATE))
     if missing:
         raise ModelNotFound(f"{name_or_path}: {len(missing)} weights are missing, the first is {missing[0]}.")

@@ -57,6 +57,8 @@ BROKEN = {
     "no weights": (lambda folder: [path.unlink() for path in folder.glob("model*")], "can't be loaded"),
     "bad JSON": (lambda folder: (folder / "config.json").write_text("{"), "can't be loaded"),
     "another architecture": (lambda folder: edit_config(folder, model_type="bert"), "this is a bert model"),
+    "cut weights": (lambda folder: os.truncate(folder / "model.safetensors", 5000), "the weights are damaged"),
+    "other shapes": (lambda folder: edit_config(folder, hidden_size=64), r"has the shape \[.*, and config.json needs \["),
     "missing weights": (lambda folder: edit_config(folder, num_lstm_layers=3), "weights are missing, the first is"),
 }
 

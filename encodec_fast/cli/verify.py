@@ -14,6 +14,7 @@ from encodec_fast.cli.app import (
     DeviceOption,
     ModelOption,
     ThreadsOption,
+    WrongArgument,
     checking_arguments,
     command,
     prepared_model,
@@ -52,6 +53,9 @@ def verify(
 
         tasks = find_tasks(sources or bundled_clips())
     with prepared_model(model, device, backend, threads, bandwidth) as (loaded, _):
+        # whose codes are not those of float32
+        if str(loaded.dtype) != "torch.float32":
+            raise WrongArgument(f"{model}: its weights are {loaded.dtype}, and verify needs float32; save model.float() and give that.")
         report, failures = verify_tasks(tasks, loaded, bandwidth)
     if report is not None:
         say(str(report))

@@ -173,6 +173,12 @@ def test_verify_compares_with_hugging_face_and_fails_on_a_clip_it_can_not_read(c
     assert code == cli.CLIPS_FAILED and "3 clips at 1.2 kbps" in out and "c.wav: the file is empty" in err
 
 
+def test_verify_of_half_precision_is_a_wrong_argument(capsys, corpus, tmp_path):
+    pair(small_config(**SMALL))[1].half().save_pretrained(tmp_path / "half")
+    code, _, err = run(capsys, "verify", corpus, "--model", tmp_path / "half")
+    assert code == cli.WRONG_ARGUMENT and "its weights are torch.float16, and verify needs float32" in err
+
+
 def test_verify_fails_where_the_codes_are_not_hugging_face_s(capsys, corpus, model, model_folder, monkeypatch):
     search = type(model.quantizer).encode
     monkeypatch.setattr(type(model.quantizer), "encode", lambda self, *call: search(self, *call).flip(0))
