@@ -94,6 +94,7 @@ def tokenize(
     """
     names, settings = _names(sources), _settings(options, bandwidth, format)
     _check_split(device, part, ray, overwrite)
+    _check_limit(limit)
     allow_protocols(settings.protocols)
     left_out: Counter[str] = Counter()
     tasks = find_tasks(names, settings.audio_column, left_out, settings.columns)
@@ -152,6 +153,7 @@ def preview(
 ) -> Preview:
     """Reads the headers of the sources, and writes nothing. Arguments and errors are those of `tokenize`."""
     settings, tell = options or TokenizeOptions(), progress or _tell_nobody
+    _check_limit(limit)
     allow_protocols(settings.protocols)
     left_out: Counter[str] = Counter()
     tasks = find_tasks(_names(sources), settings.audio_column, left_out, settings.columns)
@@ -169,6 +171,12 @@ def preview(
     failures = [ClipFailure(task.id, task.shown_path, task.problem) for task in scanned if task.problem is not None]
     known = len(scanned) - len(Ledger(out).new_tasks(tasks))
     return Preview(len(seconds), sum(seconds), max(seconds, default=0.0), failures, known, dict(left_out), columns)
+
+
+def _check_limit(limit: int | None) -> None:
+    # a negative one would leave out the last clips
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit is {limit}; 1 or more is needed, or None for all clips.")
 
 
 def _tell_nobody(progress: TokenizeProgress) -> None:

@@ -183,6 +183,7 @@ WRONG = {
     "devices of ray": ({"device": ["cpu"], "ray": RAY}, ValueError, "device is .'cpu'., and ray deals out.*leave out device"),
     "part of ray": ({"part": (1, 2), "ray": RAY}, ValueError, "part is 1/2, and ray deals out.*leave out part"),
     "part": ({"part": (2, 2)}, ValueError, "part is 2/2; allowed are 0/2"),
+    "limit": ({"limit": -1}, ValueError, "limit is -1; 1 or more is needed"),
     "overwrite": ({"part": (0, 2), "overwrite": True}, ValueError, "overwrite is True and part is 0/2.*remove the folder instead"),
     "backend": ({"backend": "metal"}, ValueError, "'metal' is not a backend. Choose one of auto"),
     "model's name": ({"model": "a/b/c"}, ValueError, "'a/b/c' is neither a folder on this machine"),
