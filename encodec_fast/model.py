@@ -295,11 +295,13 @@ class EncodecModel(hf.EncodecModel):
         """Returns the audio [C, num_samples] of each clip, what `decode` gives for that clip alone.  Bits: as in `encode_batch`.
 
         encoded: clips of `encode_batch`, on any device; the audio is on the model's, in its dtype.
+        Raises ValueError for codes or scales that are not of such a clip by such a model.
         """
         moved = [clip.to(self.device) for clip in encoded]
         cuts = [chunks_of(self.config, clip.num_samples) for clip in moved]
         parts = []
-        for clip, cut in zip(moved, cuts):
+        for index, (clip, cut) in enumerate(zip(moved, cuts)):
+            self._check_fits(clip, index, cut)
             scales = [None] * len(cut) if clip.scales is None else [scale[None] for scale in clip.scales]
             frames = [encoded_length(self.config, length) for length, _ in cut]
             parts += [(codes[None, :, :count], scale) for codes, scale, count in zip(clip.codes, scales, frames)]
@@ -311,6 +313,16 @@ class EncodecModel(hf.EncodecModel):
                 audio = [overlap_add(audio, self.config.chunk_stride, clip.num_samples)]
             waveforms.append(audio[0][0, :, : clip.num_samples])
         return waveforms
+
+    def _check_fits(self, clip: EncodedClip, index: int, cut: Sequence[tuple[int, int]]) -> None:
+        """Raises ValueError unless codes and scales are of a clip of that length by such a model.  cut: the clip's chunks."""
+        frames, shape = encoded_length(self.config, cut[0][0]) if cut else 0, list(clip.codes.shape)
+        if len(shape) != 3 or not cut or shape[0] != len(cut) or shape[2] < frames:
+            chunks = f"[{len(cut)}, K, {frames}]"
+            raise ValueError(f"encoded[{index}] has codes {shape}; this model's of {clip.num_samples} samples are {chunks}.")
+        if (clip.scales is not None) != bool(self.config.normalize):
+            has = "no scales, which this model needs" if clip.scales is None else "scales, which this model lacks"
+            raise ValueError(f"encoded[{index}] has {has}: another model encoded it.")
 
     def _clip(self, waveform: Tensor | np.ndarray, index: int) -> Tensor:
         channels, name = self.config.audio_channels, f"waveforms[{index}]"
@@ -345,7 +357,7 @@ def known_bandwidth(config: Any, bandwidth: float | None) -> float:
     if bandwidth is None:
         return config.target_bandwidths[0]
     if bandwidth not in config.target_bandwidths:
-        raise ValueError(f"bandwidth: the model has no {bandwidth} kbps. Choose one of {list(config.target_bandwidths)}.")
+        raise ValueError(f"bandwidth: the model has no {bandwidth!r} kbps. Choose one of {list(config.target_bandwidths)}.")
     return bandwidth
 
 

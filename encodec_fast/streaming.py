@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,6 +28,9 @@ from encodec_fast.sample_formats import float_samples
 from encodec_fast.serving.clips import levels_of
 from encodec_fast.serving.prepared import PreparedCodec
 from encodec_fast.serving.route import route_stream
+
+# What a push takes: one tensor or array for all streams, or one for each, None where a stream has nothing new
+Samples = Tensor | np.ndarray | Sequence[Tensor | np.ndarray | None]
 
 
 class _Turn:
@@ -180,7 +184,7 @@ class StreamingEncoder(_Streams):
         return self.network.ready_length(num_samples)
 
     @torch.no_grad()
-    def push(self, samples: Tensor | Sequence[Tensor | None]) -> list[Tensor]:
+    def push(self, samples: Samples) -> list[Tensor]:
         """Returns codes [num_quantizers, F_b], int64, of the frames that these samples complete, one tensor per stream.
 
         samples: [batch_size, C, T] or, for a mono model, [batch_size, T]; [C, T] or [T] for a single stream.
@@ -202,10 +206,15 @@ class StreamingEncoder(_Streams):
         self.embeddings = embeddings
         return self._codec.quantizer.search_clips(embeddings, self.num_quantizers)
 
-    def _pieces(self, samples: Tensor | Sequence[Tensor | None]) -> list[Tensor]:
+    def _pieces(self, samples: Samples) -> list[Tensor]:
+        tensors: Tensor | list[Tensor | None]
+        if isinstance(samples, Tensor | np.ndarray):
+            tensors = torch.as_tensor(samples)
+        else:
+            tensors = [torch.as_tensor(piece) if isinstance(piece, np.ndarray) else piece for piece in samples]
         channels = self.model.config.audio_channels
         nothing = torch.empty(channels, 0, dtype=self.network.dtype, device=self.network.device)
-        given = self._per_stream("samples", samples, isinstance(samples, Tensor) and samples.dim() <= 2, nothing)
+        given = self._per_stream("samples", tensors, isinstance(tensors, Tensor) and tensors.dim() <= 2, nothing)
         network = self.network
         pieces = [float_samples(piece, f"samples of stream {index}", network.device, network.dtype) for index, piece in enumerate(given)]
         if channels == 1:

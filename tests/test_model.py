@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import inspect
 
 import numpy as np
@@ -406,6 +407,20 @@ BAD_BATCHES = {
     "waveforms[1]": lambda model: model.encode_batch([torch.zeros(100), torch.zeros(2, 100)]),
     "waveforms[0]": lambda model: model.encode_batch([torch.zeros(1, 0)]),
 }
+
+
+def test_clips_of_another_model_are_refused_by_name(models, chunked_models):
+    (_, whole), (_, chunked) = models, chunked_models
+    (one,) = whole.encode_batch([torch.rand(whole.config.audio_channels, 4000)])
+    (other,) = chunked.encode_batch([torch.rand(chunked.config.audio_channels, 4000)])
+    with pytest.raises(ValueError, match=r"encoded\[1\] has (codes|no scales)"):
+        chunked.decode_batch([other, one])
+    with pytest.raises(ValueError, match=r"encoded\[0\] has (codes|scales)"):
+        whole.decode_batch([other])
+    with pytest.raises(ValueError, match=r"encoded\[0\] has codes \[1, .*\]; this model's of 9000 samples are \[1, K, "):
+        whole.decode_batch([dataclasses.replace(one, num_samples=9000)])
+    with pytest.raises(ValueError, match=r"encoded\[0\] has no scales, which this model needs"):
+        chunked.decode_batch([dataclasses.replace(other, scales=None)])
 
 
 @pytest.mark.parametrize("argument", BAD_BATCHES)

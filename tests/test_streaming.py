@@ -369,6 +369,13 @@ def test_the_embeddings_of_a_push_are_those_of_its_frames(backend):
     assert backend == "torch" or torch.equal(torch.cat(kept, 1), whole.embeddings[0])
 
 
+def test_arrays_are_pieces_too():
+    model, clip = model_of(0), audio_like(1, 1, 500, 5)[0]
+    for pieces in (clip.numpy(), clip[0].numpy(), [clip.numpy()]):
+        encoder = StreamingEncoder(model, top_bandwidth(model))
+        assert torch.equal(torch.cat([*encoder.push(pieces), *encoder.flush()], 1), whole_codes(model, clip))
+
+
 def test_generators_of_pieces_in_and_out():
     model, clip = model_of(0), audio_like(1, 1, 500, 5)[0]
     pieces = list(encode_pieces(model, (clip[:, a : a + 37] for a in range(0, 500, 37)), top_bandwidth(model)))

@@ -13,7 +13,8 @@ from encodec_fast.cli.app import WrongArgument, checking_arguments
 if TYPE_CHECKING:
     import numpy as np
 
-    from encodec_fast.corpus.tasks import Clip
+    from encodec_fast.corpus.tasks import Clip, Task
+    from encodec_fast.dataset.options import TokenizeOptions
     from encodec_fast.formats import ClipRow
     from encodec_fast.model import EncodecModel
 
@@ -38,26 +39,59 @@ def speaking_elsewhere(out: Path) -> Iterator[IO[bytes] | None]:
     pipe.flush()
 
 
-def read_clip(source: str, model: EncodecModel) -> Clip:
-    """Reads the one clip that a source names; `-` is standard input. Raises WrongArgument for none, several, or one that can't be read."""
-    from encodec_fast.audio import AudioError, read_audio
-    from encodec_fast.corpus.sources import find_tasks
-    from encodec_fast.corpus.tasks import Clip, Task, read_task
+def read_clip(source: str, model: EncodecModel, options: TokenizeOptions | None = None) -> Clip:
+    """Reads the one clip that a source names, with its columns; `-` is standard input.
 
-    config = model.config
-    try:
-        if source == PIPE:
-            samples, info = read_audio(sys.stdin.buffer.read(), config.sampling_rate, config.audio_channels, name="standard input")
-            return Clip(Task("stdin", "standard input"), samples, info.sampling_rate)
-        with checking_arguments():
-            tasks = find_tasks([source])
+    options: what tells how to read; None: the usual ones.
+    Raises WrongArgument for no clip, for several, and for one that can't be read.
+    """
+    from encodec_fast.audio import AudioError, read_audio
+    from encodec_fast.corpus.reader import Reader, UnreadableClip
+    from encodec_fast.corpus.tasks import Clip, Task
+    from encodec_fast.dataset.options import TokenizeOptions
+
+    rate, channels = model.config.sampling_rate, model.config.audio_channels
+    options = options or TokenizeOptions()
+    if source == PIPE:
+        try:
+            samples, info = read_audio(sys.stdin.buffer.read(), rate, channels, name="standard input", max_bytes=options.max_clip_bytes)
+        except AudioError as error:
+            raise WrongArgument(f"{source}: {error.reason}") from error
+        return Clip(Task("stdin", "standard input"), samples, info.sampling_rate)
+    task = _one_task(source, options)
+    # by a process of its own, which can be ended where a file never does
+    reader = Reader(
+        rate,
+        channels,
+        workers=1,
+        audio_column=options.audio_column,
+        clip_timeout=options.clip_timeout,
+        max_clip_bytes=options.max_clip_bytes,
+        protocols=options.protocols,
+    )
+    with reader:
+        (clip,) = reader.read([task])
+    if isinstance(clip, UnreadableClip):
+        raise WrongArgument(f"{source}: {clip.reason}")
+    assert isinstance(clip, Clip), clip  # long ones too come whole
+    return clip
+
+
+def _one_task(source: str, options: TokenizeOptions) -> Task:
+    """Returns what the source holds, with typed columns. Raises WrongArgument unless it is one clip."""
+    from encodec_fast.audio.files import allow_protocols
+    from encodec_fast.corpus.sources import find_tasks
+    from encodec_fast.dataset.columns import chosen_columns, column_types, with_typed_columns
+
+    with checking_arguments():
+        allow_protocols(options.protocols)
+        tasks = find_tasks([source], options.audio_column, columns=options.columns)
         if len(tasks) > 1:
             raise WrongArgument(f"{source} holds {len(tasks)} clips, and --out is one file; name a folder.")
         if tasks[0].problem is not None:
             raise WrongArgument(f"{source}: {tasks[0].problem}")
-        return read_task(tasks[0], config.sampling_rate, config.audio_channels)
-    except AudioError as error:
-        raise WrongArgument(f"{source}: {error.reason}") from error
+        (task,) = chosen_columns(tasks, options.columns)
+        return with_typed_columns(task, column_types([task]))
 
 
 def one_row(model: EncodecModel, clip: Clip, bandwidth: float, embeddings: bool = False) -> ClipRow:

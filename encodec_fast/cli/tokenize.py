@@ -6,6 +6,7 @@ import io
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -47,6 +48,9 @@ if TYPE_CHECKING:
 
 # What --help puts together
 SOURCES, STORED, RUN, SHARED, SPEED = "Sources", "What is stored", "The run", "Many processes, devices or machines", "Speed"
+
+# Options of runs over folders; that of one file has no shards, ledger, report or writers beside it
+FOR_FOLDERS = "limit retry_failed check format rows_per_shard shard_minutes shard devices engine address actors verify listen".split()
 
 SourcesArgument = Annotated[
     list[str],
@@ -131,6 +135,7 @@ ListenOption = Annotated[
     "The same command continues a run that was interrupted, and adds clips that are new in the sources."
 )
 def tokenize(
+    context: typer.Context,
     sources: SourcesArgument,
     out: OutOption,
     model: ModelOption = "facebook/encodec_24khz",
@@ -200,8 +205,9 @@ def tokenize(
     if names_file(out, (".npy", ".parquet")):
         if len(sources) > 1:
             raise WrongArgument(f"{len(sources)} sources, and --out is one file; name a folder.")
-        if devices is not None:
-            raise WrongArgument("--out is one file, which one device encodes; leave out --devices, or name a folder.")
+        if given := _given(context, FOR_FOLDERS):
+            verb = "mean" if len(given) > 1 else "means"
+            raise WrongArgument(f"--out is one file, for which {joined(given, 'and')} {verb} nothing; name a folder.")
         if embeddings and out.suffix.lower() != ".parquet":
             raise WrongArgument(f"--embeddings: {out} holds codes alone; give NAME.parquet or a folder to --out.")
         if not dry_run:
@@ -240,15 +246,18 @@ def tokenize_one(
     with speaking_elsewhere(out) as pipe, prepared_model(model, device, backend, threads, options.bandwidth) as (loaded, model_id):
         import numpy as np
 
+        from encodec_fast.dataset.columns import column_types
         from encodec_fast.dataset.engines import Engine
         from encodec_fast.formats.atomic import write_atomically
         from encodec_fast.formats.parquet import write_file
 
-        row = one_row(loaded, read_clip(source, loaded), options.bandwidth, options.embeddings)
+        clip = read_clip(source, loaded, options)
+        row = one_row(loaded, clip, options.bandwidth, options.embeddings)
         if pipe is None:
             out.parent.mkdir(parents=True, exist_ok=True)
         if out.suffix.lower() == ".parquet":
-            write_file(out, [row], Engine(loaded, model_id, options, [source]).info)
+            info = Engine(loaded, model_id, options, [source]).info
+            write_file(out, [row], replace(info, columns=column_types([clip.task])))
         else:
             data = io.BytesIO()
             np.save(data, row.codes)
@@ -281,6 +290,12 @@ def _device(device: str, devices: str | None) -> str | list[str]:
     from encodec_fast.dataset.devices import parse_devices
 
     return parse_devices(devices)
+
+
+def _given(context: typer.Context, names: Sequence[str]) -> list[str]:
+    """Returns those of the options that the command line names, as it names them."""
+    sources = {name: context.get_parameter_source(name) for name in names}
+    return [f"--{name.replace('_', '-')}" for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
 
 
 def _columns(names: str) -> tuple[str, ...] | None:

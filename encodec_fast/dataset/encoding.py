@@ -223,7 +223,8 @@ def check_bandwidth(config: Any, bandwidth: float) -> None:
     """Raises ValueError for a bandwidth (kbps) that the model of this config lacks, naming those that it has."""
     if bandwidth not in config.target_bandwidths:
         known = ", ".join(f"{each:g}" for each in config.target_bandwidths)
-        raise ValueError(f"bandwidth is {bandwidth:g}; the model's are {known} kbps.")
+        shown = f"{bandwidth:g}" if isinstance(bandwidth, int | float) else repr(bandwidth)
+        raise ValueError(f"bandwidth is {shown}; the model's are {known} kbps.")
 
 
 def check_made_alike(model: EncodecModel, info: DatasetInfo, where: str) -> None:

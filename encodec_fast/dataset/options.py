@@ -38,7 +38,7 @@ class TokenizeOptions:
     max_clip_bytes: of a clip's file; a larger one is a failure.
     protocols: of URLs that are opened besides the usual ones. Only for sources that you trust.
 
-    Raises ValueError for a size or time that is not above 0.
+    Raises ValueError for a size or time that is not above 0, or a shard_seconds below it; TypeError for one text in the place of names.
     """
 
     bandwidth: float = BANDWIDTH
@@ -62,6 +62,11 @@ class TokenizeOptions:
         for name in ("batch_seconds", "long_clip_seconds", "prefetch_seconds", "rows_per_shard", "clip_timeout", "max_clip_bytes"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name):g}; more than 0.")
+        if not self.shard_seconds >= 0:
+            raise ValueError(f"shard_seconds is {self.shard_seconds:g}; 0 or more.")
+        for name in ("columns", "protocols"):
+            if isinstance(getattr(self, name), str):
+                raise TypeError(f"{name} is the text {getattr(self, name)!r}; a tuple of names is needed.")
 
 
 @dataclass(frozen=True)

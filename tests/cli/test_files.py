@@ -22,7 +22,7 @@ from encodec_fast.formats import ClipFailure
 from encodec_fast.formats.folder import load_codes
 from encodec_fast.wording import time_text
 from support.command import run
-from support.corpora import BANDWIDTH, RATE, put_clip, put_three, small_model
+from support.corpora import BANDWIDTH, RATE, put_clip, put_table, put_three, small_model
 from support.models import config_48khz, pair
 
 SMALL_48KHZ = {"num_filters": 4, "hidden_size": 8, "codebook_size": 16, "target_bandwidths": [3.0, 6.0]}
@@ -56,6 +56,45 @@ def codes_of(model, path):
 
 def audio_of(model, path):
     return model.decode_batch([codes_of(model, path)])[0].numpy()
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "--verify 1",
+        "--check",
+        "--retry-failed",
+        "--engine local",
+        "--shard 0/2",
+        "--limit 1",
+        "--listen 1",
+        "--rows-per-shard 5",
+        "--format npy",
+    ],
+)
+def test_an_option_that_means_nothing_for_one_file_is_refused(song, options, tmp_path, capsys, given):
+    code, _, err = run(capsys, "tokenize", song, "--out", tmp_path / "song.npy", *given.split(), *options)
+    assert code == cli.WRONG_ARGUMENT and err.count("\n") == 1
+    assert f"--out is one file, for which {given.split()[0]} means nothing; name a folder" in err and not (tmp_path / "song.npy").exists()
+
+
+def test_one_clip_is_read_by_the_limits_and_names_that_are_given(song, model, options, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "song.parquet"
+    code, _, err = run(capsys, "tokenize", song, "--out", out, "--max-clip-bytes", 50, *options)
+    assert code == cli.WRONG_ARGUMENT and "50 bytes" in err
+    with monkeypatch.context() as patch, song.open("rb") as file:
+        patch.setattr(sys, "stdin", io.TextIOWrapper(file))
+        code, _, err = run(capsys, "tokenize", "-", "--out", out, "--max-clip-bytes", 50, *options)
+    assert code == cli.WRONG_ARGUMENT and "50 bytes" in err and not out.exists()
+    table = put_table(tmp_path / "table.parquet", song.parent, ["song"], "sound", text=["la"], take=[3])
+    assert run(capsys, "tokenize", table, "--out", out, "--audio-column", "sound", "--columns", "text", *options)[0] == cli.OK
+    (row,) = load_codes(out)
+    assert row.columns == {"text": "la"} and np.array_equal(row.codes, codes_of(model, song).codes)
+    assert run(capsys, "tokenize", table, "--out", out, "--audio-column", "sound", "--overwrite", *options)[0] == cli.OK
+    (row,) = load_codes(out)
+    assert row.columns == {"text": "la", "take": 3}
+    code, _, err = run(capsys, "tokenize", table, "--out", tmp_path / "b.npy", "--audio-column", "sound", "--columns", "who", *options)
+    assert code == cli.WRONG_ARGUMENT and "columns names 'who'; the sources have" in err
 
 
 def test_embeddings_are_kept_on_request(model, song, options, tmp_path, capsys):
@@ -167,7 +206,7 @@ def test_pipes_carry_audio_and_codes_and_nothing_else(model, model_folder, song,
         (("tokenize", "FOLDER", "--out", "a.npy"), "holds 3 clips, and --out is one file"),
         (("tokenize", "gone.wav", "--out", "a.npy"), "gone.wav"),
         (("tokenize", "BROKEN", "--out", "a.npy"), "the file is empty"),
-        (("tokenize", "SONG", "--out", "a.npy", "--devices", "cpu,cpu"), "leave out --devices"),
+        (("tokenize", "SONG", "--out", "a.npy", "--devices", "cpu,cpu"), "--devices means nothing; name a folder"),
         (("roundtrip", "SONG", "--out", "a.mp3"), "a name that ends in .wav is needed"),
         (("decode", "a.npy", "--out", "a.wav"), "does not say which model made it; name it with --model"),
         (("decode", "a.npy", "--out", "wavs"), "give --out a name that ends in .wav"),

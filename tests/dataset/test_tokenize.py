@@ -177,6 +177,7 @@ WRONG = {
     "missing source": ({"sources": "nowhere"}, FileNotFoundError, "nowhere: no such file or folder"),
     "format": ({"format": "mp3"}, ValueError, "format is 'mp3'; allowed are parquet"),
     "bandwidth": ({"bandwidth": 7}, ValueError, "bandwidth is 7; the model's are 1.2, 2.4, 4.8 kbps"),
+    "bandwidth as text": ({"bandwidth": "2.4"}, ValueError, "bandwidth is '2.4'; the model's are 1.2, 2.4, 4.8 kbps"),
     "no device": ({"device": []}, ValueError, "device is an empty list; name a device"),
     "device": ({"device": "gpu"}, ValueError, "device is 'gpu'; allowed are auto, cpu"),
     "one wrong device": ({"device": ["cpu", "gpu"]}, ValueError, "device is 'gpu'; allowed are auto, cpu"),
@@ -204,6 +205,20 @@ def test_a_wrong_argument_is_named_with_the_remedy_and_nothing_is_written(corpus
     with pytest.raises(error, match=message):
         encodec_fast.tokenize(out=tmp_path / "codes", **arguments)
     assert not (tmp_path / "codes").exists()
+
+
+@pytest.mark.parametrize(
+    "options, error, message",
+    [
+        ({"shard_seconds": -1.0}, ValueError, "shard_seconds is -1; 0 or more"),
+        ({"shard_seconds": float("nan")}, ValueError, "shard_seconds is nan"),
+        ({"columns": "text"}, TypeError, "columns is the text 'text'; a tuple of names is needed"),
+        ({"protocols": "s3"}, TypeError, "protocols is the text 's3'"),
+    ],
+)
+def test_a_wrong_option_is_named(options, error, message):
+    with pytest.raises(error, match=message):
+        encodec_fast.TokenizeOptions(**options)
 
 
 def test_a_cluster_that_is_not_there_is_no_stopped_run(corpus, model_folder, tmp_path, monkeypatch):
