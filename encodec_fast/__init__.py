@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from encodec_fast.explanation import explain as explain
     from encodec_fast.formats import FormatError as FormatError
     from encodec_fast.formats.folder import load_codes as load_codes
+    from encodec_fast.graphs.export import export as export
     from encodec_fast.model import EncodecModel as EncodecModel
     from encodec_fast.model import EncodedClip as EncodedClip
     from encodec_fast.patterns import TokenPattern as TokenPattern
@@ -63,6 +64,7 @@ _HOMES = {
     "BackendError": "encodec_fast.serving.request",
     "explain": "encodec_fast.explanation",
     "load_model": "encodec_fast.pretrained",
+    "export": "encodec_fast.graphs.export",
     "StreamingEncoder": "encodec_fast.streaming",
     "StreamingDecoder": "encodec_fast.streaming",
     "encode_pieces": "encodec_fast.streaming",

@@ -21,7 +21,7 @@ _LAYERS = [
     {"chunks"},
     {"model"},
     {"acceleration", "audio", "explanation", "formats", "streaming", "verify"},
-    {"checkpoints", "corpus", "demo"},
+    {"checkpoints", "corpus", "demo", "graphs"},
     {"pretrained"},
     {"dataset"},
     {"cli"},

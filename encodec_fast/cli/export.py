@@ -7,42 +7,47 @@ from typing import Annotated
 
 import typer
 
-from encodec_fast.cli.app import OK, OverwriteOption, checking_arguments, command
+from encodec_fast.cli.app import CLIPS_FAILED, OK, OverwriteOption, WrongArgument, checking_arguments, command, quiet_transformers
 from encodec_fast.cli.terminal import ProgressBar, say
 
 
 @command(
-    "[bold]Examples[/bold]\n\nencodec-fast export codes/ --out train.bin\n\n"
-    "encodec-fast export codes/ -o train.bin --pattern coarse_first --levels 4"
+    "[bold]Examples[/bold]\n\nencodec-fast export facebook/encodec_24khz --out graphs/ --verify\n\n"
+    "encodec-fast export my-model -o graphs/ --overwrite"
 )
 def export(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that `encodec-fast tokenize` wrote.")],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="NAME.bin", help="File of tokens; its index goes beside it.")],
-    pattern: Annotated[
-        str, typer.Option(metavar="NAME", help="flatten: frame by frame. coarse_first: all frames of level 1, then of level 2, ...")
-    ] = "flatten",
-    levels: Annotated[int | None, typer.Option(min=1, metavar="K", help="Only the first K levels. Default: all.")] = None,
-    offsets: Annotated[bool, typer.Option("--offsets/--no-offsets", help="Tell the levels apart: add (level - 1) x codebook size.")] = True,
-    separator: Annotated[bool, typer.Option("--separator/--no-separator", help="A token behind each clip.")] = True,
+    source: Annotated[str, typer.Argument(metavar="MODEL", help="A Hugging Face name, a folder, an original checkpoint, or demo.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for encoder.onnx and decoder.onnx.")],
+    format: Annotated[str, typer.Option(metavar="NAME", help="onnx.")] = "onnx",
+    verify: Annotated[bool, typer.Option("--verify", help="Run them in onnxruntime; compare with transformers.")] = False,
     overwrite: OverwriteOption = False,
 ) -> int:
-    """Write the codes as one memory-mapped file of tokens, as GPT-style trainers read it.
+    """Write a model as graphs for onnxruntime, OpenVINO, browsers and phones.
 
-    In Python: encodec_fast.open_tokens("train.bin"), or numpy.memmap("train.bin", dtype="uint16").
+    Any batch, any length from one sample on. Needs pip install 'encodec-fast[onnx]'.
     """
     with checking_arguments():
-        from encodec_fast.dataset.token_file import export_tokens
+        from encodec_fast.graphs.export import export as write_graphs
+        from encodec_fast.pretrained import load_model
 
-        with ProgressBar(0, "shards") as bar:
-            found = export_tokens(
-                folder,
-                out,
-                pattern=pattern,  # type: ignore[arg-type]  # checked there
-                levels=levels,
-                offsets=offsets,
-                separator=separator,
-                overwrite=overwrite,
-                progress=bar.update,
-            )
-    say(f"wrote {out}: {len(found.tokens):,} tokens, {found.tokens.dtype}, of {len(found):,} clips; vocabulary {found.vocabulary_size:,}")
-    return OK
+        quiet_transformers()
+        try:
+            model = load_model(source)
+            for path in write_graphs(model, out, format=format, overwrite=overwrite):
+                say(f"wrote {path}: {path.stat().st_size / 1e6:.1f} MB")
+            if not verify:
+                return OK
+            import torch
+
+            from encodec_fast.audio import read_audio
+            from encodec_fast.demo import bundled_clips
+            from encodec_fast.graphs.check import check_export
+
+            config = model.config
+            clips = [torch.from_numpy(read_audio(path, config.sampling_rate, config.audio_channels)[0]) for path in bundled_clips()]
+            with ProgressBar(len(clips), "clips") as bar:
+                report = check_export(out, model, clips, progress=bar.update)
+        except ImportError as error:
+            raise WrongArgument(str(error)) from error
+    say(str(report))
+    return OK if report.passed else CLIPS_FAILED

@@ -112,7 +112,7 @@ def test_a_file_that_is_not_whole_is_named(folder, tmp_path, suffix, damage):
 
 
 def test_the_command_says_what_it_wrote(folder, tmp_path, capsys):
-    assert cli.main(["export", str(folder), "--out", str(tmp_path / "a.bin"), "--levels", "2"]) == cli.OK
+    assert cli.main(["export-tokens", str(folder), "--out", str(tmp_path / "a.bin"), "--levels", "2"]) == cli.OK
     assert "25 tokens, uint16, of 3 clips; vocabulary 2,049" in capsys.readouterr().out
-    assert cli.main(["export", str(folder), "--out", str(tmp_path / "a.bin")]) == cli.WRONG_ARGUMENT
-    assert cli.main(["export", str(folder), "--out", str(tmp_path / "a.bin"), "--overwrite", "--no-separator"]) == cli.OK
+    assert cli.main(["export-tokens", str(folder), "--out", str(tmp_path / "a.bin")]) == cli.WRONG_ARGUMENT
+    assert cli.main(["export-tokens", str(folder), "--out", str(tmp_path / "a.bin"), "--overwrite", "--no-separator"]) == cli.OK
