@@ -15,6 +15,7 @@ residual and are not compared.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -156,6 +157,11 @@ class Errors:
         ours, reference = ((square / scale) ** 0.5 for square in self.squares[:2])
         return ErrorPair(ours, reference, *self.largest)
 
+    def snr_db(self) -> float:
+        """Returns the signal-to-noise ratio of the first against the truth, in dB."""
+        noise, signal = self.squares[0], self.squares[2]
+        return float("inf") if noise == 0 else 10 * math.log10(signal / noise) if signal else -float("inf")
+
 
 class Reference:
     """A stock transformers model with a model's weights, which also keeps the embeddings of its last encode."""
@@ -216,8 +222,7 @@ def verify(
     finally:
         hook.remove()
     report.embeddings, report.waveform = embeddings.pair(), waveform.pair()
-    noise, signal = between.squares[0], between.squares[2]
-    report.snr_db = float("inf") if noise == 0 else 10 * torch.tensor(signal / noise).log10().item()
+    report.snr_db = between.snr_db()
     return report
 
 

@@ -65,7 +65,7 @@ def check_export(
     model: the one that was exported, float32, on the CPU.  clips: [C, T] each.  bandwidth: kbps; None for the highest.
     progress: called with the clips compared and all of them.
     """
-    codec, waveform = OnnxCodec(folder, torch.get_num_threads()), Errors()
+    codec, waveform, between = OnnxCodec(folder, torch.get_num_threads()), Errors(), Errors()
     report = VerifyReport(max(model.config.target_bandwidths) if bandwidth is None else bandwidth, clips=len(clips))
     single, double = Reference(model, torch.float32), Reference(model, torch.float64)
     codebooks = torch.stack([layer.codebook.embed for layer in double.model.quantizer.layers])
@@ -82,8 +82,10 @@ def check_export(
             report.flips += code_flips(codes, theirs, exact, (near - exact).norm(dim=1).amax(-1), codebooks, chunk, number)
             decoded = codec.decode(theirs, None if scale is None else scale.view(-1, 1))
             double_scale = None if scale is None else scale.double()
-            waveform.add(decoded, single.model._decode_frame(theirs, scale), double.model._decode_frame(theirs, double_scale))
-    report.waveform = waveform.pair()
+            reference, exact_audio = single.model._decode_frame(theirs, scale), double.model._decode_frame(theirs, double_scale)
+            waveform.add(decoded, reference, exact_audio)
+            between.add(decoded, reference, reference.double())
+    report.waveform, report.snr_db = waveform.pair(), between.snr_db()
     return report
 
 

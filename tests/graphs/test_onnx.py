@@ -67,6 +67,17 @@ def test_codes_and_audio_of_every_length_are_those_of_transformers(exported):
     assert report.passed and report.codes > 1000
 
 
+def test_a_long_clip_s_norms_err_no_more_than_those_of_transformers(tmp_path):
+    """The sums of a second at 48 kHz, over 32 channels."""
+    config = config_48khz(num_filters=32, upsampling_ratios=[2, 2], hidden_size=8, num_lstm_layers=1, codebook_size=16)
+    config.update({"target_bandwidths": [config.frame_rate * 4 * 1.0001 / 1000]})
+    reference, ours = pair(config)
+    export(ours, tmp_path)
+    report = check_export(tmp_path, reference, [audio_like(1, 2, 48_000, 0)[0]])
+    print(report)
+    assert report.passed and 60 < report.snr_db < 200
+
+
 def test_a_batch_has_the_codes_of_its_clips(exported):
     reference, folder = exported
     codec, levels = OnnxCodec(folder), levels_of(reference.quantizer, None)
