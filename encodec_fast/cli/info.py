@@ -15,7 +15,13 @@ from encodec_fast.cli.app import OK, command
 from encodec_fast.cli.terminal import say
 
 # What each extra brings, by the name of its package
-EXTRAS = {"fsspec": "URLs", "matplotlib": "pictures of the report", "ray": "the Ray engine", "triton": "kernels for GPUs"}
+EXTRAS = {
+    "fsspec": "URLs",
+    "matplotlib": "pictures of the report",
+    "onnx": "graphs for other runtimes",
+    "ray": "the Ray engine",
+    "triton": "kernels for GPUs",
+}
 _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 
