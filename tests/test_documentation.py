@@ -1,5 +1,6 @@
 """Every snippet of the README and of docs/ runs as it is written; links lead somewhere; the README is short."""
 
+import functools
 import os
 import re
 import shutil
@@ -18,9 +19,10 @@ from support.venvs import ROOT, create_clean_venv, run
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 # Its commands are held by tests/examples
 LINKED = [*PAGES, ROOT / "examples" / "README.md", *sorted((ROOT / "docs" / "api").glob("*.md"))]
-# Of the developers: their commands are CI's own, and those of bench/. The last needs an extra, and tests/graphs runs its command
-_WITHOUT = ("CONTRIBUTING.md", "benchmarks.md", "architecture.md", "verification.md", "other-runtimes.md")
-WITH_SNIPPETS = [page for page in PAGES if page.name not in _WITHOUT]
+# Of the developers: their commands are CI's own, and those of bench/
+WITH_SNIPPETS = [page for page in PAGES if page.name not in ("CONTRIBUTING.md", "benchmarks.md", "architecture.md", "verification.md")]
+# What a page asks its reader to install besides
+EXTRAS = {"other-runtimes": "onnx"}
 README_WORDS = 1000
 
 
@@ -37,11 +39,16 @@ def model_folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory):
-    """The Python of somebody who installed the package and nothing else."""
-    python = create_clean_venv(tmp_path_factory.mktemp("reader"))
-    there = "import importlib.util; print([name for name in ('pytest', 'ray', 'datasets', 'matplotlib') if importlib.util.find_spec(name)])"
-    assert run([python, "-Ic", there], python.parent) == "[]\n"
-    return python
+    """The Python of somebody who installed the package, with an extra or "" for none, and nothing else."""
+
+    @functools.cache
+    def python_with(extra):
+        python = create_clean_venv(tmp_path_factory.mktemp("reader"), extra)
+        there = "import importlib.util; print([name for name in ('pytest', 'ray', 'datasets', 'onnx') if importlib.util.find_spec(name)])"
+        assert run([python, "-Ic", there], python.parent) == f"{[extra] if extra else []}\n"
+        return python
+
+    return python_with
 
 
 @pytest.fixture
@@ -65,7 +72,7 @@ def test_the_snippets_of_a_page_run_as_they_are_written(page, reader, readers_fo
     if page.stem == "training-on-codes":
         arguments = ["tokenize", readers_folder / "corpus", "--out", readers_folder / "codes", "--model", model_folder]
         assert cli.main([str(each) for each in arguments]) == cli.OK
-    command = [reader, str(ROOT / "tests" / "support" / "doc_snippets.py"), str(page), str(model_folder)]
+    command = [reader(EXTRAS.get(page.stem, "")), str(ROOT / "tests" / "support" / "doc_snippets.py"), str(page), str(model_folder)]
     done = subprocess.run(command, cwd=readers_folder, capture_output=True, text=True, env={**os.environ, "PYTHONSAFEPATH": "1"})
     assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
 

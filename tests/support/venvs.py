@@ -44,15 +44,15 @@ def create_venv(folder: Path) -> Path:
     return python
 
 
-def create_clean_venv(folder: Path) -> Path:
+def create_clean_venv(folder: Path, extra: str = "") -> Path:
     """The interpreter of an environment that holds this tree as its wheel does, and what pyproject.toml says that it needs; no more.
 
-    The packages are links to those of the running environment.
+    extra: one that is installed too.  The packages are links to those of the running environment.
     """
     venv.create(folder, with_pip=False, symlinks=True)
     python = folder / "bin" / "python"
     own = Path(run([python, "-Ic", "import sysconfig; print(sysconfig.get_path('purelib'))"], folder).strip())
-    for distribution in _needed("encodec-fast", {}).values():
+    for distribution in _needed("encodec-fast", {}, extra).values():
         for name in {file.parts[0] for file in distribution.files or ()} - {"..", "__pycache__"}:
             if not (own / name).exists():
                 (own / name).symlink_to(distribution.locate_file(name))
@@ -62,11 +62,11 @@ def create_clean_venv(folder: Path) -> Path:
     return python
 
 
-def _needed(name: str, found: dict[str, metadata.Distribution]) -> dict[str, metadata.Distribution]:
-    """The distributions that one needs where no extra is asked for, by name, and those that they need."""
+def _needed(name: str, found: dict[str, metadata.Distribution], extra: str = "") -> dict[str, metadata.Distribution]:
+    """The distributions that one needs with an extra, or "" for none, by name, and those that they need."""
     for text in metadata.requires(name) or ():
         needed = Requirement(text)
-        if needed.name not in found and (needed.marker is None or needed.marker.evaluate({"extra": ""})):
+        if needed.name not in found and (needed.marker is None or needed.marker.evaluate({"extra": extra})):
             found[needed.name] = metadata.distribution(needed.name)
             _needed(needed.name, found)
     return found
