@@ -280,7 +280,7 @@ class EncodecModel(hf.EncodecModel):
         searched = [self.quantizer.encode(part, bandwidth).transpose(0, 1) for part, _ in embedded]
         coded, kept = iter(zip(searched, (scale for _, scale in embedded))), iter(part for part, _ in embedded)
         clips = [_joined([next(coded) for _ in cut], clip.shape[1]) for clip, cut in zip(whole, cuts)]
-        return [replace(clip, embeddings=_stacked([next(kept) for _ in cut])) for clip, cut in zip(clips, cuts)]
+        return [replace(clip, embeddings=stacked([next(kept) for _ in cut])) for clip, cut in zip(clips, cuts)]
 
     @torch.no_grad()
     def dequantize_batch(self, encoded: Sequence[EncodedClip]) -> list[Tensor]:
@@ -342,13 +342,13 @@ class EncodecModel(hf.EncodecModel):
 def _joined(coded: list[Coded], num_samples: int) -> EncodedClip:
     """Puts the chunks of one clip together."""
     frames = [codes.shape[-1] for codes, _ in coded]
-    codes = _stacked([codes for codes, _ in coded])
+    codes = stacked([codes for codes, _ in coded])
     scales = [scale.reshape(-1) for _, scale in coded if scale is not None]
     return EncodedClip(codes, torch.cat(scales) if scales else None, frames[0] - frames[-1], num_samples)
 
 
-def _stacked(chunks: list[Tensor]) -> Tensor:
-    """Returns what belongs to the chunks of a clip, [1, ..., F_i] each, as one tensor; the last is filled up with zeros."""
+def stacked(chunks: list[Tensor]) -> Tensor:
+    """Returns what belongs to the chunks of a clip, [n_i, ..., F_i] each, as one tensor; shorter ones are filled up with zeros."""
     return torch.cat([F.pad(chunk, (0, chunks[0].shape[-1] - chunk.shape[-1])) for chunk in chunks])
 
 

@@ -46,9 +46,10 @@ def read_clip(source: str, model: EncodecModel, options: TokenizeOptions | None 
     Raises WrongArgument for no clip, for several, and for one that can't be read.
     """
     from encodec_fast.audio import AudioError, read_audio
-    from encodec_fast.corpus.reader import Reader, UnreadableClip
+    from encodec_fast.corpus.reader import UnreadableClip
     from encodec_fast.corpus.tasks import Clip, Task
     from encodec_fast.dataset.options import TokenizeOptions
+    from encodec_fast.dataset.reading import reader_for
 
     rate, channels = model.config.sampling_rate, model.config.audio_channels
     options = options or TokenizeOptions()
@@ -60,16 +61,7 @@ def read_clip(source: str, model: EncodecModel, options: TokenizeOptions | None 
         return Clip(Task("stdin", "standard input"), samples, info.sampling_rate)
     task = _one_task(source, options)
     # by a process of its own, which can be ended where a file never does
-    reader = Reader(
-        rate,
-        channels,
-        workers=1,
-        audio_column=options.audio_column,
-        clip_timeout=options.clip_timeout,
-        max_clip_bytes=options.max_clip_bytes,
-        protocols=options.protocols,
-    )
-    with reader:
+    with reader_for(options, rate, channels, workers=1) as reader:
         (clip,) = reader.read([task])
     if isinstance(clip, UnreadableClip):
         raise WrongArgument(f"{source}: {clip.reason}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -244,12 +243,11 @@ def tokenize_one(
     """Encodes one clip into a file of codes, or to standard output; returns the exit code."""
     refuse_existing(out, overwrite)
     with speaking_elsewhere(out) as pipe, prepared_model(model, device, backend, threads, options.bandwidth) as (loaded, model_id):
-        import numpy as np
-
         from encodec_fast.dataset.columns import column_types
         from encodec_fast.dataset.engines import Engine
         from encodec_fast.formats.atomic import write_atomically
         from encodec_fast.formats.parquet import write_file
+        from encodec_fast.formats.records import npy_bytes
 
         clip = read_clip(source, loaded, options)
         row = one_row(loaded, clip, options.bandwidth, options.embeddings)
@@ -259,12 +257,11 @@ def tokenize_one(
             info = Engine(loaded, model_id, options, [source]).info
             write_file(out, [row], replace(info, columns=column_types([clip.task])))
         else:
-            data = io.BytesIO()
-            np.save(data, row.codes)
+            data = npy_bytes(row.codes)
             if pipe is None:
-                write_atomically(out, data.getvalue())
+                write_atomically(out, data)
             else:
-                pipe.write(data.getvalue())
+                pipe.write(data)
         say(f"{row.duration:.1f} s at {options.bandwidth:g} kbps: codes {list(row.codes.shape)} (chunks, levels, frames)")
         if pipe is None:
             say(f"wrote {out}")

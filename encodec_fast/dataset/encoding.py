@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 import transformers
 from torch import Tensor
 
@@ -19,7 +18,7 @@ from encodec_fast.corpus.tasks import Clip, Task
 from encodec_fast.errors import first_line
 from encodec_fast.explanation import explain
 from encodec_fast.formats import ClipFailure, ClipRow, DatasetInfo
-from encodec_fast.model import EncodecModel, EncodedClip
+from encodec_fast.model import EncodecModel, EncodedClip, stacked
 from encodec_fast.plan.weights import weights_sha256
 from encodec_fast.serving.request import BackendError
 from encodec_fast.streaming import StreamingEncoder
@@ -150,8 +149,8 @@ class ClipEncoder:
         parts.append(last)
         pad = parts[0].codes.shape[-1] - last.codes.shape[-1]
         scales = None if last.scales is None else torch.cat([part.scales for part in parts if part.scales is not None])
-        embeddings = None if last.embeddings is None else _stacked([part.embeddings for part in parts if part.embeddings is not None])
-        codes = _stacked([part.codes for part in parts])
+        embeddings = None if last.embeddings is None else stacked([part.embeddings for part in parts if part.embeddings is not None])
+        codes = stacked([part.codes for part in parts])
         return EncodedClip(codes, scales, last.last_frame_pad_length + pad, blocks.samples, embeddings)
 
     def _row(self, task: Task, original_rate: int, encoded: EncodedClip) -> ClipRow | ClipFailure:
@@ -171,12 +170,6 @@ class ClipEncoder:
             columns=task.columns,
             embeddings=embeddings,
         )
-
-
-def _stacked(parts: Sequence[Tensor]) -> Tensor:
-    """Returns groups of chunks [n_i, ..., F_i] as one tensor; the last one, which may be shorter, is filled up with zeros."""
-    *groups, last = parts
-    return torch.cat([*groups, F.pad(last, (0, parts[0].shape[-1] - last.shape[-1]))])
 
 
 class _Counted:

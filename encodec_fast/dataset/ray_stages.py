@@ -13,6 +13,7 @@ from encodec_fast.corpus.reader import Reader
 from encodec_fast.corpus.tasks import Task
 from encodec_fast.dataset.ledger import Ledger, LedgerError
 from encodec_fast.dataset.options import BLOCK_SECONDS, TokenizeOptions
+from encodec_fast.dataset.reading import reader_for
 from encodec_fast.dataset.records import Record
 from encodec_fast.dataset.writing import ShardWriter
 from encodec_fast.errors import portable_os_error
@@ -57,17 +58,8 @@ def _carried(error: Exception) -> Exception:
 def _reader(job: RayJob, tasks: Sequence[Task]) -> Reader:
     """Returns a reader with a process of its own: a file that ends it, or never ends, costs its clip and not this stage."""
     options = job.options
-    return Reader(
-        job.sampling_rate,
-        job.channels,
-        workers=min(1, len(tasks)),
-        long_seconds=options.long_clip_seconds,
-        block_seconds=BLOCK_SECONDS,
-        audio_column=options.audio_column,
-        clip_timeout=options.clip_timeout,
-        max_clip_bytes=options.max_clip_bytes,
-        protocols=options.protocols,
-    )
+    amounts = {"long_seconds": options.long_clip_seconds, "block_seconds": BLOCK_SECONDS}
+    return reader_for(options, job.sampling_rate, job.channels, min(1, len(tasks)), **amounts)
 
 
 def read_group(batch: dict[str, Any], job: RayJob) -> dict[str, Any]:

@@ -14,7 +14,6 @@ import numpy as np
 
 from encodec_fast.audio import RESAMPLE_QUALITY
 from encodec_fast.audio.files import is_url
-from encodec_fast.corpus.reader import Reader
 from encodec_fast.corpus.sources import scan_seconds
 from encodec_fast.corpus.tasks import Task
 from encodec_fast.dataset.batches import BatchEncoder
@@ -22,6 +21,7 @@ from encodec_fast.dataset.columns import chosen_columns, column_types, with_type
 from encodec_fast.dataset.encoding import ClipEncoder
 from encodec_fast.dataset.ledger import Ledger, LedgerError
 from encodec_fast.dataset.options import BLOCK_SECONDS, TokenizeOptions
+from encodec_fast.dataset.reading import reader_for
 from encodec_fast.dataset.schedule import Schedule, schedule_of
 from encodec_fast.dataset.verification import ShareVerifier
 from encodec_fast.dataset.writing import FinishedBatch, ShardWriter, add_counts
@@ -204,17 +204,14 @@ class Run:
             own = undone[undone % self._ledger.count == self._ledger.index]
             summary.plan(schedules, own, undone)
             batches = [int(number) for number in own]
-            reader = Reader(
+            reader = reader_for(
+                options,
                 config.sampling_rate,
                 config.audio_channels,
-                workers=min(options.workers, summary.planned_clips),
+                min(options.workers, summary.planned_clips),
                 prefetch_seconds=options.prefetch_seconds,
                 long_seconds=options.long_clip_seconds,
                 block_seconds=BLOCK_SECONDS,
-                audio_column=options.audio_column,
-                clip_timeout=options.clip_timeout,
-                max_clip_bytes=options.max_clip_bytes,
-                protocols=options.protocols,
             )
             with reader, self._writer() as writer:
                 clips = reader.read(task for number in batches for task in schedule_of(schedules, number).tasks(number))

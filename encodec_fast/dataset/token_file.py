@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from torch import Tensor
 from encodec_fast.formats import FormatError
 from encodec_fast.formats.atomic import AtomicFile, write_atomically
 from encodec_fast.formats.folder import read_info, read_shard, shards_of
+from encodec_fast.formats.records import npy_bytes
 from encodec_fast.patterns import Kind, TokenPattern
 
 FORMAT = "encodec_fast tokens 1"
@@ -134,9 +134,7 @@ def export_tokens(
             "model_id": info.model_id,
             "weights_sha256": info.weights_sha256,
         }
-        index = io.BytesIO()
-        np.save(index, np.array(starts, np.int64))
-        write_atomically(target.with_suffix(".idx.npy"), index.getvalue())
+        write_atomically(target.with_suffix(".idx.npy"), npy_bytes(np.array(starts, np.int64)))
         write_atomically(target.with_suffix(".json"), json.dumps(described, indent=1, ensure_ascii=False).encode())
         lines.finish()
     except BaseException:

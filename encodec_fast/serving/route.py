@@ -210,8 +210,8 @@ def _prepare_quantizer(module: nn.Module, request: Request) -> Route[PreparedQua
 def _choose(stage: Stage | Quantizer, dtype: torch.dtype, device: torch.device, request: Request) -> Choice:
     """Returns the backend that runs the stage.  Raises BackendError where a backend demanded by name can't."""
     named = request.backend != "auto"
-    order = registry.PREFERENCE.get(device.type, registry.OTHERS)
-    order = (request.backend, order[-1]) if named else order
+    preferred = registry.PREFERENCE.get(device.type, registry.OTHERS)
+    order = (request.backend, preferred[-1]) if named else preferred
     refused: list[str] = []
     for name in (name for name in order if name in registry.BACKENDS):
         backend = registry.get_backend(name)

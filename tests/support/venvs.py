@@ -32,11 +32,16 @@ def run(command: list[str | Path], cwd: Path, extra_env: Mapping[str, str] | Non
     return done.stdout
 
 
-def create_venv(folder: Path) -> Path:
-    """The interpreter of a new virtual environment in `folder`."""
+def _empty_venv(folder: Path) -> tuple[Path, Path]:
+    """The interpreter of a new environment, and the folder of its packages."""
     venv.create(folder, with_pip=False, symlinks=True)
     python = folder / "bin" / "python"
-    own = Path(run([python, "-Ic", "import sysconfig; print(sysconfig.get_path('purelib'))"], folder).strip())
+    return python, Path(run([python, "-Ic", "import sysconfig; print(sysconfig.get_path('purelib'))"], folder).strip())
+
+
+def create_venv(folder: Path) -> Path:
+    """The interpreter of a new virtual environment in `folder`."""
+    python, own = _empty_venv(folder)
     # Folders named in a .pth file come behind the folder it stands in; their own .pth files, those of editable installs
     # among them, are not read.
     parents = dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib"))
@@ -49,9 +54,7 @@ def create_clean_venv(folder: Path, extra: str = "") -> Path:
 
     extra: one that is installed too.  The packages are links to those of the running environment.
     """
-    venv.create(folder, with_pip=False, symlinks=True)
-    python = folder / "bin" / "python"
-    own = Path(run([python, "-Ic", "import sysconfig; print(sysconfig.get_path('purelib'))"], folder).strip())
+    python, own = _empty_venv(folder)
     for distribution in _needed("encodec-fast", {}, extra).values():
         for name in {file.parts[0] for file in distribution.files or ()} - {"..", "__pycache__"}:
             if not (own / name).exists():
