@@ -206,7 +206,7 @@ class Harness:
 
 
 # Contenders that hold whole activations of all layers of the longest clip.
-HUNGRY = ("hf", "folded", "compile", "encodec", "openvino")
+HUNGRY = ("hf", "folded", "compile", "encodec", "onnxruntime", "openvino")
 
 
 def row(case: Case, name: str, measured: Measured, rates: list[Row], clock: str) -> Row:

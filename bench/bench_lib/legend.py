@@ -20,6 +20,7 @@ LEGEND = {
     "folded": Entry("weight norm removed", "transformers, no weight norm", "#6e6e6e", "x"),
     "compile": Entry("torch.compile", "transformers, torch.compile", "#8f8f8f", "+"),
     "encodec": Entry("facebookresearch encodec", "facebookresearch encodec", "#b0b0b0", "s"),
+    "onnxruntime": Entry("onnxruntime", "onnxruntime", "#e2b04a", "<"),
     "openvino": Entry("OpenVINO", "OpenVINO", "#d98c3f", "^"),
     "ours-torch": Entry("ours, torch", "encodec_fast, torch", "#7db7e8", "v"),
     "ours-cpu": Entry("ours, cpu", "encodec_fast, cpu", "#0b5fa5", "D"),

@@ -17,7 +17,7 @@ from bench_lib.results import Row
 from encodec_fast.serving.memory import free_bytes
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("torch", "transformers", "encodec", "openvino", "triton", "numpy")
+PACKAGES = ("torch", "transformers", "encodec", "onnxruntime", "openvino", "triton", "numpy")
 # What other processes may take of the machine's cores, and how far the matrix product may fall behind its median, before a
 # measurement is marked. An idle machine shows up to 2 % and 8 %.
 OTHERS_LIMIT, SLOWDOWN_LIMIT = 0.05, 0.8

@@ -2,7 +2,7 @@
 
 Both sides run in turn in this process, in float32 and with the same threads; answers are compared first. A bar is the least factor at
 which it is met. "Asks" is the share of the floor that the least factor would take: above 1, the other side alone is too close to the
-floor. OpenVINO runs the encoder network. `--against ours-torch` asks the torch backend, which has to be no slower than transformers.
+floor. OpenVINO runs the graphs of `export`. `--against ours-torch` asks the torch backend, which has to be no slower than transformers.
 """
 
 from __future__ import annotations
@@ -20,18 +20,15 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from torch import Tensor
 
 from bench_lib import results
-from bench_lib.cases import Case, audio_of, stock_model
-from bench_lib.check import STRICT_SHARE, check, check_values
-from bench_lib.contenders import CONTENDERS, Contender
+from bench_lib.cases import Case, stock_model
+from bench_lib.check import STRICT_SHARE, check
+from bench_lib.contenders import CONTENDERS
 from bench_lib.harness import BENCH, REFERENCE, SETTLE_S
 from bench_lib.machine import environment
 from bench_lib.results import Row
 from bench_lib.roofline import MachineRates, stage_work
-from encodec_fast import use_backend
-from encodec_fast.demo import demo_config
 from encodec_fast.plan.reader import read_plan
 
 CPU = torch.device("cpu")
@@ -41,15 +38,12 @@ LOAD_SECONDS, HOUR_MEGABYTES = 0.5, 300
 
 @dataclass(frozen=True)
 class Bar:
-    """factors: the least one at each number of threads.  shares: the least share of the floor.  encoder: of the network alone."""
+    """factors: the least one at each number of threads.  shares: the least share of the floor.  against: the other contender."""
 
     case: Case
     factors: dict[int, float]
     shares: dict[int, float] = field(default_factory=dict)
-    encoder: bool = False
-
-    def __str__(self) -> str:
-        return f"{self.case}, encoder alone" if self.encoder else str(self.case)
+    against: str = REFERENCE
 
 
 BARS = (
@@ -63,11 +57,11 @@ BARS = (
     Bar(Case("demo-48khz", "decode", 1, 10, 6), {1: 2.5, 2: 2.5}),
     Bar(Case("demo", "encode", 1, 60, 6), {2: 4.5}),
     Bar(Case("demo", "decode", 1, 60, 6), {2: 4.5}),
-    Bar(Case("demo", "encode", 8, 10, 6), {1: 1.3, 2: 1.3}, encoder=True),
-    Bar(Case("demo", "encode", 1, 10, 6), {1: 1.3, 2: 1.3}, encoder=True),
-    Bar(Case("demo", "encode", 16, 2, 6), {2: 1.3}, encoder=True),
-    Bar(Case("demo", "encode", 1, 60, 6), {2: 1.3}, encoder=True),
-    Bar(Case("demo-48khz", "encode", 1, 10, 6), {1: 1.3, 2: 1.3}, encoder=True),
+    Bar(Case("demo", "encode", 8, 10, 6), {1: 1.3, 2: 1.3}, against="openvino"),
+    Bar(Case("demo", "encode", 1, 10, 6), {1: 1.3, 2: 1.3}, against="openvino"),
+    Bar(Case("demo", "encode", 16, 2, 6), {2: 1.3}, against="openvino"),
+    Bar(Case("demo", "encode", 1, 60, 6), {2: 1.3}, against="openvino"),
+    Bar(Case("demo-48khz", "encode", 1, 10, 6), {1: 1.3, 2: 1.3}, against="openvino"),
 )
 
 
@@ -79,7 +73,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
         console.print(f"openvino is left out: {no_openvino}")
     with torch.no_grad():
         for bar in BARS:
-            if bar.encoder and (no_openvino or ours == "ours-torch"):
+            if bar.against == "openvino" and (no_openvino or ours == "ours-torch"):
                 continue
             if options.set == "quick":
                 bar = replace(bar, case=replace(bar.case, seconds=max(1, bar.case.seconds / 5)))
@@ -97,7 +91,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
 def sentence(bar: Bar, threads: int, row: Row) -> str:
     """Returns a row in words."""
     share = f"{row['share_of_floor']:.2f} of the floor" + (f" (at least {row['least_share']:.2f})" if row["least_share"] else "")
-    words = f"{bar}, {threads} threads: {row['x_real_time']:.1f} x real time, {row['factor']:.2f} x {row['against']}"
+    words = f"{bar.case}, {threads} threads: {row['x_real_time']:.1f} x real time, {row['factor']:.2f} x {row['against']}"
     words += f" (at least {row['least_factor']:g}), {share}, asks {row['share_asked']:.2f}, spread {row['spread']:.0%}"
     return words if row["met"] else f"{words}  [red]missed"
 
@@ -108,26 +102,19 @@ def measure(bar: Bar, name: str, threads: int, rounds: int) -> Row:
     name: of the contender of ours.
     """
     torch.set_num_threads(threads)
-    other, case = "openvino" if bar.encoder else REFERENCE, bar.case
-    theirs, ours = CONTENDERS[other](CPU), CONTENDERS[name](CPU)
-    work = stage_work(case)
-    if bar.encoder:
-        calls, found = encoder_calls(case, theirs, ours)
-        work = work[:-1]  # the search
-    else:
-        calls = theirs.prepare(case), ours.prepare(case)
-        answers = (side.answer(case, call()) for side, call in zip((ours, theirs), reversed(calls), strict=True))
-        found = check(case, *answers, share=STRICT_SHARE, slack=0)
+    case, theirs, ours = bar.case, CONTENDERS[bar.against](CPU), CONTENDERS[name](CPU)
+    calls = theirs.prepare(case), ours.prepare(case)
+    answers = (side.answer(case, call()) for side, call in zip((ours, theirs), reversed(calls), strict=True))
+    found = check(case, *answers, share=STRICT_SHARE, slack=0)
     their_times, our_times, rate = race(*calls, rounds)
     median, factor = statistics.median(our_times), statistics.median(a / b for a, b in zip(their_times, our_times, strict=True))
     # what holds for the cpu backend; another one has to be no slower
     least_factor, least_share = (bar.factors[threads], bar.shares.get(threads)) if name == "ours-cpu" else (1.0, None)
-    share = sum(stage.flops for stage in work) / rate / median
+    share = sum(stage.flops for stage in stage_work(case)) / rate / median
     return {
         "case": case.fields(),
-        "encoder_alone": bar.encoder,
         "contender": name,
-        "against": other,
+        "against": bar.against,
         "seconds": our_times,
         "their_seconds": their_times,
         "median": median,
@@ -141,23 +128,6 @@ def measure(bar: Bar, name: str, threads: int, rounds: int) -> Row:
         "met": factor >= least_factor and (least_share is None or share >= least_share),
         "check": found,
     }
-
-
-def encoder_calls(case: Case, theirs: Contender, ours: Contender) -> tuple[tuple[Callable[[], Tensor], Callable[[], Tensor]], Row]:
-    """Returns both sides' calls of the encoder network, and how far ours is from transformers.  Raises WrongAnswer."""
-    audio, config = audio_of(case), demo_config(case.model)
-    if config.chunk_length is not None:  # as the model cuts it
-        audio = torch.cat(audio.split(config.chunk_length, dim=-1))
-    networks = [side.model(case.model).encoder for side in (theirs, ours)]
-
-    def own() -> Tensor:
-        with use_backend("cpu"):
-            return networks[1](audio)
-
-    calls = (lambda: networks[0](audio)), own
-    expected = stock_model(case.model).encoder(audio[:1])
-    found = [check_values(call()[:1], expected) for call in calls]
-    return calls, found[1]
 
 
 def race(theirs: Callable[[], Any], ours: Callable[[], Any], rounds: int) -> tuple[list[float], list[float], float]:

@@ -54,11 +54,16 @@ class GraphBuilder:
 
     def add(self, op: str, *inputs: Any, **attributes: Any) -> str:
         """Adds a node with one output and returns that.  inputs: values, whole numbers or lists of them; "" leaves one out."""
+        return self.add_many(op, 1, *inputs, **attributes)[0]
+
+    def add_many(self, op: str, count: int, *inputs: Any, **attributes: Any) -> list[str]:
+        """Adds a node with so many outputs and returns them; else as `add`."""
         self._count += 1
         name = f"{self._scope}{op}_{self._count}"
         values = [each if isinstance(each, str) else self.constant(each) for each in inputs]
-        self._nodes.append(helper.make_node(op, values, [name], name=name, **attributes))
-        return name
+        outputs = [name, *(f"{name}_{number}" for number in range(1, count))]
+        self._nodes.append(helper.make_node(op, values, outputs, name=name, **attributes))
+        return outputs
 
     def length(self, x: str, axis: int) -> str:
         """Returns the length of an axis, int64 [1]."""

@@ -19,11 +19,18 @@ from encodec_fast.plan.weights import weights_sha256
 from encodec_fast.serving.clips import levels_of
 
 FORMATS = ("onnx",)
-ENCODER, DECODER = "encoder.onnx", "decoder.onnx"
 
 
-def export(model: hf.EncodecModel, folder: str | os.PathLike[str], *, format: str = "onnx", overwrite: bool = False) -> tuple[Path, Path]:
-    """Writes the model as `encoder.onnx` and `decoder.onnx` into the folder, which is made; returns their paths.
+def export(
+    model: hf.EncodecModel,
+    folder: str | os.PathLike[str],
+    *,
+    format: str = "onnx",
+    stream: bool = False,
+    frames: int | None = None,
+    overwrite: bool = False,
+) -> tuple[Path, ...]:
+    """Writes the model as graphs of whole clips, or of the pieces of streams, into the folder, which is made; returns their paths.
 
     encoder.onnx: `audio` float32 [B, C, T] and `num_quantizers` int64 [] to `codes` int64 [B, K, F].
     decoder.onnx: `codes` to `audio` [B, C, T], whole codec frames.
@@ -33,29 +40,41 @@ def export(model: hf.EncodecModel, folder: str | os.PathLike[str], *, format: st
 
     model: any transformers.EncodecModel; weights of other dtypes are written as float32.
     format: "onnx".  overwrite: replaces files of these names.
+
+    stream: encoder_stream.onnx and decoder_stream.onnx in their place, which take `state` [B, S] and return `next_state`.
+    Zeros begin a stream. Pieces are whole codec frames, but for the last one that is encoded.
+    The first piece has at least `stream_first_frames` of the metadata. All pieces together are the whole clip.
+
+    frames: codec frames of each call, for what needs fixed shapes; B is 1, and there is no loop.
+    Codes of all levels come then and are taken. `num_quantizers` is an input of the decoder alone: how many count.
+    Streams whose first piece must be longer than that begin with encoder_stream_start.onnx and decoder_stream_start.onnx.
+
     Raises ValueError for another format, for files that are there, and for a model with foreign modules inside.
+    Raises it for frames below 1, and for a model that can't stream.
     Raises ImportError without the package onnx.
     """
     if format not in FORMATS:
         raise ValueError(f"format is {format!r}; allowed is {', '.join(FORMATS)}.")
-    target = Path(folder)
-    paths = target / ENCODER, target / DECODER
-    for path in paths:
-        if os.path.lexists(path) and not overwrite:
-            raise ValueError(f"{path} exists already; choose another folder, or overwrite=True.")
+    if frames is not None and frames < 1:
+        raise ValueError(f"frames is {frames}; 1 or more, or None for any.")
     try:
         plan = read_plan(model)
     except Unplannable as reason:
         raise ValueError(f"model: {reason}, which is no part of an EncodecModel; a graph can't be written of it.") from reason
     try:
-        from encodec_fast.graphs.codec import decoder_graph, encoder_graph
+        from encodec_fast.graphs.files import clip_files, stream_files
     except ImportError as error:
         raise ImportError("writing ONNX needs the package onnx: pip install 'encodec-fast[onnx]'.") from error
+    files = stream_files(model, plan, frames) if stream else clip_files(model, plan, frames)
+    target = Path(folder)
+    for name in files:
+        if os.path.lexists(target / name) and not overwrite:
+            raise ValueError(f"{target / name} exists already; choose another folder, or overwrite=True.")
     facts = metadata(model)
     target.mkdir(parents=True, exist_ok=True)
-    for path, write in zip(paths, (encoder_graph, decoder_graph), strict=True):
-        write_atomically(path, write(plan, bool(model.config.normalize)).model(facts).SerializeToString())
-    return paths
+    for name, file in files.items():
+        write_atomically(target / name, file.graph().model(facts | file.facts).SerializeToString())
+    return tuple(target / name for name in files)
 
 
 def metadata(model: hf.EncodecModel) -> dict[str, str]:

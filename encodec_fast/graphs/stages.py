@@ -1,4 +1,4 @@
-"""The nodes of each stage of the plan, for any batch and any length from one step on.
+"""The nodes of each stage of the plan, on whole clips of any length from one step on.
 
 Legend: B batch, C channels, T steps at the stage's own rate.
 """
@@ -14,7 +14,7 @@ from encodec_fast.plan import LSTM, Conv, GroupNorm, LSTMLayer, Network, Residua
 
 # Of torch's i, f, g, o, as ONNX has them: i, o, f, c
 _GATES = (0, 3, 1, 2)
-_END = np.iinfo(np.int64).max
+END = np.iinfo(np.int64).max
 
 
 def weights(tensor: Tensor) -> np.ndarray:
@@ -22,30 +22,62 @@ def weights(tensor: Tensor) -> np.ndarray:
     return tensor.detach().float().cpu().numpy()
 
 
-def write_network(graph: GraphBuilder, network: Network, x: str) -> str:
-    """Writes all stages.  x: [B, C, T].  Returns [B, C_out, T_out]."""
-    for stage in network.stages:
-        x = write_stage(graph, stage, x)
-    return x
+class ClipWriter:
+    """Writes stages into a graph. Each clip begins and ends with what a call gives.
 
+    steps: T of the input where it is the same in every call, None where each call chooses.
+    """
 
-def write_stage(graph: GraphBuilder, stage: Stage, x: str) -> str:
-    """Writes one stage.  x: [B, C, T].  Returns [B, C_out, T_out]."""
-    if isinstance(stage, Conv):
-        return write_conv(graph, stage, x)
-    if isinstance(stage, ResidualBlock):
-        inner = write_conv(graph, stage.conv2, write_conv(graph, stage.conv1, x))
-        return graph.add("Add", x if stage.shortcut is None else write_conv(graph, stage.shortcut, x), inner)
-    if isinstance(stage, Upsample):
-        return write_upsample(graph, stage, x)
-    return write_lstm(graph, stage, x)
+    def __init__(self, graph: GraphBuilder) -> None:
+        self.graph = graph
 
+    def network(self, network: Network, x: str, steps: int | None) -> str:
+        """Writes all stages.  x: [B, C, T].  Returns [B, C_out, T_out]."""
+        for stage in network.stages:
+            x = self.stage(stage, x, steps)
+            steps = None if steps is None else stage.output_length(steps)
+        return x
 
-def write_conv(graph: GraphBuilder, conv: Conv, x: str) -> str:
-    """Writes activation, padding, convolution and norm.  Returns [B, C_out, ceil(T / stride)]."""
-    x = padded(graph, conv, activated(graph, conv.activation, x))
-    y = graph.add("Conv", x, *_weight_and_bias(graph, conv), strides=[conv.stride], dilations=[conv.dilation])
-    return normed(graph, conv.norm, y)
+    def stage(self, stage: Stage, x: str, steps: int | None) -> str:
+        """Writes one stage.  x: [B, C, T].  Returns [B, C_out, T_out]."""
+        if isinstance(stage, Conv):
+            return self.conv(stage, x, steps)
+        if isinstance(stage, ResidualBlock):
+            inner = self.conv(stage.conv2, self.conv(stage.conv1, x, steps), steps)
+            return self.graph.add("Add", x if stage.shortcut is None else self.conv(stage.shortcut, x, steps), inner)
+        if isinstance(stage, Upsample):
+            return self.upsample(stage, x)
+        return self.lstm(stage, x)
+
+    def conv(self, conv: Conv, x: str, steps: int | None) -> str:
+        """Writes activation, padding, convolution and norm.  Returns [B, C_out, ceil(T / stride)]."""
+        x = self.padded(conv, activated(self.graph, conv.activation, x), steps)
+        y = self.graph.add("Conv", x, *weight_and_bias(self.graph, conv), strides=[conv.stride], dilations=[conv.dilation])
+        return _normed(self.graph, conv.norm, y)
+
+    def padded(self, conv: Conv, x: str, steps: int | None) -> str:
+        """Writes the padding of a convolution, with the steps at the right end that make the last stride whole."""
+        if conv.stride == 1 and not conv.pad_left and not conv.pad_right:
+            return x
+        return _padded(self.graph, conv, x) if steps is None else _padded_by_constants(self.graph, conv, x, steps)
+
+    def upsample(self, stage: Upsample, x: str) -> str:
+        """Writes activation, transposed convolution, norm and trim."""
+        y = _normed(self.graph, stage.norm, transposed_conv(self.graph, stage, activated(self.graph, stage.activation, x)))
+        return trimmed(self.graph, y, stage.trim_left, stage.trim_right)
+
+    def lstm(self, stage: LSTM, x: str) -> str:
+        """Writes x + lstm(x) over time."""
+        steps = y = self.graph.add("Transpose", x, perm=[2, 0, 1])
+        for layer in stage.layers:
+            y = self.lstm_layer(layer, y)
+        return self.graph.add("Transpose", self.graph.add("Add", steps, y), perm=[1, 2, 0])
+
+    def lstm_layer(self, layer: LSTMLayer, x: str) -> str:
+        """Writes one layer.  x: [T, B, H].  Returns [T, B, H]."""
+        # [T, directions, B, H]
+        whole = self.graph.add("LSTM", x, *lstm_weights(self.graph, layer), hidden_size=layer.w_hh.shape[1])
+        return self.graph.add("Squeeze", whole, [1])
 
 
 def activated(graph: GraphBuilder, activation: Activation, x: str) -> str:
@@ -56,20 +88,48 @@ def activated(graph: GraphBuilder, activation: Activation, x: str) -> str:
     return graph.add("Elu", x, alpha=1.0)
 
 
-def padded(graph: GraphBuilder, conv: Conv, x: str) -> str:
-    """Writes the padding of a convolution, with the steps at the right end that make the last stride whole."""
-    if conv.stride == 1 and not conv.pad_left and not conv.pad_right:
-        return x
+def missing_steps(graph: GraphBuilder, conv: Conv, length: str) -> str:
+    """Returns how many steps the last stride lacks, int64 [1]: (-T) mod stride, in numbers that are not negative."""
+    return graph.add("Mod", graph.add("Sub", [conv.stride], graph.add("Mod", length, [conv.stride])), [conv.stride])
+
+
+def count_up(graph: GraphBuilder, count: str) -> str:
+    """Returns 0, 1, ... int64 [count].  count: int64 [1]."""
+    return graph.add("Range", graph.constant(0), graph.add("Squeeze", count, [0]), graph.constant(1))
+
+
+def _padded(graph: GraphBuilder, conv: Conv, x: str) -> str:
     length = graph.length(x, 2)
     right: str = graph.constant([conv.pad_right])
     if conv.stride > 1:
-        # (-T) mod stride, in numbers that are not negative
-        missing = graph.add("Mod", graph.add("Sub", [conv.stride], graph.add("Mod", length, [conv.stride])), [conv.stride])
-        right = graph.add("Add", right, missing)
+        right = graph.add("Add", right, missing_steps(graph, conv, length))
     if conv.pad_mode == "reflect":
         return _reflected(graph, conv, x, length, right)
     pads = graph.concat([0, 0, conv.pad_left, 0, 0], right)
     return graph.add("Pad", x, pads, mode={"constant": "constant", "replicate": "edge"}[conv.pad_mode])
+
+
+def _padded_by_constants(graph: GraphBuilder, conv: Conv, x: str, steps: int) -> str:
+    """Writes the padding of as many steps as each call has: their numbers are constants."""
+    right = conv.pad_right + conv.extra_padding(steps)
+    zeros = conv.reflect_length(steps) - steps if conv.pad_mode == "reflect" else 0
+    numbers = np.append(np.arange(steps), np.full(zeros, steps))
+    mode = {"constant": "constant", "replicate": "edge", "reflect": "reflect"}[conv.pad_mode]
+    # step T is a zero
+    filled = {"constant_values": steps} if mode == "constant" else {}
+    shown = np.pad(numbers, (conv.pad_left, right), mode, **filled)[: conv.pad_left + steps + right]  # type: ignore[call-overload]
+    before, behind = (_taken_by_constants(graph, x, steps, each) for each in (shown[: conv.pad_left], shown[conv.pad_left + steps :]))
+    return graph.concat(*before, x, *behind, axis=2)
+
+
+def _taken_by_constants(graph: GraphBuilder, x: str, steps: int, numbers: np.ndarray) -> list[str]:
+    """Returns the steps of x by their numbers, of which T stands for zero: a value, or none for no numbers."""
+    if not numbers.size:
+        return []
+    found = graph.add("Gather", x, graph.constant(np.where(numbers < steps, numbers, 0)), axis=2)
+    if (numbers < steps).all():
+        return [found]
+    return [graph.add("Where", graph.constant(numbers < steps, np.bool_), found, graph.constant([0.0], np.float32))]
 
 
 def _reflected(graph: GraphBuilder, conv: Conv, x: str, length: str, right: str) -> str:
@@ -85,7 +145,7 @@ def _reflected(graph: GraphBuilder, conv: Conv, x: str, length: str, right: str)
         parts = [_taken(graph, x, length, graph.constant(list(range(conv.pad_left, 0, -1)))), x]
     if conv.pad_right or conv.stride > 1:
         # step q behind the clip is a zero of the extension; behind those it shows step T + 2 * zeros - 2 - q
-        behind = graph.add("Range", graph.constant(0), graph.add("Squeeze", right, [0]), graph.constant(1))
+        behind = count_up(graph, right)
         shown = graph.add("Sub", graph.add("Add", length, graph.add("Sub", graph.add("Mul", zeros, [2]), [2])), behind)
         parts.append(_taken(graph, x, length, shown, graph.add("GreaterOrEqual", behind, zeros)))
     return graph.concat(*parts, axis=2)
@@ -101,7 +161,7 @@ def _taken(graph: GraphBuilder, x: str, length: str, steps: str, where: str | No
     return graph.add("Where", there, found, graph.constant([0.0], np.float32))
 
 
-def normed(graph: GraphBuilder, norm: GroupNorm | None, x: str) -> str:
+def _normed(graph: GraphBuilder, norm: GroupNorm | None, x: str) -> str:
     """Writes a norm over all channels and all time of a clip.
 
     Not InstanceNormalization over all of it: onnxruntime adds up a million numbers one by one there, and errs by 1e-5.
@@ -120,24 +180,14 @@ def _mean(graph: GraphBuilder, x: str) -> str:
     return graph.add("ReduceMean", graph.add("ReduceMean", x, axes=[2], keepdims=1), axes=[1], keepdims=1)
 
 
-def write_upsample(graph: GraphBuilder, stage: Upsample, x: str) -> str:
-    """Writes activation, transposed convolution, norm and trim."""
-    x = activated(graph, stage.activation, x)
-    y = normed(graph, stage.norm, graph.add("ConvTranspose", x, *_weight_and_bias(graph, stage), strides=[stage.stride]))
-    if not stage.trim_left and not stage.trim_right:
-        return y
-    return graph.add("Slice", y, [stage.trim_left], [-stage.trim_right if stage.trim_right else _END], [2])
+def transposed_conv(graph: GraphBuilder, stage: Upsample, x: str) -> str:
+    """Writes the transposed convolution alone, untrimmed: [B, C_out, (T - 1) * stride + kernel]."""
+    return graph.add("ConvTranspose", x, *weight_and_bias(graph, stage), strides=[stage.stride])
 
 
-def write_lstm(graph: GraphBuilder, stage: LSTM, x: str) -> str:
-    """Writes x + lstm(x) over time."""
-    steps = graph.add("Transpose", x, perm=[2, 0, 1])
-    y = steps
-    for layer in stage.layers:
-        # [T, directions, B, H]
-        whole = graph.add("LSTM", y, *lstm_weights(graph, layer), hidden_size=stage.in_channels)
-        y = graph.add("Squeeze", whole, [1])
-    return graph.add("Transpose", graph.add("Add", steps, y), perm=[1, 2, 0])
+def trimmed(graph: GraphBuilder, x: str, left: int, right: int) -> str:
+    """Writes what takes so many steps off both ends."""
+    return graph.add("Slice", x, [left], [-right if right else END], [2]) if left or right else x
 
 
 def lstm_weights(graph: GraphBuilder, layer: LSTMLayer) -> tuple[str, str, str]:
@@ -151,6 +201,7 @@ def _in_order(gates: Tensor) -> np.ndarray:
     return np.concatenate([parts[gate] for gate in _GATES])
 
 
-def _weight_and_bias(graph: GraphBuilder, conv: Conv | Upsample) -> list[str]:
+def weight_and_bias(graph: GraphBuilder, conv: Conv | Upsample) -> list[str]:
+    """Returns the weight, and the bias of a convolution that has one."""
     found = [graph.constant(weights(conv.weight), np.float32)]
     return found if conv.bias is None else [*found, graph.constant(weights(conv.bias), np.float32)]
