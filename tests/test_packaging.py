@@ -116,7 +116,7 @@ def test_the_wheel_holds_every_source_file_and_nothing_else(source, distribution
 @pytest.mark.venv
 def test_the_sdist_holds_what_its_tests_need(source, distributions):
     expected = {path.relative_to(source).as_posix() for path in source.glob("tests/**/*.py")}
-    expected |= {path.relative_to(source).as_posix() for path in source.glob("examples/*")}
+    expected |= {path.relative_to(source).as_posix() for path in source.glob("examples/**/*") if path.is_file()}
     expected |= {"mkdocs.yml"} | {path.relative_to(source).as_posix() for path in source.glob("docs/**/*") if path.is_file()}
     expected |= {".ci/run", ".dockerignore", "Dockerfile", "LICENSE", "README.md", "constraints.txt", "pyproject.toml", "setup.py"}
     with tarfile.open(distributions[0]) as sdist:

@@ -64,7 +64,9 @@ def test_help_names_the_defaults(script, path):
 
 def test_the_table_has_every_example_and_commands_that_their_parsers_take():
     page = (EXAMPLES / "README.md").read_text(encoding="utf-8")
-    assert {path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".sh")} == set(re.findall(r"\]\((\w+\.\w+)\)", page))
+    files = {path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".sh")}
+    folders = {path.relative_to(EXAMPLES).as_posix() for path in EXAMPLES.glob("*/README.md")}
+    assert files | folders == set(re.findall(r"\]\(([\w/]+\.\w+)\)", page))
     commands = re.findall(r"`python examples/(\w+\.py) ([^`]+)`", page)
     assert {name for name, _ in commands} == {path.name for path in EXAMPLES.glob("*.py")}
     for name, words in commands:

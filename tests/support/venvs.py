@@ -16,7 +16,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[2]
-_NOT_SOURCE = (".*_cache", ".cache", ".git", ".hypothesis", ".venv", "*.egg-info", "*.so", "__pycache__", "build", "dist", "venv")
+_NOT_SOURCE = (".*_cache", ".cache", ".git", ".hypothesis", "*.egg-info", "*.so", "*venv", "__pycache__", "build", "dist", "node_modules")
 
 
 def run(command: list[str | Path], cwd: Path, extra_env: Mapping[str, str] | None = None, seconds: float = 600) -> str:
