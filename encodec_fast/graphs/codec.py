@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from encodec_fast.graphs.builder import BOOL, FLOAT, INT64, GraphBuilder
-from encodec_fast.graphs.stages import ClipWriter, count_up, weights
+from encodec_fast.graphs.stages import ClipWriter, count_up, time_mean, weights
 from encodec_fast.graphs.streams import Begins, PieceWriter, state_size
 from encodec_fast.plan import Network, Plan, Quantizer
 
@@ -27,9 +27,9 @@ def encoder_graph(plan: Plan, normalized: bool, frames: int | None = None) -> Gr
     """
     graph = GraphBuilder("encodec_encoder")
     audio = _audio_input(graph, plan.encoder, frames)
-    if normalized:
-        audio = _normalized(graph, audio, frames)
     steps = None if frames is None else frames * plan.encoder.hop_length
+    if normalized:
+        audio = _normalized(graph, audio, steps)
     embeddings = ClipWriter(graph).network(plan.encoder, audio, steps)
     _codes_output(graph, plan.quantizer, embeddings, frames)
     return graph
@@ -108,12 +108,12 @@ def _summed_input(graph: GraphBuilder, quantizer: Quantizer, frames: int | None)
     return summed(graph, quantizer, codes, graph.input("num_quantizers", INT64, []))
 
 
-def _normalized(graph: GraphBuilder, audio: str, frames: int | None) -> str:
+def _normalized(graph: GraphBuilder, audio: str, steps: int | None) -> str:
     """Writes the volume, sqrt(mean(mono^2)) + floor, as an output, and returns the audio divided by it."""
     mono = graph.add("ReduceMean", audio, axes=[1], keepdims=1)
-    power = graph.add("ReduceMean", graph.add("Mul", mono, mono), axes=[2], keepdims=1)
+    power = time_mean(graph, graph.add("Mul", mono, mono), steps)
     scale = graph.add("Add", graph.add("Sqrt", power), graph.constant([VOLUME_FLOOR], np.float32))
-    graph.output(graph.add("Squeeze", scale, [2]), "scale", FLOAT, [_batch(frames), 1])
+    graph.output(graph.add("Squeeze", scale, [2]), "scale", FLOAT, [_batch(steps), 1])
     return graph.add("Div", audio, scale)
 
 

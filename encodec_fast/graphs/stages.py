@@ -8,13 +8,15 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from encodec_fast.graphs.builder import GraphBuilder
+from encodec_fast.graphs.builder import FLOAT, GraphBuilder
 from encodec_fast.kernels.modes import Activation
 from encodec_fast.plan import LSTM, Conv, GroupNorm, LSTMLayer, Network, ResidualBlock, Stage, Upsample
 
 # Of torch's i, f, g, o, as ONNX has them: i, o, f, c
 _GATES = (0, 3, 1, 2)
 END = np.iinfo(np.int64).max
+# Of 256 * 256 samples no sum has more than 256 terms
+_MEAN_BLOCK = 256
 
 
 def weights(tensor: Tensor) -> np.ndarray:
@@ -46,14 +48,14 @@ class ClipWriter:
             inner = self.conv(stage.conv2, self.conv(stage.conv1, x, steps), steps)
             return self.graph.add("Add", x if stage.shortcut is None else self.conv(stage.shortcut, x, steps), inner)
         if isinstance(stage, Upsample):
-            return self.upsample(stage, x)
+            return self.upsample(stage, x, steps)
         return self.lstm(stage, x)
 
     def conv(self, conv: Conv, x: str, steps: int | None) -> str:
         """Writes activation, padding, convolution and norm.  Returns [B, C_out, ceil(T / stride)]."""
         x = self.padded(conv, activated(self.graph, conv.activation, x), steps)
         y = self.graph.add("Conv", x, *weight_and_bias(self.graph, conv), strides=[conv.stride], dilations=[conv.dilation])
-        return _normed(self.graph, conv.norm, y)
+        return _normed(self.graph, conv.norm, y, None if steps is None else conv.output_length(steps))
 
     def padded(self, conv: Conv, x: str, steps: int | None) -> str:
         """Writes the padding of a convolution, with the steps at the right end that make the last stride whole."""
@@ -61,9 +63,10 @@ class ClipWriter:
             return x
         return _padded(self.graph, conv, x) if steps is None else _padded_by_constants(self.graph, conv, x, steps)
 
-    def upsample(self, stage: Upsample, x: str) -> str:
+    def upsample(self, stage: Upsample, x: str, steps: int | None) -> str:
         """Writes activation, transposed convolution, norm and trim."""
-        y = _normed(self.graph, stage.norm, transposed_conv(self.graph, stage, activated(self.graph, stage.activation, x)))
+        y = transposed_conv(self.graph, stage, activated(self.graph, stage.activation, x))
+        y = _normed(self.graph, stage.norm, y, None if steps is None else (steps - 1) * stage.stride + stage.kernel)
         return trimmed(self.graph, y, stage.trim_left, stage.trim_right)
 
     def lstm(self, stage: LSTM, x: str) -> str:
@@ -161,23 +164,38 @@ def _taken(graph: GraphBuilder, x: str, length: str, steps: str, where: str | No
     return graph.add("Where", there, found, graph.constant([0.0], np.float32))
 
 
-def _normed(graph: GraphBuilder, norm: GroupNorm | None, x: str) -> str:
+def _normed(graph: GraphBuilder, norm: GroupNorm | None, x: str, steps: int | None) -> str:
     """Writes a norm over all channels and all time of a clip.
 
     Not InstanceNormalization over all of it: onnxruntime adds up a million numbers one by one there, and errs by 1e-5.
     """
     if norm is None:
         return x
-    deviation = graph.add("Sub", x, _mean(graph, x))
-    variance = _mean(graph, graph.add("Mul", deviation, deviation))
+    deviation = graph.add("Sub", x, _mean(graph, x, steps))
+    variance = _mean(graph, graph.add("Mul", deviation, deviation), steps)
     spread = graph.add("Sqrt", graph.add("Add", variance, graph.constant([norm.eps], np.float32)))
     factor = graph.add("Div", graph.constant(weights(norm.weight)[:, None], np.float32), spread)
     return graph.add("Add", graph.add("Mul", deviation, factor), graph.constant(weights(norm.bias)[:, None], np.float32))
 
 
-def _mean(graph: GraphBuilder, x: str) -> str:
+def _mean(graph: GraphBuilder, x: str, steps: int | None) -> str:
     """Returns the mean over channels and time, [B, 1, 1]: of each channel first, so that the sums are shorter."""
-    return graph.add("ReduceMean", graph.add("ReduceMean", x, axes=[2], keepdims=1), axes=[1], keepdims=1)
+    return graph.add("ReduceMean", time_mean(graph, x, steps), axes=[1], keepdims=1)
+
+
+def time_mean(graph: GraphBuilder, x: str, steps: int | None) -> str:
+    """Returns the mean over time, [B, C, 1], of the sums of blocks.
+
+    onnxruntime in WebAssembly adds a row up one by one: the power of 48,000 samples would err by 4e-5 there.
+    """
+    if steps is None:
+        length = graph.length(x, 2)
+        pads = graph.concat([0] * 5, graph.add("Mod", graph.add("Neg", length), [_MEAN_BLOCK]))
+        count = graph.add("Cast", length, to=FLOAT)
+    else:
+        pads, count = graph.constant([0] * 5 + [-steps % _MEAN_BLOCK]), graph.constant([steps], np.float32)
+    blocks = graph.add("Reshape", graph.add("Pad", x, pads), [0, 0, -1, _MEAN_BLOCK])
+    return graph.add("Div", graph.add("ReduceSum", graph.add("ReduceSum", blocks, [3], keepdims=0), [2], keepdims=1), count)
 
 
 def transposed_conv(graph: GraphBuilder, stage: Upsample, x: str) -> str:

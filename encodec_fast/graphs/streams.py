@@ -109,7 +109,7 @@ class PieceWriter(ClipWriter):
             numbers = self.graph.add("Mul", numbers, self.graph.add("ReduceMax", first, axes=[0, 1, 2], keepdims=0))
         return self.graph.add("Where", self._begun, self._carried(part), self.graph.add("Gather", x, numbers, axis=2))
 
-    def upsample(self, stage: Upsample, x: str) -> str:
+    def upsample(self, stage: Upsample, x: str, steps: int | None) -> str:
         """Writes activation and transposed convolution; what the steps before give to this piece is computed again."""
         x, before = activated(self.graph, stage.activation, x), _steps_before(stage)
         if before:

@@ -99,6 +99,14 @@ def test_a_long_clip_s_norms_err_no_more_than_those_of_transformers(tmp_path):
     assert report.passed and 60 < report.snr_db < 200
 
 
+def test_the_volume_of_a_whole_chunk_errs_in_the_last_bits_of_float32(tmp_path):
+    export(pair(CONFIGS["48 kHz"])[1], tmp_path)
+    audio = audio_like(1, 2, 48_000, 48_000)
+    _, scale = OnnxCodec(tmp_path).encode(audio, 1)
+    exact = audio.double().mean(1).square().mean().sqrt()
+    assert abs(scale.item() / exact.item() - 1) < 2e-7
+
+
 def test_a_batch_has_the_codes_of_its_clips(exported):
     reference, folder = exported
     codec, levels = OnnxCodec(folder), levels_of(reference.quantizer, None)
