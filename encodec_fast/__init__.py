@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from encodec_fast.formats import FormatError as FormatError
     from encodec_fast.formats.folder import load_codes as load_codes
     from encodec_fast.graphs.export import export as export
+    from encodec_fast.graphs.torch_modules import exportable as exportable
     from encodec_fast.model import EncodecModel as EncodecModel
     from encodec_fast.model import EncodedClip as EncodedClip
     from encodec_fast.patterns import TokenPattern as TokenPattern
@@ -65,6 +66,7 @@ _HOMES = {
     "explain": "encodec_fast.explanation",
     "load_model": "encodec_fast.pretrained",
     "export": "encodec_fast.graphs.export",
+    "exportable": "encodec_fast.graphs.torch_modules",
     "StreamingEncoder": "encodec_fast.streaming",
     "StreamingDecoder": "encodec_fast.streaming",
     "encode_pieces": "encodec_fast.streaming",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from transformers.models.encodec import modeling_encodec as hf
 
 from encodec_fast import chunks
+from encodec_fast.backends import torch_export
 from encodec_fast.backends.base import Precision
 from encodec_fast.plan import Plan
 from encodec_fast.plan.geometry import chunks_of, encoded_length
@@ -25,7 +27,7 @@ from encodec_fast.serving.clips import Coded, decode_clips, encode_clips, levels
 from encodec_fast.serving.functions import overlap_add
 from encodec_fast.serving.prepared import capturing
 from encodec_fast.serving.request import known_precision
-from encodec_fast.serving.route import call_reason, owns_frames
+from encodec_fast.serving.route import call_reason, is_exporting, owns_frames
 from encodec_fast.transformers_versions import ENCODER_FIELDS, MASKS_FRAMES, SCALE_DIMS
 
 
@@ -173,6 +175,8 @@ class EncodecModel(hf.EncodecModel):
         return read_plan(self)
 
     def _encode_frame(self, input_values: Tensor, *args: Any) -> tuple[Tensor, Tensor | None]:
+        if is_exporting():
+            return super()._encode_frame(input_values, *args)
         # codes carry no gradient; only the scale of an input that asks for one does
         with torch.set_grad_enabled(torch.is_grad_enabled() and input_values.requires_grad):
             # a traced call must not depend on the length, which the order of summation does
@@ -204,9 +208,10 @@ class EncodecModel(hf.EncodecModel):
         bandwidth = self.config.target_bandwidths[0] if bandwidth is None else bandwidth
         if self._is_whole(input_values, padding_mask, bandwidth):
             mask = None if padding_mask is None else padding_mask.view(input_values.shape[0], -1, input_values.shape[-1]).bool()
-            ((codes, scale),) = encode_clips(self, [input_values], bandwidth, [mask])
-            # as HF stacks: the result is contiguous
-            return _encoder_output(torch.stack([codes]), [scale], 0, return_dict=return_dict)
+            with torch_export.any_length() if is_exporting() and not torch.compiler.is_dynamo_compiling() else nullcontext():
+                ((codes, scale),) = encode_clips(self, [input_values], bandwidth, [mask])
+                # as HF stacks: the result is contiguous
+                return _encoder_output(torch.stack([codes]), [scale], 0, return_dict=return_dict)
         # batches of chunks need a place to put their codes, which a functional transform has not
         if not torch.compiler.is_compiling() and call_reason(input_values) is not None:
             return super().encode(input_values, padding_mask, bandwidth, return_dict)
@@ -247,6 +252,8 @@ class EncodecModel(hf.EncodecModel):
         codes = kwargs.get("audio_codes", args[0] if args else None)
         if not isinstance(codes, Tensor) or codes.dim() < 3 or owns_frames(self):
             return super().decode(*args, **kwargs)
+        if is_exporting() and not torch.compiler.is_dynamo_compiling():
+            return chunks.decode_any_length(self, *args, **kwargs)
         return hf.EncodecModel.decode(chunks.DecodeWalk(self), *args, **kwargs)
 
     @torch.no_grad()

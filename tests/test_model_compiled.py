@@ -105,14 +105,14 @@ def test_the_reference_backend_compiles_too():
 
 
 @pytest.mark.skipif(not hasattr(torch.compiler, "is_exporting"), reason="this torch does not tell that it exports")
-def test_an_exported_program_is_that_of_hf_or_none(caplog):
+def test_an_exported_program_needs_nothing_of_this_process(caplog):
     caplog.set_level("ERROR")  # the compiler's own trace is long
     theirs, ours = pair(small_config())
     audio = audio_like(1, 1, 400, 0)
     with torch.no_grad():
         stock, own = (outcome(lambda m=m: torch.export.export(m.encoder, (audio,), strict=False)) for m in (theirs, ours))
-    # an op of ours would name a module of this process
-    assert is_error(stock) == is_error(own)
+    # what torch takes of HF it takes of ours, and an op of ours would name a module of this process
+    assert is_error(stock) or not is_error(own)
     assert is_error(own) or not [node for node in own.graph.nodes if "encodec_fast" in str(node.target)]
 
 

@@ -12,6 +12,7 @@ Legend: B batch, C channels, T samples or frames at the layer's own rate, F code
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import TypeVar, cast
 
@@ -298,16 +299,21 @@ def stage_tensors(stage: Stage) -> tuple[Tensor, ...]:
 Part = TypeVar("Part")
 
 
-def moved(part: Part, device: torch.device) -> Part:
-    """Returns a stage, the quantizer, or what they hold, with its tensors on the device."""
+def mapped(part: Part, change: Callable[[Tensor], Tensor]) -> Part:
+    """Returns a stage, a network, the quantizer, or what they hold, with `change` of each tensor; always in the same order."""
     if isinstance(part, Tensor):
-        return cast(Part, part.to(device))
+        return cast(Part, change(part))
     if isinstance(part, tuple):
-        return cast(Part, tuple(moved(each, device) for each in part))
+        return cast(Part, tuple(mapped(each, change) for each in part))
     if is_dataclass(part) and not isinstance(part, type):
-        own = {each.name: moved(getattr(part, each.name), device) for each in fields(part) if each.init}
+        own = {each.name: mapped(getattr(part, each.name), change) for each in fields(part) if each.init}
         return replace(part, **own)
     return part
+
+
+def moved(part: Part, device: torch.device) -> Part:
+    """Returns a stage, the quantizer, or what they hold, with its tensors on the device."""
+    return mapped(part, lambda tensor: tensor.to(device))
 
 
 def multiply_adds(stage: Stage, length: int) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from transformers.models.encodec import modeling_encodec as hf
 
-from encodec_fast.backends import registry
+from encodec_fast.backends import registry, torch_export
 from encodec_fast.backends.base import Backend
 from encodec_fast.plan import Quantizer, Stage, stage_tensors
 from encodec_fast.plan.reader import Unplannable, read_network, read_quantizer, weight_norm_hook
@@ -93,6 +93,20 @@ def route_stream(model: hf.EncodecModel, network: nn.Module) -> Route[PreparedCo
     """Routes pieces of time, whatever they will be, through the model's encoder or decoder."""
     parameter = next(network.parameters())
     return _codec(model, network, torch.empty(1, 1, dtype=parameter.dtype, device=parameter.device))
+
+
+def route_export(module: nn.Module, read: Callable[[nn.Module], Prepared]) -> Route[Prepared]:
+    """Routes a call of an encoder, decoder or quantizer that is being exported: to what `read` reads of it, for `torch_export`."""
+    reason = torch_export.too_old()
+    if reason is None and requested(module).backend == REFERENCE:
+        reason = "asked for by name"
+    reason = reason or _walk(module)[1]
+    if reason is not None:
+        return Route(None, reason)
+    try:
+        return Route(read(module))
+    except Unplannable as unplannable:
+        return Route(None, str(unplannable))
 
 
 def route_function(name: str, tensors: Sequence[Tensor], misfit: str | None = None) -> Route[Backend]:
