@@ -21,7 +21,7 @@ _LAYERS = [
     {"chunks"},
     {"model"},
     {"acceleration", "audio", "explanation", "formats", "streaming", "verify"},
-    {"checkpoints", "corpus", "demo", "graphs"},
+    {"checkpoints", "corpus", "demo", "graphs", "training"},
     {"pretrained"},
     {"dataset"},
     {"cli"},

@@ -1,0 +1,170 @@
+"""One update of the model and its discriminator by the paper's objective."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.models.encodec import modeling_encodec as hf
+
+from encodec_fast.serving.clips import levels_of
+from encodec_fast.serving.functions import normalize
+from encodec_fast.training.balancer import Balancer
+from encodec_fast.training.distributed import average_gradients
+from encodec_fast.training.losses import MelLoss, discriminator_loss, feature_loss, generator_loss, time_loss
+from encodec_fast.training.quantization import QuantizedBatch, QuantizerTrainer
+
+
+@dataclass(frozen=True)
+class StepOptions:
+    """What a step is made of; `of_rate` gives the paper's.
+
+    weights: of the balanced losses `time`, `mel`, `generator` and `features`; the latter two are for a discriminator.
+    commitment: weight of the commitment loss, which is not balanced.
+    discriminator_share: probability that the discriminator is updated in a step.
+    learning_rate, betas: of Adam, for the model and the discriminator.
+    mel_exponents: the windows of the mel loss, as powers of two.
+    seed: of bandwidths, updates of the discriminator and replaced entries. It must be the same on all ranks.
+    """
+
+    weights: Mapping[str, float]
+    commitment: float = 1.0
+    discriminator_share: float = 2 / 3
+    learning_rate: float = 3e-4
+    betas: tuple[float, float] = (0.5, 0.9)
+    mel_exponents: tuple[int, ...] = tuple(range(5, 12))
+    seed: int = 0
+
+    @classmethod
+    def of_rate(cls, sampling_rate: int, **changes: Any) -> StepOptions:
+        """Returns the paper's options for 48 kHz from that rate on, and those for 24 kHz below, with changes."""
+        adversarial, share = (4.0, 1 / 2) if sampling_rate >= 48_000 else (3.0, 2 / 3)
+        weights = {"time": 0.1, "mel": 1.0, "generator": adversarial, "features": adversarial}
+        return cls(**{"weights": weights, "discriminator_share": share, **changes})
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What happened in a step; tensors stay on the device until somebody reads them.
+
+    bandwidth: kbps, as drawn.  losses: each before its weight; `discriminator` where that was updated.
+    shares: of each balanced loss in the sum of their gradients' norms, before the balancer.
+    perplexity, replaced: of each level that was used, see `QuantizedBatch`.
+    """
+
+    bandwidth: float
+    losses: dict[str, Tensor]
+    shares: dict[str, float]
+    perplexity: Tensor
+    replaced: Tensor
+
+
+class TrainingStep:
+    """Updates a model, and a discriminator where there is one, with a batch of audio.
+
+    The model's own parameters and buffers change, so that `model.save_pretrained` and `model.state_dict` have all that it learned.
+    With `torch.distributed` every rank makes its own and gives it its own audio; gradients and codebooks are those of all.
+    One discriminator serves all bandwidths; the paper has one for each.
+
+    model: `EncodecModel`, ours or transformers'.  discriminator: such as `MultiScaleSTFTDiscriminator`; None trains without.
+    options: None for the paper's.
+
+    Raises ValueError for weights of losses that are not there.
+    """
+
+    def __init__(self, model: Any, discriminator: nn.Module | None = None, options: StepOptions | None = None) -> None:
+        self.model, self.discriminator = model, discriminator
+        self.options = options = options or StepOptions.of_rate(model.config.sampling_rate)
+        known = {"time", "mel", "generator", "features"}
+        if not set(options.weights) <= known:
+            raise ValueError(f"weights are of {sorted(options.weights)}; allowed are {', '.join(sorted(known))}.")
+        names = known if discriminator is not None else {"time", "mel"}
+        self.balancer = Balancer({name: weight for name, weight in options.weights.items() if name in names})
+        self.quantizer = QuantizerTrainer(model.quantizer, seed=options.seed)
+        self.mel = MelLoss(model.config.sampling_rate, options.mel_exponents, dtype=model.dtype).to(model.device)
+        self.optimizer = self._adam(model)
+        self.discriminator_optimizer = None if discriminator is None else self._adam(discriminator)
+        self._generator = torch.Generator().manual_seed(options.seed)
+
+    def __call__(self, audio: Tensor) -> StepReport:
+        """Runs one update.
+
+        audio: [B, C, T] on the model's device and in its dtype, full scale +-1.0.
+        Raises ValueError for audio that is not finite or shorter than the widest window, before anything has changed.
+        """
+        bandwidths = self.model.config.target_bandwidths
+        bandwidth = bandwidths[int(torch.randint(len(bandwidths), (), generator=self._generator))]
+        judged = bool(torch.rand((), generator=self._generator) < self.options.discriminator_share)
+        output, quantized = self._forward(audio, bandwidth, update=True)
+        losses = {}
+        if self.discriminator is not None and judged:
+            losses["discriminator"] = self._update_discriminator(audio, output.detach())
+        balanced = self._losses(audio, output)
+        self.optimizer.zero_grad()
+        shares = self.balancer.backward(balanced, output, beside=self.options.commitment * quantized.commitment)
+        average_gradients(self.model.parameters())
+        self.optimizer.step()
+        losses |= {**balanced, "commitment": quantized.commitment}
+        found = {name: loss.detach() for name, loss in losses.items()}
+        return StepReport(bandwidth, found, shares, quantized.perplexity, quantized.replaced)
+
+    @torch.no_grad()
+    def evaluate(self, audio: Tensor, bandwidth: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns the model's audio, [B, C, T], and the losses at a bandwidth (kbps), and changes nothing."""
+        output, quantized = self._forward(audio, bandwidth, update=False)
+        return output, {**self._losses(audio, output), "commitment": quantized.commitment}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns all that a step goes on from, beside the model's own state."""
+        parts: dict[str, Any] = {"optimizer": self.optimizer, "balancer": self.balancer, "quantizer": self.quantizer}
+        if self.discriminator is not None:
+            parts |= {"discriminator": self.discriminator, "discriminator_optimizer": self.discriminator_optimizer}
+        return {**{name: part.state_dict() for name, part in parts.items()}, "generator": self._generator.get_state()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on as the step that gave `state_dict`, once the model has its state.
+
+        Raises ValueError where one has a discriminator and the other has none.
+        """
+        if ("discriminator" in state) != (self.discriminator is not None):
+            have, has = ("a", "no") if "discriminator" in state else ("no", "a")
+            raise ValueError(f"The state has {have} discriminator and this step has {has}. Make the step as the one before.")
+        for name in state.keys() - {"generator"}:
+            getattr(self, name).load_state_dict(state[name])
+        self._generator.set_state(state["generator"].cpu())
+
+    def _adam(self, module: nn.Module) -> torch.optim.Adam:
+        return torch.optim.Adam(module.parameters(), self.options.learning_rate, self.options.betas)
+
+    def _forward(self, audio: Tensor, bandwidth: float, update: bool) -> tuple[Tensor, QuantizedBatch]:
+        """Returns the model's audio, as long as what it was given, and the quantized batch."""
+        scale = None
+        clean = audio
+        if self.model.config.normalize:
+            clean, scale = normalize(audio)
+        # not the modules' own forward, whose backward pass would run them a second time
+        embeddings = hf.EncodecEncoder.forward(self.model.encoder, clean)
+        quantized = self.quantizer(embeddings, levels_of(self.model.quantizer, bandwidth), update)
+        output = hf.EncodecDecoder.forward(self.model.decoder, quantized.quantized)[..., : audio.shape[-1]]
+        return output if scale is None else output * scale.view(-1, 1, 1), quantized
+
+    def _update_discriminator(self, real: Tensor, fake: Tensor) -> Tensor:
+        assert self.discriminator is not None and self.discriminator_optimizer is not None
+        loss = discriminator_loss(self.discriminator(real)[0], self.discriminator(fake)[0])
+        self.discriminator_optimizer.zero_grad()
+        loss.backward()
+        average_gradients(self.discriminator.parameters())
+        self.discriminator_optimizer.step()
+        return loss
+
+    def _losses(self, audio: Tensor, output: Tensor) -> dict[str, Tensor]:
+        losses = {"time": time_loss(audio, output), "mel": self.mel(audio, output)}
+        if self.discriminator is not None:
+            with torch.no_grad():
+                _, real = self.discriminator(audio)
+            logits, fake = self.discriminator(output)
+            losses |= {"generator": generator_loss(logits), "features": feature_loss(real, fake)}
+        return {name: loss for name, loss in losses.items() if name in self.balancer.weights}
