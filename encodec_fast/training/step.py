@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.models.encodec import modeling_encodec as hf
 
 from encodec_fast.serving.clips import levels_of
 from encodec_fast.serving.functions import normalize
 from encodec_fast.training.balancer import Balancer
 from encodec_fast.training.distributed import average_gradients
+from encodec_fast.training.forward import run_layers
 from encodec_fast.training.losses import MelLoss, discriminator_loss, feature_loss, generator_loss, time_loss
 from encodec_fast.training.quantization import QuantizedBatch, QuantizerTrainer
 
@@ -146,9 +146,9 @@ class TrainingStep:
         if self.model.config.normalize:
             clean, scale = normalize(audio)
         # not the modules' own forward, whose backward pass would run them a second time
-        embeddings = hf.EncodecEncoder.forward(self.model.encoder, clean)
+        embeddings = run_layers(self.model.encoder, clean)
         quantized = self.quantizer(embeddings, levels_of(self.model.quantizer, bandwidth), update)
-        output = hf.EncodecDecoder.forward(self.model.decoder, quantized.quantized)[..., : audio.shape[-1]]
+        output = run_layers(self.model.decoder, quantized.quantized)[..., : audio.shape[-1]]
         return output if scale is None else output * scale.view(-1, 1, 1), quantized
 
     def _update_discriminator(self, real: Tensor, fake: Tensor) -> Tensor:

@@ -139,7 +139,9 @@ def test_levels_that_are_not_used_stay_as_they_are(model):
     assert changed == {"0", "1"}
 
 
-def test_without_update_nothing_moves(model):
+@pytest.mark.parametrize("start", ["fitted", "fresh"])
+def test_without_update_nothing_moves(model, start):
+    model = model if start == "fitted" else fresh_model()
     trainer, before = QuantizerTrainer(model.quantizer), state(model)
     trainer(embeddings(0), LEVELS, update=False)
     assert same(state(model), before)
@@ -203,6 +205,13 @@ def test_kmeans_of_fewer_vectors_than_entries_takes_each():
     rows = embeddings(0)[0].T[:10]
     entries, counts = kmeans(rows, 16, 3, torch.Generator().manual_seed(0))
     assert {tuple(row) for row in entries.tolist()} == {tuple(row) for row in rows.tolist()} and counts.sum() == 10
+
+
+def test_entries_that_kmeans_gave_no_vector_wait_for_the_next_batch():
+    # this batch's vectors have all got an entry
+    trainer = QuantizerTrainer(fresh_model().quantizer)
+    found = [trainer(embeddings(seed, 10, 1), 1).replaced.item() for seed in range(2)]
+    assert found == [0, 6]
 
 
 def test_a_dead_entry_becomes_a_vector_of_the_batch_in_all_buffers(model):

@@ -36,6 +36,12 @@ def fitted_codebooks(rank, model):
     return [trainer(batch(rank, step), 3).perplexity for step in range(3)], model.quantizer.state_dict()
 
 
+def first_sizes(rank, model):
+    quantizer = encodec_fast.EncodecModel(small_config()).quantizer
+    QuantizerTrainer(quantizer)(batch(0, 0), 1)
+    return quantizer.layers[0].codebook.cluster_size
+
+
 def infinite_on_one(rank, model):
     before = copy.deepcopy(model.quantizer.state_dict())
     try:
@@ -59,7 +65,7 @@ def trained(rank, model):
     return {**model.state_dict(), **discriminator.state_dict()}
 
 
-WORK = (fresh_codebooks, fitted_codebooks, infinite_on_one, balanced, trained)
+WORK = (fresh_codebooks, fitted_codebooks, first_sizes, infinite_on_one, balanced, trained)
 
 
 def work(rank, model, folder):
@@ -112,6 +118,10 @@ def test_codebooks_move_as_with_both_batches_in_one_process(ranks, fitted):
     found = ranks("fitted_codebooks")[0][1]
     for name, tensor in model.quantizer.state_dict().items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-5)
+
+
+def test_the_first_cluster_sizes_are_those_of_all_ranks(ranks):
+    assert ranks("first_sizes")[0].sum().item() == pytest.approx(RANKS * 80)
 
 
 def test_all_ranks_refuse_what_is_not_finite_on_one(ranks):

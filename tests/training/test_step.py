@@ -77,17 +77,32 @@ def test_every_parameter_gets_a_gradient(model, kind):
     assert not [name for name, grad in found if grad is None or not (grad.any() or (name.startswith("discriminators.") and "bias" in name))]
 
 
+def by_formulas(stock, levels):
+    """The audio of transformers' modules around one straight-through of so many levels, and the commitment loss."""
+    z = stock.encoder(audio(0))
+    codes = stock.quantizer.encode(z.detach(), None)[:levels]
+    sums = torch.stack([stock.quantizer.decode(codes[: level + 1]) for level in range(levels)])
+    return stock.decoder(z + (sums[-1] - z).detach()), sum((z - each).square().mean() for each in sums)
+
+
+def test_the_discriminators_gradient_is_that_of_its_formula(model):
+    stock, judge = transformers.EncodecModel(model.config), discriminator()
+    stock.load_state_dict(model.state_dict())
+    step = TrainingStep(model, judge, StepOptions.of_rate(24_000, mel_exponents=(5,), discriminator_share=1.0))
+    report = step(audio(0))
+    before = discriminator()
+    y, _ = by_formulas(stock, len(report.perplexity))
+    losses.discriminator_loss(before(audio(0))[0], before(y.detach())[0]).backward()
+    for (name, own), expected in zip(judge.named_parameters(), before.parameters()):
+        torch.testing.assert_close(own.grad, expected.grad, rtol=1e-3, atol=1e-4 * expected.grad.abs().max().item(), msg=name)
+
+
 def test_the_gradient_is_that_of_the_formulas_through_transformers_modules(model):
     stock, judge = transformers.EncodecModel(model.config), discriminator()
     stock.load_state_dict(model.state_dict())
     step = TrainingStep(model, judge, StepOptions.of_rate(24_000, mel_exponents=(5, 6), commitment=0.5, discriminator_share=0.0))
     report = step(audio(0))
-    z = stock.encoder(audio(0))
-    levels = len(report.perplexity)
-    codes = stock.quantizer.encode(z.detach(), None)[:levels]
-    sums = torch.stack([stock.quantizer.decode(codes[: level + 1]) for level in range(levels)])
-    y = stock.decoder(z + (sums[-1] - z).detach())
-    commitment = sum((z - each).square().mean() for each in sums)
+    y, commitment = by_formulas(stock, len(report.perplexity))
     (logits, fake), (_, real) = judge(y), judge(audio(0))
     found = [losses.time_loss(audio(0), y), step.mel(audio(0), y), losses.generator_loss(logits), losses.feature_loss(real, fake)]
     whole = torch.zeros_like(y)
