@@ -1,7 +1,7 @@
 """The encoder and the decoder with gradients: transformers' modules and numbers, in fewer and lighter operations.
 
-The modules' own forward pads, activates and convolves in turns, and asks tensors for the lengths of its padding, for which a GPU waits.
-Here an activation is written straight into the padded input of the convolution behind it, which is also all that backward needs of it.
+The modules' own forward pads, activates and convolves in turns. It asks tensors for lengths of padding, for which a GPU waits.
+Here an activation is written straight into the padded input of the next convolution. Backward needs no more of it.
 """
 
 from __future__ import annotations

@@ -135,7 +135,7 @@ def _padding(width: int) -> int:
 def mel_bands(sampling_rate: int, width: int, mels: int) -> Tensor:
     """Returns the weight of each bin of an STFT in each band, float64 [mels, width // 2 + 1].
 
-    mel(f) = 2595 log10(1 + f / 700). Of mels + 2 equidistant points, band m rises from point m to m + 1 and falls to m + 2.
+    mel(f) = 2595 log10(1 + f / 700). Band m rises from the m-th of equidistant points to the next and falls to the one after.
     """
     half = sampling_rate / 2
     top = 2595 * torch.log10(torch.tensor(1 + half / 700, dtype=torch.float64))
