@@ -7,10 +7,12 @@ The balancer divides each gradient by its norm, so that constant factors of thes
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 def time_loss(x: Tensor, y: Tensor) -> Tensor:
@@ -117,14 +119,30 @@ class MelLoss(nn.Module):
         audio, side = audio.flatten(0, 1), _padding(width)
         last = -(audio.shape[-1] + 2 * side - width) % (width // 4)
         padded = F.pad(F.pad(audio, (side, side), "reflect"), (0, last))
-        spectrum = torch.stft(padded, width, width // 4, window=window, center=False, return_complex=True)
-        return bands @ spectrum.abs()
+        spectrum = torch.fft.rfft(padded.unfold(1, width, width // 4) * window)
+        return (_Magnitude.apply(spectrum) @ bands.T).transpose(1, 2)
 
     def _distance(self, exponent: int, x: Tensor, y: Tensor) -> Tensor:
         difference = self.spectrum(exponent, x) - self.spectrum(exponent, y)
         count = self.mels * difference.shape[-1]
         l1, l2 = (torch.linalg.vector_norm(difference, order, dim=(1, 2)) for order in (1, 2))
         return (l1 / count + self.alpha * l2 / count**0.5).mean()
+
+
+class _Magnitude(torch.autograd.Function):
+    """Returns |s| of a complex tensor, with the gradient s / |s| and 0 at 0; torch's own takes half as long again."""
+
+    @staticmethod
+    def forward(ctx: Any, spectrum: Tensor) -> Tensor:
+        magnitude = spectrum.abs()
+        ctx.save_for_backward(spectrum, magnitude)
+        return magnitude
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+        spectrum, magnitude = ctx.saved_tensors
+        return spectrum * (grad_outputs[0] / magnitude.clamp(min=1e-20))
 
 
 def _padding(width: int) -> int:

@@ -86,3 +86,10 @@ def test_hooks_of_layers_are_called(register, index):
     getattr(model.encoder.layers[index], register)(lambda *_: seen.append(index))
     run_layers(model.encoder, audio_like(1, 1, 50, 0))
     assert seen == [index]
+
+
+def test_an_activation_that_transformers_does_not_make_runs_as_it_is():
+    model, _ = both(small_config())
+    model.encoder.layers[2].alpha = 0.5
+    x = audio_like(1, 1, 50, 0)
+    torch.testing.assert_close(run_layers(model.encoder, x), model.encoder(x))
