@@ -92,4 +92,5 @@ def test_an_activation_that_transformers_does_not_make_runs_as_it_is():
     model, _ = both(small_config())
     model.encoder.layers[2].alpha = 0.5
     x = audio_like(1, 1, 50, 0)
-    torch.testing.assert_close(run_layers(model.encoder, x), model.encoder(x))
+    expected = model.encoder(x)
+    torch.testing.assert_close(run_layers(model.encoder, x), expected, rtol=0, atol=1e-5 * expected.abs().max().item())
