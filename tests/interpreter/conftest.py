@@ -14,8 +14,9 @@ import ctypes
 import functools
 import os
 import subprocess
+import sys
 import tempfile
-import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,10 +31,18 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 elif problem := interpreter_problem(triton.__version__, np.__version__):
     pytest.exit(f"{problem}.", returncode=2)
 
+else:
+    # the quicker interpreter is a tool of bench/
+    sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
+    from bench_lib.interpreted import quicken
+
+    quicken()
+
 # products here are single-threaded, and the references are small
 torch.set_num_threads(1)
 
-FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-shared", "-fPIC")
+# without a care for floating-point exceptions, of which nobody reads a flag, compilers take several columns at once
+FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fno-trapping-math", "-shared", "-fPIC")
 GUARD = 64
 POISON_INTEGER = -777_777
 
@@ -55,6 +64,7 @@ def _library():
 def _product(name, a, b, acc):
     if a.ndim == 3:
         return np.stack([_product(name, *one) for one in zip(a, b, acc, strict=True)])
+    assert a.shape[1] % 4 == 0
     addresses = (ctypes.c_void_p(x.ctypes.data) for x in (a, b, acc))
     getattr(_library(), name)(*addresses, *map(ctypes.c_long, (*a.shape, b.shape[1])))
     return acc
@@ -72,6 +82,18 @@ def _dot(builder, a, b, d, input_precision, max_num_imprecise_acc):
         acc = _product("truncated", _tf32(left - _tf32(left)), _tf32(right), acc)
         acc = _product("truncated", _tf32(left), _tf32(right - _tf32(right)), acc)
     return TensorHandle(_product("truncated", _tf32(left), _tf32(right), acc), d.dtype.scalar)
+
+
+def _masked_load(builder, ptrs, mask, other, cache_policy, is_volatile):
+    from triton.runtime.interpreter import TensorHandle, _get_np_dtype
+
+    dtype = ptrs.get_element_ty()
+    addresses, inside = np.ascontiguousarray(ptrs.data), np.ascontiguousarray(mask.data)
+    loaded = np.zeros(addresses.shape, _get_np_dtype(dtype)) if other is None else np.array(other.data, _get_np_dtype(dtype), order="C")
+    assert addresses.shape == inside.shape == loaded.shape
+    where = (ctypes.c_void_p(x.ctypes.data) for x in (addresses, inside, loaded))
+    _library().load(*where, *map(ctypes.c_long, (loaded.size, loaded.itemsize)))
+    return TensorHandle(loaded, dtype)
 
 
 class Memory:
@@ -103,17 +125,11 @@ def _shape(size):
 @pytest.fixture(autouse=True)
 def memory(monkeypatch):
     """Poison and guard bands for everything that a launcher allocates."""
-    import triton.language as tl
     from triton.runtime import interpreter
 
     memory = Memory()
     monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", _dot)
-    # Two thirds of the lane's time: Triton patches its language again for every nested call, and asserts on every integer sum.
-    # Patched once per launch, for kernels and for the library functions that they call.
-    patch, both = interpreter._patch_lang, types.SimpleNamespace(__globals__={"tl": tl, "core": tl.core})
-    monkeypatch.setattr(interpreter, "_patch_lang", lambda function: patch(both))
-    monkeypatch.setattr(interpreter.InterpretedFunction, "__call__", lambda function, *args, **kwargs: function.rewrite()(*args, **kwargs))
-    monkeypatch.setattr(interpreter.interpreter_builder, "options", interpreter.InterpreterOptions(sanitize_overflow=False))
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_masked_load", _masked_load)
     new_empty, empty = torch.Tensor.new_empty, torch.empty
 
     def poisoned_new_empty(self, *size, dtype=None, **options):
