@@ -67,7 +67,7 @@ def _interpreter_tile(op: str, width: int) -> Tile:
     if op == "rvq_decode":
         return Tile(64, 0, 1, 1)
     if op == "lstm":
-        return Tile(1, 4 * triton.next_power_of_2(width), 1, 1)
+        return Tile(4, 4 * triton.next_power_of_2(width), 1, 1)
     block_n = min(block_of(width), 512)
     return Tile(max(64, min(1024, 65536 // block_n)), block_n, 1, 1)
 
