@@ -12,7 +12,7 @@ from encodec_fast.demo import demo_config
 from encodec_fast.plan import Network, fused_bytes, multiply_adds
 from encodec_fast.plan.geometry import encoded_length
 from projection import compile_ahead
-from projection.cost import Cost, launch_cost
+from projection.cost import Cost, launch_cost, launch_key
 from projection.hardware import GPUS
 from projection.launches import model_launches
 
@@ -110,9 +110,13 @@ def project(case: Case, arch: str, workers: int | None = None) -> Projection:
     levels = 8 if case.model == "demo" else 4  # 6 kbps
     launches = model_launches(config, arch, MODES[case.precision], "rerank", case.batch, case.samples, num_quantizers=levels)
     floors = _floors(case, arch)
-    costs = compile_ahead.for_each([launch for _, launch, _ in launches], arch, launch_cost, workers)
+    # encoder and decoder have launches in common, the recurrence among them, whose blocks run longest
+    keys = [launch_key(launch, arch) for _, launch, _ in launches]
+    distinct = dict(zip(keys, (launch for _, launch, _ in launches), strict=True))
+    costs = dict(zip(distinct, compile_ahead.for_each(list(distinct.values()), arch, launch_cost, workers), strict=True))
     stages = []
-    for (stage, _, times), cost in zip(launches, costs, strict=True):
+    for (stage, _, times), key in zip(launches, keys, strict=True):
+        cost = costs[key]
         if isinstance(cost, Exception):
             raise RuntimeError(f"{arch}: no cost of {stage}") from cost
         stages.append(StageCost(stage, times, cost, floors.pop(stage.split(" ")[0], None)))

@@ -221,7 +221,10 @@ def _read_amd(made: Any) -> tuple[int, int, Counter[str]]:
 
 
 def _read_nvidia(made: Any) -> tuple[int, int, Counter[str]]:
-    opcodes = Counter(re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\d+\s+)?([A-Z0-9]+)", disassembly(made), re.MULTILINE))
+    # without the analysis that names the targets of jumps, a quarter of its time
+    opcodes = Counter(
+        re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\d+\s+)?([A-Z0-9]+)", _read_cubin(made, "nvdisasm", "-c", "-ndf"), re.MULTILINE)
+    )
     return *registers_and_stack(made), Counter({name: opcodes[name] for name in NVIDIA_INSTRUCTIONS})
 
 
@@ -238,10 +241,10 @@ def disassembly(made: Any) -> str:
     return _read_cubin(made, "nvdisasm", "-c")
 
 
-def _read_cubin(made: Any, name: str, option: str) -> str:
+def _read_cubin(made: Any, name: str, *options: str) -> str:
     """What one of the tools that come with Triton prints of a kernel."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"
         cubin.write_bytes(made.asm["cubin"])
-        return subprocess.run([str(tool), option, str(cubin)], capture_output=True, text=True, check=True).stdout
+        return subprocess.run([str(tool), *options, str(cubin)], capture_output=True, text=True, check=True).stdout

@@ -7,7 +7,7 @@ import itertools
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,8 +89,18 @@ class Cost:
 
 def launch_cost(launch: compile_ahead.Launch, arch: str) -> Cost:
     """Compiles a launch for an architecture of GPUS and follows its blocks.  Raises what the compiler raises, and `sass.LoopsDiffer`."""
-    tensors = {id(value): value.nbytes for value in launch.args if isinstance(value, torch.Tensor)}
-    return cost_of(compile_ahead.compiled(launch, arch), _parameters(launch, arch), launch.grid, sum(tensors.values()), GPUS[arch])
+    made = compile_ahead.compiled(launch, arch)
+    return cost_of(made, _parameters(launch, arch), launch.grid, _tensor_bytes(launch), GPUS[arch])
+
+
+def launch_key(launch: compile_ahead.Launch, arch: str) -> Hashable:
+    """Returns what `launch_cost` depends on: launches with equal keys cost the same."""
+    source, options = compile_ahead.specialise(launch, arch)
+    return source.hash(), str(options), tuple(_parameters(launch, arch)), tuple(launch.grid), _tensor_bytes(launch)
+
+
+def _tensor_bytes(launch: compile_ahead.Launch) -> int:
+    return sum({id(value): value.nbytes for value in launch.args if isinstance(value, torch.Tensor)}.values())
 
 
 def cost_of(made: Any, parameters: list[int | None], grid: Sequence[int], tensor_bytes: int, gpu: Gpu) -> Cost:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -74,6 +75,7 @@ LATENCY = {
 _SPECIAL = ("ex2", "lg2", "rcp", "sqrt", "rsqrt", "sin", "cos", "tanh", "div")
 
 
+@functools.cache
 def _latency_of(opcode: str) -> float:
     stem = opcode.split(".")[0]
     if stem in _SPECIAL and (".f32" in opcode or ".f16" in opcode):
@@ -110,6 +112,7 @@ class Block:
             self.special[f"%nctaid.{name}"] = grid[axis] if axis < len(grid) else 1
         self.special |= {"%laneid": self.special["%tid.x"] % WARP, "global_smem": 0, "WARP_SZ": WARP}
         self.parameters: Mapping[str, int | None] = dict(zip(program.parameters, parameters, strict=False))
+        self.everyone = np.ones(threads, bool)
         self.values: dict[str, Value] = {}
         self.ready: dict[str, float] = {}
         self.accesses: dict[int, Access] = {}
@@ -272,7 +275,7 @@ class Block:
         kind = "copy" if copied else "load" if instruction.stem in ("ld", "ldmatrix") else "store"
         uncached = any(word in opcode for word in (".cg", ".acquire", ".release", "atom"))
         access = self.accesses.setdefault(position, Access(kind, space, instruction.line, width, uncached=uncached))
-        active = np.ones(self.threads, bool) if guard is None or guard is True else guard
+        active = self.everyone if guard is None or guard is True else guard
         before = access.wavefronts, access.sectors
         if shared:
             self._shared(access, instruction.address[0], active, width)
@@ -323,19 +326,38 @@ class Block:
                 access.sectors += (least := -(-int(lanes.sum()) * width // SECTOR))
                 access.least_sectors += least
                 continue
-            picked = np.unique(where[warp][lanes])
-            sectors = np.unique(np.concatenate((picked // SECTOR, (picked + width - 1) // SECTOR)))
+            sectors, least = _sectors(where[warp][lanes], width)
             access.sectors += len(sectors)
-            access.least_sectors += -(-len(picked) * width // SECTOR)
+            access.least_sectors += least
             self.touched["uncached" if access.uncached else "store" if kind == "store" else "load"].append(sectors)
 
 
 def _asking(active: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
     """Each warp with threads that take part, and which of them do."""
-    for first in range(0, len(active), WARP):
-        warp = slice(first, first + WARP)
+    for warp in _warps(len(active)):
         if active[warp].any():
             yield warp, active[warp]
+
+
+@functools.cache
+def _warps(threads: int) -> list[slice]:
+    return [slice(first, first + WARP) for first in range(0, threads, WARP)]
+
+
+_known_sectors: dict[tuple[int, bytes], tuple[np.ndarray, int]] = {}
+
+
+def _sectors(addresses: np.ndarray, width: int) -> tuple[np.ndarray, int]:
+    """The different sectors of one access of a warp, and how many its different bytes would fill."""
+    first = addresses[0] // SECTOR
+    relative = addresses - first * SECTOR
+    key = (width, relative.tobytes())
+    if key not in _known_sectors:
+        picked = np.unique(relative)
+        sectors = np.unique(np.concatenate((picked // SECTOR, (picked + width - 1) // SECTOR)))
+        _known_sectors[key] = sectors, -(-len(picked) * width // SECTOR)
+    sectors, least = _known_sectors[key]
+    return sectors + first, least
 
 
 def _partly(instruction: Instruction, values: list[Value]) -> Value:
@@ -351,6 +373,11 @@ def _width(opcode: str, instruction: Instruction) -> int:
         return 16
     if opcode.startswith("cp.async"):
         return int(instruction.sources[0], 0)
+    return _bytes_of(opcode)
+
+
+@functools.cache
+def _bytes_of(opcode: str) -> int:
     count, bits = re.search(r"\.v(\d)", opcode), re.search(r"\.[bfsu](\d+)$", opcode)
     assert bits, opcode
     return int(bits[1]) // 8 * (int(count[1]) if count else 1)

@@ -69,16 +69,19 @@ class EmulatedBlock:
         for axis, name in enumerate("xyz"):
             self.special[f"%ctaid.{name}"] = index[axis]
             self.special[f"%nctaid.{name}"] = grid[axis] if axis < len(grid) else 1
+        self.everyone = np.ones(threads, bool)
         self.values = {}
         self.shared = np.zeros(1 << 18, np.uint8)
 
     def run(self):
-        position, active, waiting = 0, np.ones(self.threads, bool), {}
+        position, active, waiting = 0, self.everyone, {}
         while position < len(self.program.instructions):
-            # threads that went ahead meet the others again
-            active = active | waiting.pop(position, np.zeros(self.threads, bool))
+            if position in waiting:
+                # threads that went ahead meet the others again
+                active = active | waiting.pop(position)
+                active = self.everyone if active.all() else active
             one = self.program.instructions[position]
-            mask = active & self._guard(one)
+            mask = active & self._guard(one) if one.guard else active
             position += 1
             if one.stem in ("ret", "exit") and mask.any():
                 assert mask.all()
@@ -98,7 +101,7 @@ class EmulatedBlock:
                     assert target >= position, "some threads alone go back"
                     waiting[target] = waiting.get(target, np.zeros(self.threads, bool)) | mask
                     active = active & ~mask
-            elif mask.any():
+            elif mask is self.everyone or mask.any():
                 self._step(one, mask)
 
     def _value(self, name):
@@ -117,14 +120,15 @@ class EmulatedBlock:
         return self._wide(name).astype(np.int32).view(np.float32)
 
     def _guard(self, one):
-        if not one.guard:
-            return np.ones(self.threads, bool)
         guard = np.broadcast_to(self._value(one.guard), (self.threads,))
         return ~guard if one.unless else guard
 
     def _assign(self, name, value, mask):
         value = np.broadcast_to(value, (self.threads,))
         kind = bool if value.dtype == bool else np.int64
+        if mask is self.everyone:
+            self.values[name] = value.astype(kind, copy=False)
+            return
         before = self.values.get(name, np.zeros(self.threads, kind))
         self.values[name] = np.where(mask, value.astype(kind), before)
 
