@@ -19,8 +19,9 @@ from encodec_fast.kernels.cpu import library as native
 from support.engine import engine
 
 CPP = Path(__file__).parent / "cpp"
-SANITIZERS = ("-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
-RACES = ("-g", "-O1", "-fsanitize=thread")
+# lines, not variables: what a report shows, and a quarter quicker to compile
+SANITIZERS = ("-g1", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
+RACES = ("-g1", "-O1", "-fsanitize=thread")
 CASES = "24"
 FORGED = "60"
 
