@@ -255,6 +255,10 @@ def child(options: argparse.Namespace, report: Report) -> None:
     from gpu.setting import Setting
 
     torch.set_grad_enabled(False)
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        from bench_lib.interpreted import quicken
+
+        quicken()
     setting = Setting(options.arch, options.toy, report.scratch, report.path)
     module = importlib.import_module(options.module)
     if options.only_stage or options.only_toy:
