@@ -3,7 +3,8 @@
 `frames` of each function: codec frames of a call where all calls have as many, and B is 1; None where each call chooses both.
 Graphs of as many frames in each call have no loop, and no arithmetic of shapes: compilers of phones ask for that.
 
-Legend: B batch, C channels, T samples, F codec frames, K quantizers, N codebook entries, D codebook dim, S numbers that a stream remembers.
+Legend: B batch, C channels, T samples, F codec frames, K quantizers, N codebook entries, D codebook dim.
+S numbers that a stream remembers.
 """
 
 from __future__ import annotations
