@@ -14,7 +14,18 @@ from support.venvs import ROOT
 
 # A module imports only from layers above its own. A new module is one more name here.
 _LAYERS = [
-    {"errors", "forks", "kernels", "patterns", "processes", "sample_formats", "transformers_versions", "user_cache", "wording"},
+    {
+        "errors",
+        "forks",
+        "frame_codec",
+        "kernels",
+        "patterns",
+        "processes",
+        "sample_formats",
+        "transformers_versions",
+        "user_cache",
+        "wording",
+    },
     {"plan"},
     {"backends"},
     {"serving"},
@@ -33,6 +44,7 @@ _LEAVES = {
     "errors",
     "processes",
     "forks",
+    "frame_codec",
     "kernels",
     "transformers_versions",
     "audio",
