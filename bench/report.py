@@ -165,7 +165,7 @@ Answers are compared on the beginning that transformers was run on."""
 PRECISION = """\
 The truth is transformers in float64. A frame counts once, at its first level that differs; its margin is the relative change of the
 embedding that would swap the two codes. SNR and STFT distance are against the audio of transformers in float32: `decode` decodes the
-same codes, `round trip` each way's own codes. The models are untrained, so the sound has no meaning beyond these figures."""
+same codes, `round trip` each way's own codes. These weights are untrained, so the sound has no meaning beyond these figures."""
 LEVELS = (
     "Share of codes unlike float64's at a level; levels behind a frame's first difference quantize another residual and mostly differ, too."
 )

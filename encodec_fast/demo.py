@@ -1,9 +1,14 @@
-"""The built-in models `demo` and `demo-48khz`: the real architectures with seeded weights, UNTRAINED.
+"""The built-in models: `demo`, a small stand-in for the official 24 kHz weights, and `demo-48khz`, untrained.
 
-They need no download and run at the speed of the real models. Their codes are used and spread like real ones.
-So everything but the sound can be tested with them. Their audio is noise: not for listening.
+Both have the real architecture, need no download and run at the speed of the real models.
 
-The weights are the same on every machine and for every number of threads.
+`demo` is fitted to 2.5 hours of speech: a codec on frames, embedded in EnCodec's layers (`frame_codec.py`), and shipped in
+`assets/demo.safetensors`. Its speech can be understood; it is far from the official weights. docs/demo-model.md has figures.
+`bench/tools/fit_demo_model.py` makes the file.
+
+`demo-48khz` has seeded weights. Its codes are used and spread like real ones, so everything but the sound can be tested.
+Its audio is noise: not for listening. `drawn_model` makes such a model of any architecture.
+Drawn weights are the same on every machine and for every number of threads.
 They are drawn from torch's integer generator and fitted in float64 by transformers' own modules.
 Measured values are rounded to float16, which hides differences in the last bits of float64 sums.
 """
@@ -19,12 +24,13 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from transformers import EncodecConfig
 
 from encodec_fast.audio import read_audio
 from encodec_fast.formats.atomic import write_atomically
+from encodec_fast.frame_codec import embed_frame_codec
 from encodec_fast.model import EncodecModel
 from encodec_fast.plan.weights import weights_sha256
 from encodec_fast.serving.request import use_backend
@@ -45,12 +51,14 @@ ENTRY_ENERGY = 0.1
 KMEANS_STEPS = 2
 OUTPUT_RMS = 0.1
 
+ASSETS = Path(__file__).parent / "assets"
+
 # In the metadata of a stored model.
 _DIGEST = "weights_sha256"
 
 DEMO_MODELS = {
-    "demo": "EnCodec 24 kHz mono, untrained",
-    "demo-48khz": "EnCodec 48 kHz stereo, untrained",
+    "demo": "EnCodec 24 kHz mono, fitted to 2.5 hours of speech: a small stand-in for the official weights",
+    "demo-48khz": "EnCodec 48 kHz stereo, untrained: its audio is not for listening",
 }
 
 
@@ -73,15 +81,26 @@ def demo_config(name: str) -> EncodecConfig:
 
 
 def demo_model(name: str = "demo") -> EncodecModel:
-    """Returns the built-in model of that name on the CPU, in float32 and eval mode. Untrained: its audio is not for listening.
+    """Returns the built-in model of that name on the CPU, in float32 and eval mode.
 
-    Takes half a minute of a core the first time, and is then read from the user's cache. Preserves torch's global random state.
+    `demo` is read from this package, in under a second. `demo-48khz`, untrained, takes half a minute of a core the first
+    time, and is then read from the user's cache. Preserves torch's global random state.
     """
     config = demo_config(name)
+    if name == "demo":
+        return _fitted_model(config)
     path = cache_folder() / f"{name}-{_recipe()}.safetensors"
     if (model := _stored_model(config, path)) is None:
         model = drawn_model(config, fitting_audio(config))
         _store(model, path)
+    return model
+
+
+def _fitted_model(config: EncodecConfig) -> EncodecModel:
+    """Returns the model with the bundled weights."""
+    with torch.random.fork_rng(devices=[]):
+        model = EncodecModel(config).eval()
+    embed_frame_codec(model, load_file(ASSETS / "demo.safetensors"))
     return model
 
 
@@ -140,7 +159,7 @@ def drawn_model(config: EncodecConfig, audio: Tensor) -> EncodecModel:
 
 def bundled_clips() -> list[Path]:
     """Returns the audio files inside this package: speech in several voices, and one stereo music clip at 48 kHz."""
-    return sorted((Path(__file__).parent / "assets").glob("*.flac"))
+    return sorted(ASSETS.glob("*.flac"))
 
 
 def fitting_audio(config: EncodecConfig, frames: int = FIT_FRAMES) -> Tensor:

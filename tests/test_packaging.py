@@ -101,6 +101,7 @@ def test_the_wheel_holds_every_source_file_and_nothing_else(source, distribution
     sources = [
         *source.glob("encodec_fast/**/*.py"),
         *source.glob("encodec_fast/assets/*.flac"),
+        *source.glob("encodec_fast/assets/*.safetensors"),
         source / "encodec_fast/dataset/report.html",
     ]
     sources += [source / "encodec_fast/py.typed"]

@@ -20,7 +20,8 @@ from encodec_fast.plan.geometry import chunks_of, encoded_length
 
 CACHE = Path(__file__).parents[1] / ".cache"
 # of this tree, whichever revision of the package is installed
-DEMO_SOURCE = Path(__file__).parents[2] / "encodec_fast" / "demo.py"
+PACKAGE = Path(__file__).parents[2] / "encodec_fast"
+DEMO_SOURCES = (PACKAGE / "demo.py", PACKAGE / "frame_codec.py", PACKAGE / "assets" / "demo.safetensors")
 KILOHERTZ = {"demo": 24, "demo-48khz": 48}
 
 
@@ -93,9 +94,9 @@ def is_slow_extra(case: Case, contender: str) -> bool:
 def weights_file(model: str) -> Path:
     """Returns the path of a built-in model's state dict, made at the first call: fitting its codebooks takes most of a minute.
 
-    The name carries a hash of the code that draws the weights, so that no other weights are taken for them.
+    The name carries a hash of the code and data that make the weights, so that no other weights are taken for them.
     """
-    digest = hashlib.sha256(DEMO_SOURCE.read_bytes()).hexdigest()[:12]
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in DEMO_SOURCES)).hexdigest()[:12]
     path = CACHE / f"{model}-{digest}.pt"
     if not path.exists():
         CACHE.mkdir(exist_ok=True)

@@ -185,7 +185,7 @@ def announce(model: str, device: str, backend: str, threads: int) -> None:
     from encodec_fast.demo import DEMO_MODELS
 
     if model in DEMO_MODELS:
-        say(f"{model} is {DEMO_MODELS[model]}: for trying things out; its audio is not for listening.")
+        say(f"{model} is {DEMO_MODELS[model]}.")
 
 
 @contextmanager
