@@ -1,4 +1,4 @@
-"""The nodes of each stage on one piece of a stream, with what it has to remember carried from piece to piece.
+"""The nodes of each stage on one piece of a stream. What it has to remember is carried from piece to piece.
 
 All that a stream remembers is one vector: whether it has begun, and per layer the last steps that its convolution sees again.
 Of an LSTM it is h and c. Zeros are a stream that has not begun. So hosts carry one tensor, and a batch may hold old and new streams.
