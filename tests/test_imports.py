@@ -19,6 +19,7 @@ _LAYERS = [
         "forks",
         "frame_codec",
         "kernels",
+        "pages",
         "patterns",
         "processes",
         "sample_formats",
@@ -46,6 +47,7 @@ _LEAVES = {
     "forks",
     "frame_codec",
     "kernels",
+    "pages",
     "transformers_versions",
     "audio",
     "formats",
@@ -54,7 +56,7 @@ _LEAVES = {
     "user_cache",
 }
 # Tools that only look at codes need not load torch.
-_TORCH_FREE = {"audio", "errors", "processes", "corpus", "formats", "forks"}
+_TORCH_FREE = {"audio", "errors", "processes", "corpus", "formats", "forks", "pages"}
 _SOURCES = sorted([*(ROOT / "encodec_fast").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")])
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +11,7 @@ from matplotlib.ticker import LogLocator
 
 from encodec_fast.dataset.records import Record
 from encodec_fast.dataset.statistics import FolderStatistics
+from encodec_fast.pages import png_text
 
 matplotlib.use("Agg")
 
@@ -33,13 +32,6 @@ def _axes(xlabel: str, ylabel: str) -> tuple[Any, Any]:
     return figure, axes
 
 
-def _png(figure: Any) -> str:
-    data = io.BytesIO()
-    # no version and date: the same data set gives the same bytes
-    figure.savefig(data, format="png", metadata={"Software": None})
-    return base64.b64encode(data.getvalue()).decode()
-
-
 def durations(seconds: np.ndarray) -> str:
     """Draws how many clips have which length.  seconds: of each, [N]."""
     figure, axes = _axes("seconds (logarithmic)", "clips")
@@ -54,7 +46,7 @@ def durations(seconds: np.ndarray) -> str:
         middle = float(np.median(seconds))
         axes.axvline(middle, color=INK, linewidth=1)
         axes.annotate(f" median {middle:.3g} s", (middle, 0.97), xycoords=("data", "axes fraction"), va="top", fontsize=9)
-    return _png(figure)
+    return png_text(figure)
 
 
 def use(found: FolderStatistics) -> str:
@@ -63,7 +55,7 @@ def use(found: FolderStatistics) -> str:
     axes.bar([each.level for each in found.codebooks], [100 * each.used / found.codebook_size for each in found.codebooks], color=BAR)
     axes.set_ylim(0, 100)
     axes.xaxis.get_major_locator().set_params(integer=True)
-    return _png(figure)
+    return png_text(figure)
 
 
 def entropy(found: FolderStatistics) -> str:
@@ -75,7 +67,7 @@ def entropy(found: FolderStatistics) -> str:
     axes.annotate("all entries alike", (1, most), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=9)
     axes.set_ylim(0, 1.12 * most)
     axes.xaxis.get_major_locator().set_params(integer=True)
-    return _png(figure)
+    return png_text(figure)
 
 
 def throughput(records: Sequence[Record]) -> str | None:
@@ -91,4 +83,4 @@ def throughput(records: Sequence[Record]) -> str | None:
     audio, _ = np.histogram(minutes[1:], bins, weights=paces[1:, 1])
     axes.stairs(audio / (60 * np.diff(bins)), bins, color=BAR, fill=True)
     axes.set_ylim(bottom=0)
-    return _png(figure)
+    return png_text(figure)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -21,10 +20,8 @@ from encodec_fast.dataset.writing import add_counts
 from encodec_fast.formats import DatasetInfo
 from encodec_fast.formats.atomic import write_atomically
 from encodec_fast.formats.folder import read_info_of, shard_paths
+from encodec_fast.pages import HeardClip, render
 from encodec_fast.wording import counted, hours_text
-
-if TYPE_CHECKING:
-    from encodec_fast.dataset.listening import HeardClip
 
 FAILURES_SHOWN = 50
 
@@ -34,17 +31,15 @@ def write_report(folder: str | os.PathLike[str], heard: Sequence[HeardClip] = ()
 
     heard: clips to listen to; see listening.heard_clips.
     """
-    import jinja2
-
     # which also holds the shards against each other
     found = folder_statistics(folder, sample=True)
     info = read_info_of(shard_paths(folder)[0])
     ledger = Ledger(folder)
     records = ledger.records()
     pictures = _pictures(found, ledger, records) if importlib.util.find_spec("matplotlib") else []
-    template = resources.files("encodec_fast.dataset").joinpath("report.html").read_text(encoding="utf-8")
-    page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(template)
-    text = page.render(
+    text = render(
+        "encodec_fast.dataset",
+        "report.html",
         name=Path(folder).resolve().name,
         facts=_facts(info, found, records),
         statistics=found,
