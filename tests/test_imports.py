@@ -33,6 +33,7 @@ _LAYERS = [
     {"chunks"},
     {"model"},
     {"acceleration", "audio", "explanation", "formats", "streaming", "verify"},
+    {"quality"},
     {"checkpoints", "corpus", "demo", "graphs", "training"},
     {"pretrained"},
     {"dataset"},
