@@ -39,7 +39,9 @@ def test_no_two_kinds_of_end_share_a_code():
     assert len(set(named)) == 6 and list(EXIT_CODES) == named
 
 
-@pytest.mark.parametrize("name", [(), ("tokenize",), ("decode",), ("verify",), ("info",), ("demo",)], ids=lambda name: name or "top")
+@pytest.mark.parametrize(
+    "name", [(), ("tokenize",), ("decode",), ("verify",), ("quality",), ("info",), ("demo",)], ids=lambda name: name or "top"
+)
 def test_every_help_has_the_table_of_exit_codes(capsys, monkeypatch, name):
     monkeypatch.setenv("COLUMNS", "200")
     assert cli.main([*name, "--help"]) == cli.OK
