@@ -34,9 +34,9 @@ _LAYERS = [
     {"model"},
     {"acceleration", "audio", "explanation", "formats", "streaming", "verify"},
     {"quality"},
-    {"checkpoints", "corpus", "demo", "graphs", "training"},
+    {"checkpoints", "corpus", "demo", "graphs"},
     {"pretrained"},
-    {"dataset"},
+    {"dataset", "training"},
     {"cli"},
     {"__main__"},
 ]
