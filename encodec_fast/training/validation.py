@@ -1,0 +1,95 @@
+"""How good a model is on recordings it was not trained on, as it will be served: its own encode and decode."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from encodec_fast.training.losses import MelLoss
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What a validation found; the first three are means over clips.
+
+    mel: the mel loss.  si_snr: dB.  stoi: 0 to 1; None without pystoi, or where no clip is long and loud enough for it.
+    use: of each level, the share of the codebook's entries that were used at least once.
+    """
+
+    mel: float
+    si_snr: float
+    stoi: float | None
+    use: tuple[float, ...]
+
+
+@torch.no_grad()
+def validate(model: Any, clips: Sequence[Tensor], bandwidth: float, mel: MelLoss) -> Validation:
+    """Returns how well the model, in eval mode, gives back the clips [C, T] at a bandwidth (kbps).
+
+    mel: of the model's rate, device and dtype.
+    Raises ValueError where there are no clips, and for one that is shorter than the mel loss's widest window.
+    """
+    if not clips:
+        raise ValueError("clips is empty; at least one recording is needed.")
+    mels, ratios, scores = [], [], []
+    used: Tensor | None = None
+    for clip in clips:
+        x = clip[None].to(model.device, model.dtype)
+        found = model(x, bandwidth=bandwidth)
+        y = found.audio_values[..., : x.shape[-1]]
+        mels.append(float(mel(x, y)))
+        ratios.append(si_snr(x[0], y[0]))
+        if (score := stoi(x[0], y[0], model.config.sampling_rate)) is not None:
+            scores.append(score)
+        codes = found.audio_codes.permute(2, 0, 1, 3).flatten(1)  # [K, codes]
+        seen = torch.zeros(len(codes), model.config.codebook_size, dtype=torch.bool, device=codes.device).scatter_(1, codes, True)
+        used = seen if used is None else used | seen
+    assert used is not None
+    mean_stoi = math.fsum(scores) / len(scores) if scores else None
+    return Validation(math.fsum(mels) / len(mels), math.fsum(ratios) / len(ratios), mean_stoi, tuple(used.double().mean(1).tolist()))
+
+
+def si_snr(x: Tensor, y: Tensor) -> float:
+    """Returns the scale-invariant ratio of signal and noise of y against the recording x, both [C, T], in dB.
+
+        10 log10(|a x|^2 / |y - a x|^2),  a = <x, y> / |x|^2,  both without their means
+
+    It is the mean over channels, computed in float64. Powers below 1e-12 count as that, so that silence has a finite ratio.
+    Source: Le Roux et al. 2019, SDR - half-baked or well done?, arXiv 1811.02508.
+    """
+    x, y = (audio.double() - audio.double().mean(-1, keepdim=True) for audio in (x, y))
+    target = (x * y).sum(-1, keepdim=True) / x.square().sum(-1, keepdim=True).clamp(min=1e-12) * x
+    signal, noise = (part.square().sum(-1).clamp(min=1e-12) for part in (target, y - target))
+    return float((10 * torch.log10(signal / noise)).mean())
+
+
+def stoi(x: Tensor, y: Tensor, sampling_rate: int) -> float | None:
+    """Returns the short-time objective intelligibility of y against the recording x, both [C, T], by pystoi on the mean of channels.
+
+    None without pystoi, and for a clip that has too little sound for it: fewer than 30 frames of 25.6 ms that are not silent.
+    """
+    if not has_stoi():
+        return None
+    import pystoi
+
+    recording, audio = (np.asarray(each.double().mean(0).cpu()) for each in (x, y))
+    with warnings.catch_warnings():
+        # pystoi warns of too little sound, and returns 1e-5
+        warnings.simplefilter("error", RuntimeWarning)
+        try:
+            return float(pystoi.stoi(recording, audio, sampling_rate))
+        except RuntimeWarning:
+            return None
+
+
+def has_stoi() -> bool:
+    """Tells whether pystoi is installed: the extra `train`."""
+    return importlib.util.find_spec("pystoi") is not None
