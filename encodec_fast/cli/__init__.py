@@ -28,7 +28,7 @@ from encodec_fast.cli.app import (
 from encodec_fast.cli.terminal import complain, say
 
 # each adds its command to the app, in the order of --help
-from encodec_fast.cli import tokenize, decode, roundtrip, stats, export_tokens, export, convert, verify, quality, info, demo  # isort: skip
+from encodec_fast.cli import tokenize, decode, roundtrip, stats, export_tokens, export, convert, train, verify, quality, info, demo  # isort: skip
 
 __all__ = [
     "CLIPS_FAILED",
@@ -49,6 +49,7 @@ __all__ = [
     "roundtrip",
     "stats",
     "tokenize",
+    "train",
     "verify",
 ]
 
