@@ -37,7 +37,7 @@ from encodec_fast.dataset.ownership import OLD_REPORT_FILE, REPORT_FILE, Foreign
 from encodec_fast.dataset.records import Line, Record, checked_line, read_lines, void_line
 from encodec_fast.dataset.schedule import Schedule, is_sound, write_schedule
 from encodec_fast.formats import ClipFailure
-from encodec_fast.formats.atomic import sync_folder, write_atomically
+from encodec_fast.formats.atomic import locked, sync_folder, write_atomically
 from encodec_fast.formats.folder import is_shard_name, shard_paths, shard_problem, shard_problem_inside
 
 logger = logging.getLogger("encodec_fast")
@@ -80,7 +80,7 @@ class Ledger:
         if self.folder.is_symlink():
             raise LedgerError(f"{self.folder} is a link; a run writes and removes files in its own folder only. Choose another folder.")
         self.folder.mkdir(exist_ok=True)
-        with _locked(self.folder / "lock", wait=True):
+        with locked(self.folder / "lock", wait=True):
             yield
 
     def _adopt_older(self) -> None:
@@ -91,7 +91,7 @@ class Ledger:
         if self.folder.name != OLD_RUN_FOLDER:
             return
         if run_folder(self.out) == self.folder:
-            with _locked(self.folder / "lock", wait=True):
+            with locked(self.folder / "lock", wait=True):
                 # another process may have done it meanwhile
                 if run_folder(self.out) == self.folder:
                     self._rename_older()
@@ -129,7 +129,7 @@ class Ledger:
                     if other == path.name or not other.endswith(f"-of-{self.count}.lock"):
                         holder = (self.folder / other).read_text(errors="replace")
                         raise LedgerError(f"{self.out} is being written by {holder}; wait for it, or choose another folder.")
-                lock = held.enter_context(_locked(path))
+                lock = held.enter_context(locked(path))
                 lock.truncate(0)
                 lock.write(f"process {os.getpid()} on {socket.gethostname()} (shard {self.index}/{self.count})".encode())
                 lock.flush()
@@ -146,7 +146,7 @@ class Ledger:
         active = []
         for path in sorted(self.folder.glob("writer-*.lock")):
             try:
-                with _locked(path):
+                with locked(path):
                     pass
             except BlockingIOError:
                 active.append(path.name)
@@ -428,16 +428,3 @@ def _number(shard: str) -> int:
 def _schedule_number(path: Path) -> int:
     # names sort as text: 1000 before 101
     return int(path.stem.split("-")[1])
-
-
-@contextmanager
-def _locked(path: Path, wait: bool = False) -> Iterator[IO[bytes]]:
-    """Opens and locks the file; the lock ends with the process however that ends. Raises BlockingIOError if another has it."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: the file can't be locked, so that nobody is kept out
-        fcntl = None  # type: ignore[assignment]
-    with path.open("ab+") as file:
-        if fcntl is not None:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        yield file

@@ -1,4 +1,4 @@
-"""Files that are either whole and on the disk, or not there; and names read from files, which may point anywhere."""
+"""Files that are either whole and on the disk, or not there; locks; and names read from files, which may point anywhere."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import os
 import re
 import secrets
 import zlib
+from collections.abc import Iterator
 from pathlib import Path, PurePath
+from typing import IO
 
 # Names no other program makes, so that what a killed process left can be removed: `.NAME.16 hexadecimal digits.tmp`; by earlier versions
 # without the digits.
@@ -80,6 +82,19 @@ def sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+@contextlib.contextmanager
+def locked(path: Path, wait: bool = False) -> Iterator[IO[bytes]]:
+    """Opens and locks the file; the lock ends with the process however that ends. Raises BlockingIOError if another has it."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: the file can't be locked, so that nobody is kept out
+        fcntl = None  # type: ignore[assignment]
+    with path.open("ab+") as file:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield file
 
 
 def inside(folder: Path, name: object) -> Path:

@@ -14,17 +14,16 @@ from typing import Any
 
 _ABOVE_ZERO = ("more than 0", lambda value: value > 0)
 _FROM_ZERO = ("0 or more", lambda value: value >= 0)
+_RANGE = ("two, the lower one first", lambda value: len(value) == 2 and value[0] <= value[1])
 _SHARE = ("0 to 1", lambda value: 0 <= value <= 1)
 
 
 def _key(default: Any, about: str, rule: tuple[str, Callable[[Any], bool]] | None = None, of: type | None = None) -> Any:
     """Describes a key: its comment in the file, what it allows beyond the type of its default, and the type of its elements."""
     metadata = {"about": about, "rule": rule, "of": of, "default": default}
-    return (
-        field(default_factory=lambda: dict(default), metadata=metadata)
-        if isinstance(default, dict)
-        else field(default=default, metadata=metadata)
-    )
+    if isinstance(default, dict):
+        return field(default_factory=lambda: dict(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -46,10 +45,7 @@ class TrainingConfig:
     crop_seconds: float = _key(1.0, "Length of a crop. Shorter clips end in silence.", _ABOVE_ZERO)
     mix_share: float = _key(0.5, "Share of crops that are a sum of several clips.", _SHARE)
     mix_files: int = _key(2, "Clips in such a sum: 2 to so many.", ("2 or more", lambda value: value >= 2))
-    gain_db: tuple[float, ...] = _key(
-        (-10.0, 6.0), "Range of each clip's gain. It is drawn again while the sum clips.", ("two, the lower one first", lambda value:
-        len(value) == 2 and value[0] <= value[1]), of=float,
-    )  # fmt: skip
+    gain_db: tuple[float, ...] = _key((-10.0, 6.0), "Range of each clip's gain. It is drawn again while the sum clips.", _RANGE, of=float)
     workers: int = _key(2, "Processes that read audio; 0: none. Their number changes no result.", _FROM_ZERO)
     learning_rate: float = _key(3e-4, "Of Adam, for the model and the discriminator.", _ABOVE_ZERO)
     discriminator_filters: int = _key(32, "Channels of the discriminator's layers. 0: train on time and mel alone.", _FROM_ZERO)

@@ -20,7 +20,7 @@ from transformers import EncodecConfig
 from encodec_fast.corpus.reader import Clip, Reader
 from encodec_fast.corpus.sources import find_tasks, scan_seconds
 from encodec_fast.corpus.tasks import Task
-from encodec_fast.formats.atomic import write_atomically
+from encodec_fast.formats.atomic import locked, write_atomically
 from encodec_fast.model import EncodecModel, known_bandwidth
 from encodec_fast.pretrained import load_model, torch_device
 from encodec_fast.training.checkpoint import (
@@ -40,6 +40,8 @@ from encodec_fast.training.discriminator import MultiScaleSTFTDiscriminator
 from encodec_fast.training.step import StepOptions, StepReport, TrainingStep
 from encodec_fast.training.validation import Validation, validate
 
+# Held while a process trains
+_LOCK = ".lock"
 _LOSSES = ("time", "mel", "generator", "features", "commitment", "discriminator")
 
 
@@ -72,16 +74,20 @@ def train(config: TrainingConfig, folder: str | os.PathLike[str], progress: Call
     SIGINT, SIGTERM and SIGHUP in the main thread let the step end, write a checkpoint and raise KeyboardInterrupt.
 
     Raises TrainingStopped for a loss that is not finite, and AudioError for a crop that can't be read; the checkpoint before is kept.
-    Raises ValueError for a folder of another config or of other audio. Also for crops that are too short for the losses.
+    Raises ValueError for a folder of another config, other audio or another process. Also for crops that are too short for the losses.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    state = read_checkpoint(folder)
-    if state is not None:
-        _check_same_config(config, state["config"], folder)
-    remove_temporaries(folder)
-    write_atomically(folder / CONFIG, config.to_toml().encode())
     with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(folder / _LOCK))
+        except BlockingIOError as error:
+            raise ValueError(f"{folder}: another process trains in this folder; wait for it, or choose another folder.") from error
+        state = read_checkpoint(folder)
+        if state is not None:
+            _check_same_config(config, state["config"], folder)
+        remove_temporaries(folder)
+        write_atomically(folder / CONFIG, config.to_toml().encode())
         run = _Run(config, folder, state, stack)
         return run.go_on(progress)
 
@@ -123,7 +129,7 @@ class _Run:
         """Runs the steps that are left."""
         config, saved = self.config, time.monotonic()
         crops = read_crops(self.plan, self.reader, self.done * config.batch_size, self.samples)
-        with noticing_signals() as asked_to_end:
+        with _noticing_signals() as asked_to_end:
             while self.done < config.steps:
                 self._update(list(islice(crops, config.batch_size)))
                 last, asked = self.done == config.steps, asked_to_end()
@@ -285,7 +291,7 @@ def _row(step: int, report: StepReport, validation: Validation | None) -> dict[s
 
 
 @contextmanager
-def noticing_signals() -> Iterator[Callable[[], bool]]:
+def _noticing_signals() -> Iterator[Callable[[], bool]]:
     """Yields a function that tells whether SIGINT, SIGTERM or SIGHUP came: a step must not end in its middle.
 
     A second SIGINT interrupts at once. In another than the main thread, where Python sets no handlers, nothing changes.

@@ -128,7 +128,7 @@ def test_the_checkpoint_before_is_kept_while_the_next_is_written(recordings, tmp
     with pytest.raises(OSError, match="No space"):
         train(tiny_config(recordings, steps=2), tmp_path)
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
-    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint.pt", "config.toml", "metrics.csv", "model"}
+    assert {path.name for path in tmp_path.iterdir()} == {".lock", "checkpoint.pt", "config.toml", "metrics.csv", "model"}
 
 
 def test_a_damaged_checkpoint_is_named(recordings, tmp_path):
@@ -142,6 +142,17 @@ def test_another_config_is_refused_by_the_key_that_differs(recordings, whole):
         train(validated(recordings, batch_size=3), whole)
     # and nothing was done
     assert "batch_size = 2" in (whole / "config.toml").read_text()
+
+
+def test_a_folder_in_which_another_process_trains_is_refused(recordings, tmp_path):
+    pytest.importorskip("fcntl", reason="Windows")
+    script = "import sys; from pathlib import Path; from encodec_fast.formats.atomic import locked\n"
+    script += "with locked(Path(sys.argv[1])): print(flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", script, tmp_path / ".lock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(ValueError, match="another process trains in this folder"):
+            train(tiny_config(recordings), tmp_path)
+    assert train(tiny_config(recordings, steps=1), tmp_path).steps == 1
 
 
 def test_other_audio_is_refused(recordings, whole, tmp_path):
