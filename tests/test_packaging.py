@@ -102,7 +102,7 @@ def test_the_wheel_holds_every_source_file_and_nothing_else(source, distribution
         *source.glob("encodec_fast/**/*.py"),
         *source.glob("encodec_fast/assets/*.flac"),
         *source.glob("encodec_fast/assets/*.safetensors"),
-        source / "encodec_fast/dataset/report.html",
+        *source.glob("encodec_fast/**/*.html"),
     ]
     sources += [source / "encodec_fast/py.typed"]
     kernels = [path for path in source.glob("kernels/**/*") if path.suffix in (".py", ".cpp", ".h", ".inl")]

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from encodec_fast.quality import metrics
 from encodec_fast.training.losses import MelLoss
+
+# dB, about what float32 resolves
+LARGEST_RATIO = 120.0
 
 
 @dataclass(frozen=True)
@@ -58,36 +60,23 @@ def validate(model: Any, clips: Sequence[Tensor], bandwidth: float, mel: MelLoss
 
 
 def si_snr(x: Tensor, y: Tensor) -> float:
-    """Returns the scale-invariant ratio of signal and noise of y against the recording x, both [C, T], in dB.
+    """Returns `quality.metrics.si_snr` of y against the recording x, both [C, T], in dB: the mean over channels.
 
-        10 log10(|a x|^2 / |y - a x|^2),  a = <x, y> / |x|^2,  both without their means
-
-    It is the mean over channels, computed in float64. Powers below 1e-12 count as that, so that silence has a finite ratio.
-    Source: Le Roux et al. 2019, SDR - half-baked or well done?, arXiv 1811.02508.
+    Within LARGEST_RATIO, and 0 of a silent recording, so that a mean over clips is finite.
     """
-    x, y = (audio.double() - audio.double().mean(-1, keepdim=True) for audio in (x, y))
-    target = (x * y).sum(-1, keepdim=True) / x.square().sum(-1, keepdim=True).clamp(min=1e-12) * x
-    signal, noise = (part.square().sum(-1).clamp(min=1e-12) for part in (target, y - target))
-    return float((10 * torch.log10(signal / noise)).mean())
+    ratios = metrics.si_snr(x, y).nan_to_num(nan=0.0, posinf=LARGEST_RATIO, neginf=-LARGEST_RATIO)
+    return float(ratios.clamp(-LARGEST_RATIO, LARGEST_RATIO).mean())
 
 
 def stoi(x: Tensor, y: Tensor, sampling_rate: int) -> float | None:
-    """Returns the short-time objective intelligibility of y against the recording x, both [C, T], by pystoi on the mean of channels.
+    """Returns `quality.metrics.stoi` of y against the recording x, both [C, T], on the mean of channels.
 
-    None without pystoi, and for a clip that has too little sound for it: fewer than 30 frames of 25.6 ms that are not silent.
+    None without pystoi, and for a clip that has too little sound for it.
     """
     if not has_stoi():
         return None
-    import pystoi
-
-    recording, audio = (np.asarray(each.double().mean(0).cpu()) for each in (x, y))
-    with warnings.catch_warnings():
-        # pystoi warns of too little sound, and returns 1e-5
-        warnings.simplefilter("error", RuntimeWarning)
-        try:
-            return float(pystoi.stoi(recording, audio, sampling_rate))
-        except RuntimeWarning:
-            return None
+    score = float(metrics.stoi(x.mean(0), y.mean(0), sampling_rate))
+    return None if math.isnan(score) else score
 
 
 def has_stoi() -> bool:
