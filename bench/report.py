@@ -45,6 +45,11 @@ def page(read: dict[str, list[Row]]) -> str:
             tables.details_table(groups),
             tables.origin(cpu),
         ]
+    if read["browser"]:
+        cases = [row["case"] for row in read["browser"]]
+        native = [row for row in cpu if row["contender"] in ("ours-cpu", "onnxruntime", "openvino") and row["case"] in cases]
+        parts += ["## The exported graphs in other runtimes", RUNTIMES, tables.speed_table(by_case([*native, *read["browser"]]))]
+        parts += [tables.origin(read["browser"])]
     if kernels:
         parts += [
             "## Each stage against its floor",
@@ -155,6 +160,9 @@ of the copy, whichever takes longer; a share of 1 means as fast as torch's own p
 plain convolutions for every contender. The cpu backend does about 15 % less (Winograd's minimal filtering), so its share can exceed 1.
 Set-up is the first call: loading, converting and compiling included."""
 FOOTNOTE = "\\* the canary marked this measurement as disturbed. An empty cell was not measured."
+RUNTIMES = """\
+The graphs of `encodec-fast export`, end to end: audio to codes, codes to audio. onnxruntime and OpenVINO are those of the table above. The
+browser is measured by `python bench/tools/browser.py`, in turns of its own; its answers are held by `tests/examples/test_browser.py`."""
 STAGES = """\
 Each stage by itself, its floor the longer of its arithmetic and of reading its input and weights and writing its output once. The cpu
 backend runs several stages on one piece of time before it goes on, so whole calls move less than these stages do; a stage
@@ -183,7 +191,7 @@ INSTRUCTIONS = (
     """Counted by callgrind at small sizes, the same in every run; `tests/bench/test_instructions.py` fails on a rise of more than 3 %."""
 )
 
-SUITES = ("cpu", "kernels", "memory", "precision", "dataset", "gpu")
+SUITES = ("cpu", "browser", "kernels", "memory", "precision", "dataset", "gpu")
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ LEGEND = {
     "compile": Entry("torch.compile", "transformers, torch.compile", "#8f8f8f", "+"),
     "encodec": Entry("facebookresearch encodec", "facebookresearch encodec", "#b0b0b0", "s"),
     "onnxruntime": Entry("onnxruntime", "onnxruntime", "#e2b04a", "<"),
+    "browser": Entry("Chromium, WebAssembly", "Chromium, WebAssembly", "#f0d080", ">"),
     "openvino": Entry("OpenVINO", "OpenVINO", "#d98c3f", "^"),
     "ours-torch": Entry("ours, torch", "encodec_fast, torch", "#7db7e8", "v"),
     "ours-cpu": Entry("ours, cpu", "encodec_fast, cpu", "#0b5fa5", "D"),

@@ -2,7 +2,8 @@
 
 npm install --prefix examples/browser && python bench/tools/browser.py [--models demo demo-48khz] [--threads 1 2]
 
-Real time is 1: the seconds of the clip by those of the call. Of several runs the median counts, and the first is left out.
+Rows of the page's speed are appended to bench/results/browser.jsonl. Real time is 1: the seconds of the clip by those of the call.
+Of several runs the median counts, and the first is left out.
 """
 
 from __future__ import annotations
@@ -18,11 +19,17 @@ import threading
 import time
 from pathlib import Path
 
+# bench/, which holds bench_lib
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 import numpy as np
 import soundfile
 import torch
 
 import encodec_fast
+from bench_lib import results
+from bench_lib.cases import Case
+from bench_lib.machine import environment
 from encodec_fast.audio import read_audio
 from encodec_fast.graphs.check import OnnxCodec
 from encodec_fast.plan.geometry import chunks_of
@@ -34,9 +41,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=["demo", "demo-48khz"], help="as for encodec-fast (default: both built-in ones)")
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2], help="of the browser (default 1 2)")
-    parser.add_argument("--bandwidth", type=float, default=6.0, help="kbps (default 6)")
-    parser.add_argument("--seconds", type=float, default=10.0, help="length of the clip (default 10)")
+    parser.add_argument("--bandwidth", type=float, default=6, help="kbps (default 6)")
+    parser.add_argument("--seconds", type=int, default=10, help="length of the clip (default 10)")
     parser.add_argument("--runs", type=int, default=5, help="of each, behind one that is left out (default 5)")
+    parser.add_argument("--out", type=Path, default=results.RESULTS / "browser.jsonl", help="rows are appended to it")
     options = parser.parse_args()
     try:
         from playwright.sync_api import sync_playwright
@@ -64,10 +72,24 @@ def main() -> None:
                 query = f"models={model_name}-graphs&threads={threads}&bandwidth={options.bandwidth:g}&seconds={options.seconds:g}"
                 speeds = in_page(browser, f"http://localhost:{http.server_port}/?{query}", folder / "clip.wav", options.runs)
                 show(model_name, f"Chromium {browser.version}", threads, speeds)
+                results.append(options.out, rows(model_name, browser.version, threads, speeds, options))
             native = in_onnxruntime(OnnxCodec(folder / f"{model_name}-graphs", 1), model.config, clip, options)
             show(model_name, "onnxruntime", 1, native)
         browser.close()
         http.shutdown()
+
+
+def rows(model: str, version: str, threads: int, speeds: tuple[float, float], options: argparse.Namespace) -> list[results.Row]:
+    """Returns a row of encode and one of decode, as `bench/report.py` reads them."""
+    about = environment(threads)
+    about["versions"]["Chromium"] = version
+    about["versions"]["onnxruntime-web"] = json.loads((EXAMPLE / "package.json").read_text())["dependencies"]["onnxruntime-web"]
+    found = []
+    for call, speed in zip(("encode", "decode"), speeds, strict=True):
+        case = Case(model, call, 1, options.seconds, options.bandwidth)
+        measured = {"median": options.seconds / speed, "x_real_time": speed, "runs": options.runs, "disturbed": None}
+        found.append({"suite": "browser", "environment": about, "case": case.fields(), "contender": "browser", **measured})
+    return found
 
 
 def clip_of(config, seconds: float) -> torch.Tensor:
