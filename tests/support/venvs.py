@@ -77,8 +77,7 @@ def _needed(name: str, found: dict[str, metadata.Distribution], extra: str = "")
 
 def pip_install(python: Path, *arguments: str | Path) -> None:
     """Installs into the environment of `python` with the pip of this one, even what this one already has."""
-    # of thousands of modules a few are imported, and compiled then
-    pip = [sys.executable, "-m", "pip", "--python", python, "--disable-pip-version-check", "install", "--quiet", "--no-compile"]
+    pip = [sys.executable, "-m", "pip", "--python", python, "--disable-pip-version-check", "install", "--quiet"]
     run([*pip, *arguments], python.parents[1])
 
 
