@@ -146,4 +146,5 @@ class OpenVino(Graphs):
             threads = torch.get_num_threads()
             settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
             self.compiled[key] = openvino.Core().compile_model(model, "CPU", settings)
-        return {output.any_name: value for output, value in self.compiled[key](given).items()}
+        # an output may have several names, of which OpenVINO shows any
+        return {name: value for output, value in self.compiled[key](given).items() for name in output.get_names()}
