@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from bench_lib.cases import Case, audio_of, codes_of, levels_of
@@ -65,3 +66,8 @@ class Contender(ABC):
     def answer(self, case: Case, result: Any) -> Tensor:
         """Returns codes [chunks, B, K, F] or audio [B, C, T] of what the call returned, on the CPU."""
         return (result.audio_codes if case.call == "encode" else result.audio_values).cpu()
+
+
+def stacked(chunks: list[Tensor]) -> Tensor:
+    """Returns the codes of chunks, [B, K, F_i] each, as one tensor [chunks, B, K, F]: zeros fill up the last, as transformers does it."""
+    return torch.stack([F.pad(chunk, (0, chunks[0].shape[-1] - chunk.shape[-1])) for chunk in chunks])

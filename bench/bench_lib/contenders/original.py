@@ -12,7 +12,7 @@ import transformers
 from torch import Tensor, nn
 
 from bench_lib.cases import Case, stock_model
-from bench_lib.contenders.base import Call, Contender
+from bench_lib.contenders.base import Call, Contender, stacked
 
 
 class Original(Contender):
@@ -60,8 +60,7 @@ class Original(Contender):
         """Returns codes [chunks, B, K, F], the last chunk padded with zeros as transformers does, or audio [B, C, T]."""
         if case.call == "decode":
             return result.cpu()
-        longest = result[0][0].shape[-1]
-        return torch.stack([nn.functional.pad(codes, (0, longest - codes.shape[-1])) for codes, _ in result]).cpu()
+        return stacked([codes for codes, _ in result]).cpu()
 
 
 def copy_weights(stock: transformers.EncodecModel, original: Any) -> None:
