@@ -23,6 +23,7 @@ _LAYERS = [
         "patterns",
         "processes",
         "sample_formats",
+        "signals",
         "transformers_versions",
         "user_cache",
         "wording",

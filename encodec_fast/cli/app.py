@@ -6,7 +6,6 @@ import errno
 import functools
 import os
 import signal
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from encodec_fast.cli.terminal import say
+from encodec_fast.signals import ENDING, handling
 from encodec_fast.wording import counted
 
 if TYPE_CHECKING:
@@ -97,26 +97,16 @@ def ending_on_signals() -> Iterator[None]:
 
     A data set's run ends after the shard that is open. A signal that is ignored, as SIGHUP under nohup, stays so.
     """
-    # elsewhere Python sets no handlers
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    names = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
-    before = {name: signal.getsignal(name) for name in names if signal.getsignal(name) is not signal.SIG_IGN}
 
     def interrupt(*_: Any) -> None:
         # once: a second one, as systemd sends with SIGHUP, would end the finishing
-        for name in before:
-            signal.signal(name, signal.SIG_IGN)
+        for name in ENDING:
+            if signal.getsignal(name) is interrupt:
+                signal.signal(name, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    for name in before:
-        signal.signal(name, interrupt)
-    try:
+    with handling(interrupt, *ENDING):
         yield
-    finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)
 
 
 def command(examples: str) -> Callable[[Callable[..., int]], Callable[..., int]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -23,6 +22,7 @@ from encodec_fast.corpus.tasks import Task
 from encodec_fast.formats.atomic import locked, write_atomically
 from encodec_fast.model import EncodecModel, known_bandwidth
 from encodec_fast.pretrained import load_model, torch_device
+from encodec_fast.signals import ENDING, handling
 from encodec_fast.training.checkpoint import (
     CHECKPOINT,
     CONFIG,
@@ -297,11 +297,6 @@ def _noticing_signals() -> Iterator[Callable[[], bool]]:
     A second SIGINT interrupts at once. In another than the main thread, where Python sets no handlers, nothing changes.
     """
     asked = False
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    names = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
-    before = {name: signal.getsignal(name) for name in names if signal.getsignal(name) is not signal.SIG_IGN}
 
     def notice(number: int, _: Any) -> None:
         nonlocal asked
@@ -309,10 +304,5 @@ def _noticing_signals() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         asked = True
 
-    for name in before:
-        signal.signal(name, notice)
-    try:
+    with handling(notice, signal.SIGINT, *ENDING):
         yield lambda: asked
-    finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)
