@@ -7,7 +7,7 @@ import itertools
 import json
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,6 +27,7 @@ from encodec_fast.cli.app import (
     prepared_model,
 )
 from encodec_fast.cli.one_file import refuse_existing
+from encodec_fast.cli.readable import readable_clips
 from encodec_fast.cli.terminal import ProgressBar, report_failures, say
 
 if TYPE_CHECKING:
@@ -85,8 +86,7 @@ def measure_tasks(
     tasks: Sequence[Task], model: EncodecModel, bandwidths: Sequence[float] | None, seconds: float, listen: bool
 ) -> tuple[QualityReport | None, list[ClipFailure], list[str]]:
     """Measures the beginnings of the clips that can be read. Returns the report, or None without one, the failures, and the ids."""
-    from encodec_fast.corpus.reader import LongClip, Reader, UnreadableClip
-    from encodec_fast.dataset.encoding import check_bandwidth, failure_of
+    from encodec_fast.dataset.encoding import check_bandwidth
     from encodec_fast.quality import measure
     from encodec_fast.quality.page import HEARD_CLIPS
 
@@ -97,17 +97,12 @@ def measure_tasks(
         for bandwidth in bandwidths or []:
             check_bandwidth(model.config, bandwidth)
 
-    def readable() -> Iterator[np.ndarray]:
-        for clip in reader.read(tasks):
-            assert not isinstance(clip, LongClip)
-            if isinstance(clip, UnreadableClip):
-                failures.append(failure_of(clip.task, clip.reason))
-            else:
-                names.append(clip.task.id)
-                yield clip.samples[:, :length]
+    def beginnings() -> Generator[np.ndarray, None, None]:
+        for clip in readable_clips(tasks, model, failures):
+            names.append(clip.task.id)
+            yield clip.samples[:, :length]
 
-    with Reader(model.config.sampling_rate, model.config.audio_channels, workers=1) as reader, ProgressBar(len(tasks)) as bar:
-        samples = readable()
+    with contextlib.closing(beginnings()) as samples, ProgressBar(len(tasks)) as bar:
         first = next(samples, None)
         if first is None:
             return None, failures, names

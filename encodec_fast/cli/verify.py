@@ -19,6 +19,7 @@ from encodec_fast.cli.app import (
     command,
     prepared_model,
 )
+from encodec_fast.cli.readable import readable_clips
 from encodec_fast.cli.terminal import ProgressBar, report_failures, say
 
 if TYPE_CHECKING:
@@ -68,18 +69,10 @@ def verify_tasks(tasks: Sequence[Task], model: EncodecModel, bandwidth: float | 
     """Compares with HF on the files that can be read. Returns the report, or None without such a file, and the failures."""
     import torch
 
-    from encodec_fast.corpus.reader import LongClip, Reader, UnreadableClip
-    from encodec_fast.dataset.encoding import failure_of
     from encodec_fast.verify import verify as compare
 
-    clips, failures = [], []
-    with Reader(model.config.sampling_rate, model.config.audio_channels, workers=1) as reader:
-        for clip in reader.read(tasks):
-            assert not isinstance(clip, LongClip)
-            if isinstance(clip, UnreadableClip):
-                failures.append(failure_of(clip.task, clip.reason))
-            else:
-                clips.append(torch.from_numpy(clip.samples))
+    failures: list[ClipFailure] = []
+    clips = [torch.from_numpy(clip.samples) for clip in readable_clips(tasks, model, failures)]
     if not clips:
         return None, failures
     with ProgressBar(len(clips), "clips compared") as bar:
