@@ -200,33 +200,50 @@ def measure(
         seconds=tally.samples / model.config.sampling_rate,
         sampling_rate=model.config.sampling_rate,
         bandwidths=[tally.quality(bandwidth, count) for bandwidth, count in zip(chosen, levels)],
-        frames=tally.frames,
+        frames=tally.use.frames,
         codebook_size=model.config.codebook_size,
-        use=[len(used) / model.config.codebook_size for used in tally.used],
+        use=tally.use.shares(),
         missing=missing,
         heard=heard,
     )
 
 
+class CodebookUse:
+    """Which entries of each level's codebook occur.  frames: that were looked at."""
+
+    def __init__(self, codebook_size: int) -> None:
+        self.frames = 0
+        self._size = codebook_size
+        self._used: list[set[int]] = []
+
+    def add(self, encoded: EncodedClip) -> None:
+        """Looks at the codes of a clip."""
+        *whole, last = encoded.codes.cpu().unbind()
+        # the frames behind a short last chunk are filled up with zeros, which nobody chose
+        codes = torch.cat([*whole, last[:, : last.shape[1] - encoded.last_frame_pad_length]], dim=1)
+        self.frames += codes.shape[1]
+        self._used = self._used or [set() for _ in codes]
+        for used, level in zip(self._used, codes):
+            used.update(level.unique().tolist())
+
+    def shares(self) -> list[float]:
+        """Returns the share of the entries that occurred, per level."""
+        return [len(used) / self._size for used in self._used]
+
+
 class _Tally:
-    """Sums over clips.  used: entries that occurred, per level."""
+    """Sums over clips."""
 
     def __init__(self, model: EncodecModel, bandwidths: Sequence[float], measures: Sequence[str]):
-        self.clips = self.samples = self.frames = 0
-        self.used: list[set[int]] = []
+        self.clips = self.samples = 0
+        self.use = CodebookUse(model.config.codebook_size)
         self._rate, self._measures = model.config.sampling_rate, measures
         self._values: dict[float, dict[str, list[float]]] = {each: {name: [] for name in measures} for each in bandwidths}
 
     def add_codes(self, encoded: EncodedClip) -> None:
         self.clips += 1
         self.samples += encoded.num_samples
-        *whole, last = encoded.codes.cpu().unbind()
-        # the frames behind a short last chunk are filled up with zeros, which nobody chose
-        codes = torch.cat([*whole, last[:, : last.shape[1] - encoded.last_frame_pad_length]], dim=1)
-        self.frames += codes.shape[1]
-        self.used = self.used or [set() for _ in codes]
-        for used, level in zip(self.used, codes):
-            used.update(level.unique().tolist())
+        self.use.add(encoded)
 
     def add(self, bandwidth: float, original: Tensor, decoded: Tensor) -> None:
         if not decoded.isfinite().all():

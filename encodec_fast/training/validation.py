@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from encodec_fast.quality import metrics
+from encodec_fast.quality.measurement import CodebookUse
 from encodec_fast.training.losses import MelLoss
 
 # dB, about what float32 resolves
@@ -42,21 +43,18 @@ def validate(model: Any, clips: Sequence[Tensor], bandwidth: float, mel: MelLoss
     if not clips:
         raise ValueError("clips is empty; at least one recording is needed.")
     mels, ratios, scores = [], [], []
-    used: Tensor | None = None
+    use = CodebookUse(model.config.codebook_size)
     for clip in clips:
-        x = clip[None].to(model.device, model.dtype)
-        found = model(x, bandwidth=bandwidth)
-        y = found.audio_values[..., : x.shape[-1]]
-        mels.append(float(mel(x, y)))
-        ratios.append(si_snr(x[0], y[0]))
-        if (score := stoi(x[0], y[0], model.config.sampling_rate)) is not None:
+        x = clip.to(model.device, model.dtype)
+        (encoded,) = model.encode_batch([x], bandwidth)
+        (y,) = model.decode_batch([encoded])
+        mels.append(float(mel(x[None], y[None])))
+        ratios.append(si_snr(x, y))
+        if (score := stoi(x, y, model.config.sampling_rate)) is not None:
             scores.append(score)
-        codes = found.audio_codes.permute(2, 0, 1, 3).flatten(1)  # [K, codes]
-        seen = torch.zeros(len(codes), model.config.codebook_size, dtype=torch.bool, device=codes.device).scatter_(1, codes, True)
-        used = seen if used is None else used | seen
-    assert used is not None
+        use.add(encoded)
     mean_stoi = math.fsum(scores) / len(scores) if scores else None
-    return Validation(math.fsum(mels) / len(mels), math.fsum(ratios) / len(ratios), mean_stoi, tuple(used.double().mean(1).tolist()))
+    return Validation(math.fsum(mels) / len(mels), math.fsum(ratios) / len(ratios), mean_stoi, tuple(use.shares()))
 
 
 def si_snr(x: Tensor, y: Tensor) -> float:
