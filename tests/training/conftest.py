@@ -1,5 +1,6 @@
-"""The package of EnCodec's authors, whose modules ours are held to."""
+"""A small model to train, and the package of EnCodec's authors, whose modules ours are held to."""
 
+import copy
 import importlib
 import importlib.util
 import sys
@@ -8,6 +9,20 @@ import warnings
 
 import pytest
 import torch
+
+from support.models import pair, small_config
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    """Our small model, its codebooks fitted without statistics."""
+    return pair(small_config())[1]
+
+
+@pytest.fixture
+def model(fitted):
+    """A copy of it, to be changed."""
+    return copy.deepcopy(fitted)
 
 
 class _Spectrogram(torch.nn.Module):

@@ -11,21 +11,10 @@ from torch.autograd import gradcheck
 
 import encodec_fast
 from encodec_fast.training.quantization import QuantizerTrainer, kmeans, nearest
-from support.models import pair, reference_model, small_config
+from support.models import reference_model, small_config
 
 BUFFERS = ("inited", "cluster_size", "embed", "embed_avg")
 LEVELS = 4
-
-
-@pytest.fixture(scope="module")
-def fitted():
-    """Our small model, its codebooks fitted without statistics."""
-    return pair(small_config())[1]
-
-
-@pytest.fixture
-def model(fitted):
-    return copy.deepcopy(fitted)
 
 
 def embeddings(seed, frames=50, batch=3):

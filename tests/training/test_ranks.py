@@ -13,7 +13,7 @@ from encodec_fast.training.balancer import Balancer
 from encodec_fast.training.discriminator import MultiScaleSTFTDiscriminator
 from encodec_fast.training.quantization import QuantizerTrainer
 from encodec_fast.training.step import StepOptions, TrainingStep
-from support.models import audio_like, pair, small_config
+from support.models import audio_like, small_config
 
 RANKS = 2
 
@@ -77,11 +77,6 @@ def work(rank, model, folder):
     except Exception:
         found = traceback.format_exc()
     torch.save(found, folder / f"{rank}.pt")
-
-
-@pytest.fixture(scope="module")
-def fitted():
-    return pair(small_config())[1]
 
 
 @pytest.fixture(scope="module")

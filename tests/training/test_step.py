@@ -16,16 +16,6 @@ OPTIONS = StepOptions.of_rate(24_000, mel_exponents=(5, 6))
 TOP = 12.0
 
 
-@pytest.fixture(scope="module")
-def fitted():
-    return pair(small_config())[1]
-
-
-@pytest.fixture
-def model(fitted):
-    return copy.deepcopy(fitted)
-
-
 def stereo_model():
     """A small model that normalises, of two channels and group norms."""
     config = config_48khz(
