@@ -30,7 +30,7 @@ from transformers import EncodecConfig
 
 from encodec_fast.audio import read_audio
 from encodec_fast.formats.atomic import write_atomically
-from encodec_fast.frame_codec import embed_frame_codec
+from encodec_fast.frame_codec import embed_frame_codec, weight_norm_parts
 from encodec_fast.model import EncodecModel
 from encodec_fast.plan.weights import weights_sha256
 from encodec_fast.serving.request import use_backend
@@ -188,7 +188,7 @@ def seed_weights(model: nn.Module, generator: torch.Generator) -> None:
 
     for module in model.modules():
         if isinstance(module, nn.Conv1d | nn.ConvTranspose1d):
-            gain, direction = _weight_norm_parts(module)
+            gain, direction = weight_norm_parts(module)
             fan_in = module.in_channels * module.kernel_size[0]
             if isinstance(module, nn.ConvTranspose1d):
                 fan_in //= module.stride[0]
@@ -237,7 +237,7 @@ def _calibrated_modules(stack: nn.Module) -> list[nn.Module]:
 
 def _rescale(module: Any, factor: Tensor | float) -> None:
     """Multiplies the output of a convolution or group norm by factor, in place."""
-    gain, weight = (None, module.weight) if isinstance(module, nn.GroupNorm) else _weight_norm_parts(module)
+    gain, weight = (None, module.weight) if isinstance(module, nn.GroupNorm) else weight_norm_parts(module)
     (weight if gain is None else gain).mul_(factor)
     module.bias.mul_(factor)
 
@@ -299,13 +299,3 @@ def _draw_entries(residual: Tensor, size: int, generator: torch.Generator) -> Te
 def _nearest(vectors: Tensor, entries: Tensor) -> Tensor:
     """Returns the index of the nearest entry for each vector, int64 [frames]."""
     return (entries.square().sum(1) - 2 * vectors @ entries.T).argmin(1)
-
-
-def _weight_norm_parts(conv: Any) -> tuple[Tensor | None, Tensor]:
-    """Returns (g, v) of a weight-normed convolution, under torch's new or old names; (None, weight) of a plain one."""
-    if hasattr(conv, "parametrizations"):
-        parts = conv.parametrizations.weight
-        return parts.original0, parts.original1
-    if hasattr(conv, "weight_g"):
-        return conv.weight_g, conv.weight_v
-    return None, conv.weight

@@ -79,13 +79,13 @@ def _embed_encoder(encoder: Any, tensors: Mapping[str, Tensor]) -> None:
     first, *strided, units, last = _convolutions(encoder)
     _pass_on(encoder)
     held = _held(first.out_channels, 1)
-    weight = torch.zeros(_weight(first).shape)
+    weight = torch.zeros(_shape(first))
     weight[:, :, -1] = held.write
     _write(first, weight)
     for conv in strided:
         stride = conv.stride[0]
         before, held = held, _held(conv.out_channels, len(held.read) * stride)
-        weight = torch.zeros(_weight(conv).shape)
+        weight = torch.zeros(_shape(conv))
         for step, write in enumerate(held.write.chunk(stride, dim=1)):
             weight[:, :, stride + step] = write @ before.read
         _write(conv, weight)
@@ -105,11 +105,11 @@ def _embed_decoder(decoder: Any, tensors: Mapping[str, Tensor]) -> None:
     for conv in transposed:
         stride = conv.stride[0]
         before, held = held, _held(conv.out_channels, len(held.read) // stride)
-        weight = torch.zeros(_weight(conv).shape)
+        weight = torch.zeros(_shape(conv))
         for step, read in enumerate(before.read.chunk(stride)):
             weight[:, :, step] = (held.write @ read).T
         _write(conv, weight)
-    weight = torch.zeros(_weight(last).shape)
+    weight = torch.zeros(_shape(last))
     weight[:, :, -1] = held.read
     _write(last, weight)
 
@@ -125,7 +125,7 @@ def _pass_on(stack: Any) -> None:
         if hasattr(layer, "block"):
             for part in layer.block:
                 if hasattr(part, "conv"):
-                    _write(part.conv, torch.zeros(_weight(part.conv).shape))
+                    _write(part.conv, torch.zeros(_shape(part.conv)))
             conv = layer.shortcut.conv
             _write(conv, torch.eye(conv.out_channels)[..., None])
         elif hasattr(layer, "lstm"):
@@ -133,9 +133,18 @@ def _pass_on(stack: Any) -> None:
                 parameter.zero_()
 
 
-def _weight(conv: Any) -> Tensor:
-    """Returns the tensor that has the shape of the weight of a weight-normed convolution, under torch's new or old names."""
-    return conv.parametrizations.weight.original1 if hasattr(conv, "parametrizations") else conv.weight_v
+def weight_norm_parts(conv: Any) -> tuple[Tensor | None, Tensor]:
+    """Returns (g, v) of a weight-normed convolution, under torch's new or old names; (None, weight) of a plain one."""
+    if hasattr(conv, "parametrizations"):
+        parts = conv.parametrizations.weight
+        return parts.original0, parts.original1
+    if hasattr(conv, "weight_g"):
+        return conv.weight_g, conv.weight_v
+    return None, conv.weight
+
+
+def _shape(conv: Any) -> torch.Size:
+    return weight_norm_parts(conv)[1].shape
 
 
 def _write(conv: Any, weight: Tensor, bias: Tensor | None = None) -> None:
@@ -146,8 +155,8 @@ def _write(conv: Any, weight: Tensor, bias: Tensor | None = None) -> None:
     direction = weight.clone(memory_format=torch.contiguous_format)
     length = weight.flatten(1).norm(dim=1)
     direction.flatten(1)[length == 0, 0] = 1
-    gain = conv.parametrizations.weight.original0 if hasattr(conv, "parametrizations") else conv.weight_g
+    gain, own = weight_norm_parts(conv)
+    assert gain is not None and isinstance(conv.bias, nn.Parameter)
     gain.copy_(length.view_as(gain))
-    _weight(conv).copy_(direction)
-    assert isinstance(conv.bias, nn.Parameter)
+    own.copy_(direction)
     conv.bias.copy_(torch.zeros(conv.out_channels) if bias is None else bias)

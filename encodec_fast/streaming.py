@@ -23,6 +23,7 @@ from torch import Tensor
 
 from encodec_fast.model import EncodecModel, known_bandwidth
 from encodec_fast.plan import Network
+from encodec_fast.plan.geometry import whole_clips_only
 from encodec_fast.plan.weights import fingerprint
 from encodec_fast.sample_formats import float_samples
 from encodec_fast.serving.clips import levels_of
@@ -321,10 +322,7 @@ def _streamable(model: EncodecModel, part: str) -> PreparedCodec:
     reason: str | None = route.reason
     if route.prepared is not None:
         reason = route.prepared.not_streamable
-    if model.config.chunk_length is not None and reason is None:
-        reason = f"it encodes chunks of {model.config.chunk_length} samples, each by itself"
-    if model.config.normalize:
-        reason = "it scales every clip by the volume of the whole of it (normalize=True)"
+    reason = whole_clips_only(model.config) or reason
     if route.prepared is None or reason is not None:
         remedy = "Use encode_batch and decode_batch, which take clips of any length and run a chunked model's chunks as common batches."
         raise ValueError(f"model: this one can't stream: {reason}. {remedy}")

@@ -12,6 +12,7 @@ from encodec_fast.graphs.builder import GraphBuilder
 from encodec_fast.graphs.codec import decoder_graph, decoder_stream_graph, encoder_graph, encoder_stream_graph
 from encodec_fast.graphs.streams import Begins, first_frames, why_not_streamed
 from encodec_fast.plan import Plan
+from encodec_fast.plan.geometry import whole_clips_only
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,7 @@ def clip_files(model: hf.EncodecModel, plan: Plan, frames: int | None) -> dict[s
 
 def stream_files(model: hf.EncodecModel, plan: Plan, frames: int | None) -> dict[str, File]:
     """Returns the files of the pieces of streams by name.  Raises ValueError for a model that can't stream."""
-    reason = why_not_streamed(plan.encoder) or why_not_streamed(plan.decoder)
-    if model.config.normalize:
-        reason = "it scales every clip by the volume of the whole of it (normalize=True)"
-    elif model.config.chunk_length is not None:
-        reason = f"it encodes chunks of {model.config.chunk_length} samples, each by itself"
+    reason = whole_clips_only(model.config) or why_not_streamed(plan.encoder) or why_not_streamed(plan.decoder)
     if reason is not None:
         raise ValueError(f"stream: this model can't stream: {reason}. Export whole clips, without stream=True.")
     files = {}

@@ -28,6 +28,15 @@ def chunks_of(config: Any, num_samples: int) -> list[tuple[int, int]]:
     return [(min(chunk_length, num_samples - start), start) for start in range(0, num_samples, config.chunk_stride)]
 
 
+def whole_clips_only(config: Any) -> str | None:
+    """Returns why a model needs the whole of a clip at once, by its configuration, or None."""
+    if config.normalize:
+        return "it scales every clip by the volume of the whole of it (normalize=True)"
+    if config.chunk_length is not None:
+        return f"it encodes chunks of {config.chunk_length} samples, each by itself"
+    return None
+
+
 def reference_length(config: Any, num_samples: int) -> int:
     """Returns the longest length up to `num_samples` that HF itself can encode and decode.
 

@@ -89,22 +89,32 @@ def _read_conv(module: Any, name: str, activation: Activation) -> Conv:
     stride, dilation = conv.stride[0], conv.dilation[0]
     if module.pad_mode not in PAD_MODES:
         raise Unplannable(f"{name} pads with mode {module.pad_mode!r}")
-    total = (conv.kernel_size[0] - 1) * dilation + 1 - stride
-    if total < 0:
+    pad_left, pad_right = conv_padding(module)
+    if pad_left + pad_right < 0:
         raise Unplannable(f"{name} has a stride longer than its kernel")
-    pad_right = 0 if module.causal else total // 2
     return Conv(
         name=name,
         weight=_folded_weight(conv, name),
         bias=None if conv.bias is None else conv.bias.detach(),
         stride=stride,
         dilation=dilation,
-        pad_left=total - pad_right,
+        pad_left=pad_left,
         pad_right=pad_right,
         pad_mode=module.pad_mode,
         activation=activation,
         norm=_read_norm(module, name),
     )
+
+
+def conv_padding(module: Any) -> tuple[int, int]:
+    """Returns the steps of padding on both sides of an `EncodecConv1d`, without those that make the last stride whole.
+
+    Their sum is negative for a stride longer than the kernel.
+    """
+    conv = module.conv
+    total = (conv.kernel_size[0] - 1) * conv.dilation[0] + 1 - conv.stride[0]
+    right = 0 if module.causal else total // 2
+    return total - right, right
 
 
 def _read_upsample(module: Any, name: str, activation: Activation) -> Upsample:

@@ -100,7 +100,7 @@ def route_export(module: nn.Module, read: Callable[[nn.Module], Prepared]) -> Ro
     reason = torch_export.too_old()
     if reason is None and requested(module).backend == REFERENCE:
         reason = "asked for by name"
-    if reason is None and any(hasattr(part, "weight_g") for part in module.modules()):
+    if reason is None and any(weight_norm_hook(part) is not None for part in module.modules()):
         # of older transformers: it assigns the weights as attributes while it is traced
         reason = "its weight norm is torch's old one"
     reason = reason or _walk(module)[1]

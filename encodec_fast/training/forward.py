@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers.models.encodec import modeling_encodec as hf
 
+from encodec_fast.plan.reader import conv_padding
+
 # Up to so many, oneDNN's convolutions with channels last take two thirds of the time of those with channels first.
 _FEW_CHANNELS = 16
 
@@ -54,13 +56,12 @@ def _run(layer: Any, x: Tensor, activate: bool) -> Tensor:
 
 def _convolve(layer: Any, x: Tensor, activate: bool) -> Tensor:
     conv = layer.conv
-    kernel, stride, dilation = conv.kernel_size[0], conv.stride[0], conv.dilation[0]
-    total, length = (kernel - 1) * dilation + 1 - stride, x.shape[-1]
-    right = 0 if layer.causal else total // 2
-    left = total - right
+    stride, dilation, length = conv.stride[0], conv.dilation[0], x.shape[-1]
+    left, right = conv_padding(layer)
+    plain = layer.pad_mode != "reflect" or left + right < 0
     # what the last window lacks
     right += -length % stride
-    if layer.pad_mode != "reflect" or length <= max(left, right) or total < 0:
+    if plain or length <= max(left, right):
         return layer(F.elu(x) if activate else x)
     if activate or left or right:
         x = _Padded.apply(x, left, right, activate)
