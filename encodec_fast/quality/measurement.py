@@ -114,7 +114,7 @@ class QualityReport:
         rows = self.table()
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         table = ["  ".join(text.rjust(width) for text, width in zip(row, widths)) for row in rows]
-        notes = [part for line in self.notes() for part in textwrap.wrap(line, WIDTH, subsequent_indent="  ")]
+        notes = [part for line in self.notes() for part in textwrap.wrap(line, WIDTH, subsequent_indent="  ", break_on_hyphens=False)]
         return "\n".join([self.model, "", *table, "", *notes])
 
     def to_json(self) -> dict[str, Any]:
