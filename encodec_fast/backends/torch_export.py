@@ -101,15 +101,17 @@ def _run_stage(stage: Stage, x: Tensor, sizes: Sequence[Size]) -> Tensor:
 
 
 def _convolved(conv: Conv, x: Tensor) -> Tensor:
-    row = _padded(conv, _activated(conv.activation, x))
+    row = _padded(conv, activated(conv.activation, x))
     return _normed(conv.norm, F.conv1d(row, conv.weight, conv.bias, conv.stride, 0, conv.dilation))
 
 
-def _activated(activation: Activation, x: Tensor) -> Tensor:
+def activated(activation: Activation, x: Tensor) -> Tensor:
     if activation == Activation.NONE:
         return x
     assert activation == Activation.ELU, activation
-    return F.elu(x)
+    # expm1 as tanh(m / 2) (exp(m) + 1): of an ELU, ONNX and its runtimes make exp(m) - 1, which loses the digits of a small m
+    negative = x.clamp(max=0)
+    return torch.maximum(x, torch.tanh(negative / 2) * (negative.exp() + 1))
 
 
 def _padded(conv: Conv, x: Tensor) -> Tensor:
@@ -149,7 +151,7 @@ def _mean(x: Tensor) -> Tensor:
 
 
 def _upsampled(up: Upsample, x: Tensor) -> Tensor:
-    y = _normed(up.norm, F.conv_transpose1d(_activated(up.activation, x), up.weight, up.bias, up.stride))
+    y = _normed(up.norm, F.conv_transpose1d(activated(up.activation, x), up.weight, up.bias, up.stride))
     if not up.trim_left and not up.trim_right:
         return y
     return in_order(y[..., up.trim_left : y.shape[2] - up.trim_right])

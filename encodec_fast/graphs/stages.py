@@ -84,11 +84,18 @@ class ClipWriter:
 
 
 def activated(graph: GraphBuilder, activation: Activation, x: str) -> str:
-    """Writes an activation."""
+    """Writes an activation.
+
+    ELU is max(x, expm1(min(x, 0))) with expm1(m) = tanh(m / 2) (exp(m) + 1). Runtimes compute the operator `Elu` with exp(m) - 1,
+    which loses all digits of a small m: the error in near silence was 100 times that of transformers.
+    """
     if activation == Activation.NONE:
         return x
     assert activation == Activation.ELU, activation
-    return graph.add("Elu", x, alpha=1.0)
+    one, half, zero = (graph.constant(value, np.float32) for value in (1.0, 0.5, 0.0))
+    negative = graph.add("Min", x, zero)
+    expm1 = graph.add("Mul", graph.add("Tanh", graph.add("Mul", negative, half)), graph.add("Add", graph.add("Exp", negative), one))
+    return graph.add("Max", x, expm1)
 
 
 def missing_steps(graph: GraphBuilder, conv: Conv, length: str) -> str:

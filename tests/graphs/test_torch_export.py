@@ -13,6 +13,7 @@ from torch.export import Dim
 
 from encodec_fast import exportable
 from encodec_fast.backends import torch_export
+from encodec_fast.kernels.modes import Activation
 from encodec_fast.plan.geometry import encoded_length
 from encodec_fast.serving import request
 from encodec_fast.verify import Errors, Reference, VerifyReport, code_flips
@@ -129,6 +130,22 @@ def test_dynamo_s_onnx_of_every_length_has_the_codes_and_audio_of_transformers(p
     report = compare(reference, encode, lambda *coded: decode(*coded)[0])
     print(report)
     assert report.passed
+
+
+def test_dynamo_s_onnx_keeps_the_digits_of_small_values_in_an_elu():
+    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    x = torch.cat([torch.randn(1000, generator=torch.manual_seed(0)) * scale for scale in (1e-9, 1e-6, 1e-3, 1, 30)])
+    model = torch.onnx.export(Activates(), (x,), dynamo=True, verbose=False).model_proto
+    opened = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    y = torch.from_numpy(opened.run(None, {opened.get_inputs()[0].name: x.numpy()})[0])
+    # 8 units: a few of each of its operations
+    assert torch.allclose(y.double(), nn.functional.elu(x.double()), rtol=8 * 2**-23, atol=0)
+
+
+class Activates(nn.Module):
+    def forward(self, x):
+        return torch_export.activated(Activation.ELU, x)
 
 
 class Encodes(nn.Module):
