@@ -12,7 +12,6 @@ Legend: B batch, C channels, T steps at the stage's own rate, F codec frames. K 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -63,9 +62,8 @@ def normalize(audio: Tensor) -> tuple[Tensor, Tensor]:
 
 def run_network(network: Network, x: Tensor) -> Tensor:
     """Returns the output [B, C_out, T_out] of all stages for x [B, C, T]."""
-    sizes = (x.shape[0], x.shape[2])
     for stage in network.stages:
-        x = _run_stage(stage, x, sizes)
+        x = _run_stage(stage, x)
     return x
 
 
@@ -89,7 +87,7 @@ def look_up(quantizer: Quantizer, codes: Tensor) -> Tensor:
     return in_order(entries.sum(0).transpose(1, 2))
 
 
-def _run_stage(stage: Stage, x: Tensor, sizes: Sequence[Size]) -> Tensor:
+def _run_stage(stage: Stage, x: Tensor) -> Tensor:
     if isinstance(stage, Conv):
         return _convolved(stage, x)
     if isinstance(stage, ResidualBlock):
@@ -97,7 +95,7 @@ def _run_stage(stage: Stage, x: Tensor, sizes: Sequence[Size]) -> Tensor:
         return inner + (x if stage.shortcut is None else _convolved(stage.shortcut, x))
     if isinstance(stage, Upsample):
         return _upsampled(stage, x)
-    return _with_lstm(stage, x, sizes)
+    return _with_lstm(stage, x)
 
 
 def _convolved(conv: Conv, x: Tensor) -> Tensor:
@@ -157,25 +155,32 @@ def _upsampled(up: Upsample, x: Tensor) -> Tensor:
     return in_order(y[..., up.trim_left : y.shape[2] - up.trim_right])
 
 
-def _with_lstm(lstm: LSTM, x: Tensor, sizes: Sequence[Size]) -> Tensor:
+def _with_lstm(lstm: LSTM, x: Tensor) -> Tensor:
     y = x
     for layer in lstm.layers:
-        y = _lstm(layer, y, sizes)
+        y = _lstm(layer, y)
     return x + y
 
 
-def _lstm(layer: LSTMLayer, x: Tensor, sizes: Sequence[Size]) -> Tensor:
-    """Returns the outputs [B, H, T] of one layer over x [B, H, T], from a state of zeros.
-
-    sizes: of the network's input. Inductor makes the loop's buffer of the symbols that the loop is given, and T is made of these.
-    """
+def _lstm(layer: LSTMLayer, x: Tensor) -> Tensor:
+    """Returns the outputs [B, H, T] of one layer over x [B, H, T], from a state of zeros."""
     from torch._higher_order_ops.scan import scan_op
 
     # the part of the input, of all steps in one product
     gates = F.conv1d(x, layer.w_ih[..., None], layer.b_ih + layer.b_hh).permute(2, 0, 1)
     start = x.new_zeros(x.shape[0], x.shape[1]), x.new_zeros(x.shape[0], x.shape[1])
-    *_, hidden = scan_op(_lstm_step, list(start), [gates], (layer.w_hh, *sizes))
+    *_, hidden = scan_op(_lstm_step, list(start), [gates], (layer.w_hh, *_symbols(x.shape[0], x.shape[2])))
     return in_order(hidden.permute(1, 2, 0))
+
+
+def _symbols(*sizes: Size) -> list[torch.SymInt]:
+    """Returns the symbols that sizes are made of. Inductor makes a loop's buffer of what the loop is given, and T is their quotient."""
+    symbols = {}
+    for size in sizes:
+        if isinstance(size, torch.SymInt):
+            shapes = size.node.shape_env
+            symbols.update({each: shapes.create_symintnode(each, hint=None) for each in size.node.expr.free_symbols})
+    return [symbols[each] for each in sorted(symbols, key=str)]
 
 
 def _lstm_step(hidden: Tensor, cell: Tensor, gates: Tensor, weight: Tensor, *_: Size) -> list[Tensor]:

@@ -7,7 +7,6 @@ import shutil
 
 import pytest
 import torch
-import torch._inductor.exc
 from torch import nn
 from torch.export import Dim
 
@@ -177,16 +176,17 @@ def test_a_forward_of_the_drop_in_class_is_exported_for_every_length(models):
     assert set(program.state_dict) == set(ours.state_dict())
     forward = program.module()
 
-    def encode(audio):
-        output = forward(audio)
-        assert output.audio_values.shape == audio.shape
-        expected = reference.decode(output.audio_codes, [None]).audio_values
-        assert torch.allclose(output.audio_values, expected[..., : audio.shape[-1]], atol=1e-5)
-        return (output.audio_codes[0],)
-
-    report = compare(reference, encode, reference._decode_frame)
+    report = compare(reference, lambda audio: encoded_as(reference, forward(audio), audio), reference._decode_frame)
     print(report)
     assert report.passed and report.codes > 1000
+
+
+def encoded_as(reference, output, audio):
+    """Returns the codes of what `forward` gave for audio, whose sound must be that of its codes."""
+    assert output.audio_values.shape == audio.shape
+    expected = reference.decode(output.audio_codes, [None]).audio_values
+    assert torch.allclose(output.audio_values, expected[..., : audio.shape[-1]], atol=1e-5)
+    return (output.audio_codes[0],)
 
 
 def test_transformers_own_class_can_not_be_exported(models, caplog):
@@ -216,24 +216,17 @@ def smallest():
     return pair(small_config(num_filters=2, upsampling_ratios=[2], num_lstm_layers=1, target_bandwidths=[9.61], use_conv_shortcut=False))
 
 
-def test_an_encoder_s_aotinductor_package_has_the_codes_of_transformers(smallest, tmp_path):
-    """Its C++ compiler takes most of the 15 seconds, hence no decoder, which has nothing that the encoder lacks but an upsampling."""
+def test_an_aotinductor_package_of_the_drop_in_class_has_the_codes_and_audio_of_transformers(smallest, tmp_path):
+    """Its C++ compiler takes most of the time, hence no packages of encoder and decoder, which have nothing that this lacks."""
     if shutil.which("g++") is None and "CXX" not in os.environ:
         pytest.skip("needs a C++ compiler")
     reference, ours = smallest
-    program = exported(exportable(ours).encoder, audio_like(EXAMPLE[0], 1, EXAMPLE[1], 0), axes=({0: ANY, 2: ANY},))
-    path = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "encoder.pt2"), inductor_configs=QUICKLY)
-    encode = torch._inductor.aoti_load_package(path)
-    report = compare(reference, lambda audio: parts(encode(audio)), reference._decode_frame)
+    program = exported(ours, audio_like(EXAMPLE[0], 1, EXAMPLE[1], 0), axes={"input_values": {0: ANY, 2: ANY}})
+    path = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "model.pt2"), inductor_configs=QUICKLY)
+    forward = torch._inductor.aoti_load_package(path)
+    report = compare(reference, lambda audio: encoded_as(reference, forward(audio), audio), reference._decode_frame)
     print(report)
     assert report.passed and report.codes > 1000
-
-
-# No report of it was found at pytorch. Its `decompose_scan_to_while_loop` makes the loop's buffer of the symbols that the loop takes.
-@pytest.mark.xfail(raises=torch._inductor.exc.InductorError, reason="inductor misses the symbol of the audio's length: KeyError")
-def test_aotinductor_takes_a_forward_of_the_drop_in_class(smallest, tmp_path):
-    program = exported(smallest[1], audio_like(EXAMPLE[0], 1, EXAMPLE[1], 0), axes={"input_values": {0: ANY, 2: ANY}})
-    torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "model.pt2"), inductor_configs=QUICKLY)
 
 
 def test_an_old_torch_a_foreign_module_and_an_unknown_bandwidth_are_named(models, monkeypatch):
