@@ -27,6 +27,13 @@ COMPARE = {"eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equa
 UNORDERED = {name + "u": name for name in COMPARE}
 
 
+# Rows and columns of the matrices of m16n8k16 that a lane's registers hold: [lane, register, half], of the sums [lane, register]
+_LANE, _REGISTER, _HALF = np.ogrid[:WARP, :4, :2]
+LEFT = _LANE // 4 + _REGISTER % 2 * 8, _LANE % 4 * 2 + _REGISTER // 2 * 8 + _HALF
+RIGHT = _LANE % 4 * 2 + _REGISTER[:, :2] * 8 + _HALF, _LANE // 4
+SUMS = (_LANE // 4 + _REGISTER // 2 * 8)[..., 0], (_LANE % 4 * 2 + _REGISTER % 2)[..., 0]
+
+
 class Memory:
     """Tensors, each behind an address of its own that leaves room for none to run into the next."""
 
@@ -113,18 +120,22 @@ class EmulatedBlock:
             return struct.unpack("<i", struct.pack("<I", int(name[2:], 16)))[0]
         return int(name.rstrip("U"), 0)
 
+    def _of_all(self, value):
+        # what already has a number for each thread is most of what comes, and numpy takes its time to see it
+        return value if getattr(value, "shape", None) == self.everyone.shape else np.broadcast_to(value, self.everyone.shape)
+
     def _wide(self, name):
-        return np.broadcast_to(np.asarray(self._value(name), np.int64), (self.threads,))
+        return self._of_all(np.asarray(self._value(name), np.int64))
 
     def _float(self, name):
         return self._wide(name).astype(np.int32).view(np.float32)
 
     def _guard(self, one):
-        guard = np.broadcast_to(self._value(one.guard), (self.threads,))
+        guard = self._of_all(self._value(one.guard))
         return ~guard if one.unless else guard
 
     def _assign(self, name, value, mask):
-        value = np.broadcast_to(value, (self.threads,))
+        value = self._of_all(value)
         kind = bool if value.dtype == bool else np.int64
         if mask is self.everyone:
             self.values[name] = value.astype(kind, copy=False)
@@ -219,19 +230,12 @@ class EmulatedBlock:
         assert one.opcode == "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32" and mask.all(), one.opcode
         a, b = self._halves(one.sources[:4]), self._halves(one.sources[4:6])
         c = np.stack([self._float(name) for name in one.sources[6:]], 1).reshape(-1, WARP, 4)
-        lane = np.arange(WARP)
-        row, k = lane // 4, lane % 4 * 2
         left, right = np.zeros((len(c), 16, 16)), np.zeros((len(c), 16, 8))
-        for register in range(4):
-            for half in range(2):
-                left[:, row + register % 2 * 8, k + register // 2 * 8 + half] = a[:, :, register, half]
-        for register in range(2):
-            for half in range(2):
-                right[:, k + register * 8 + half, row] = b[:, :, register, half]
-        product = left @ right
+        left[(slice(None), *LEFT)] = a
+        right[(slice(None), *RIGHT)] = b
+        sums = ((left @ right)[(slice(None), *SUMS)] + c).astype(np.float32).reshape(self.threads, 4).view(np.int32)
         for register, name in enumerate(one.dests):
-            sums = product[:, row + register // 2 * 8, k + register % 2] + c[:, :, register]
-            self._assign(name, sums.astype(np.float32).reshape(-1).view(np.int32), mask)
+            self._assign(name, sums[:, register], mask)
 
     def _halves(self, names):
         """[warps, 32, registers, 2] float64."""
