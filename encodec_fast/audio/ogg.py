@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass, field
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from encodec_fast.audio.mpeg import parse_header
 from encodec_fast.audio.tags import is_beginning, read_at
@@ -21,13 +21,22 @@ class OggError(ValueError):
     """Pages that are damaged or missing; the message is a sentence without its full stop."""
 
 
+class Link(NamedTuple):
+    """A link of the chain: (start, end) in bytes, and where in it the pages begin that say that their stream ends, before it does."""
+
+    start: int
+    end: int
+    early_ends: tuple[int, ...] = ()
+
+
 @dataclass
 class _Stream:
     """State of one serial number's stream after the pages so far."""
 
     number: int
     granule: int = 0
-    ended: bool = False
+    # where the page begins that says that it ends
+    end: int | None = None
     # whether the last packet continues on the next page
     open: bool = False
 
@@ -38,14 +47,21 @@ class _Link:
     streams: dict[int, _Stream] = field(default_factory=dict)
     # whether a page other than a stream's first has come
     begun: bool = False
+    early_ends: list[int] = field(default_factory=list)
+
+    def until(self, end: int) -> Link:
+        """Returns the link that ends there.  Raises OggError if a stream in it doesn't end."""
+        if any(stream.end is None for stream in self.streams.values()):
+            raise OggError("the file is cut short: the last page of a stream doesn't say that it ends there")
+        return Link(self.start, end, tuple(self.early_ends))
 
 
-def links(file: BinaryIO, end: int) -> list[tuple[int, int]]:
-    """Returns (start, end) in bytes of each link chained in the file; one if nothing is chained.
+def links(file: BinaryIO, end: int) -> list[Link]:
+    """Returns each link chained in the file; one if nothing is chained.
 
     Checks each page's checksum and number.  Raises OggError if a page is damaged or missing, or a stream doesn't end.
     """
-    found: list[tuple[int, int]] = []
+    found: list[Link] = []
     link: _Link | None = None
     data, base, at = b"", 0, 0
     while at < end:
@@ -54,7 +70,7 @@ def links(file: BinaryIO, end: int) -> list[tuple[int, int]]:
             base, data = at, file.read(min(_CHUNK, end - at))
         size = _page(data, at - base, at, end)
         if size is None:
-            if link is not None and all(stream.ended for stream in link.streams.values()) and not _comes(file, at, end):
+            if link is not None and all(stream.end is not None for stream in link.streams.values()) and not _comes(file, at, end):
                 head = read_at(file, at, 8)
                 if is_beginning(head) or head[:3] == b"ID3" or parse_header(head) is not None:
                     raise OggError(f"another file begins at byte {at}: the file is made of several; split them, or convert them to one")
@@ -64,8 +80,7 @@ def links(file: BinaryIO, end: int) -> list[tuple[int, int]]:
         header = data[at - base : at - base + 27]
         if header[5] & _FIRST and (link is None or link.begun):
             if link is not None:
-                found.append((link.start, at))
-                _check_ended(link)
+                found.append(link.until(at))
             link = _Link(at)
         if link is None:
             raise OggError("the file is cut short: its first page is not the beginning of a stream")
@@ -73,8 +88,22 @@ def links(file: BinaryIO, end: int) -> list[tuple[int, int]]:
         at += size
     if link is None:
         raise OggError("no Ogg page is found in it")
-    _check_ended(link)
-    return [*found, (link.start, end)]
+    return [*found, link.until(end)]
+
+
+def parts(file: BinaryIO, link: Link) -> list[tuple[int, int] | bytes]:
+    """Returns the link as parts for `Spans`, without its early ends, at which decoders stop."""
+    found: list[tuple[int, int] | bytes] = []
+    at = link.start
+    for early in link.early_ends:
+        file.seek(early)
+        page = bytearray(file.read(_LONGEST_PAGE))
+        size = 27 + page[26] + sum(page[27 : 27 + page[26]])
+        page[5] &= ~_LAST
+        page[22:26] = _checksum(bytes(page[:size]))
+        found += [(at, early - at), bytes(page[:27])]
+        at = early + 27
+    return [*found, (at, link.end - at)]
 
 
 def last_serial(file: BinaryIO, end: int) -> tuple[int, int]:
@@ -96,11 +125,15 @@ def _page(data: bytes, at: int, offset: int, end: int) -> int | None:
     size = 27 + len(segments) + sum(segments)
     if at + 27 > len(data) or len(segments) < data[at + 26] or offset + size > end:
         raise OggError(f"the file is cut short: its last page, at byte {offset}, is not whole")
-    page = data[at : at + 22] + bytes(4) + data[at + 26 : at + size]
-    checksum = zlib.crc32(page.translate(_REVERSED), 0xFFFFFFFF) ^ 0xFFFFFFFF
-    if data[at + 22 : at + 26] != checksum.to_bytes(4, "big").translate(_REVERSED):
+    if data[at + 22 : at + 26] != _checksum(data[at : at + size]):
         raise OggError(f"the file is damaged: the checksum of the page at byte {offset} is wrong")
     return size
+
+
+def _checksum(page: bytes) -> bytes:
+    """Returns the checksum that belongs into a page."""
+    checksum = zlib.crc32((page[:22] + bytes(4) + page[26:]).translate(_REVERSED), 0xFFFFFFFF) ^ 0xFFFFFFFF
+    return checksum.to_bytes(4, "big").translate(_REVERSED)
 
 
 def _add(link: _Link, header: bytes, is_open: bool, offset: int) -> None:
@@ -116,14 +149,13 @@ def _add(link: _Link, header: bytes, is_open: bool, offset: int) -> None:
         # after the headers, a recording of a running stream may continue with any number
         if number != (stream.number + 1) & 0xFFFFFFFF and (stream.granule > 0 or stream.open):
             raise OggError(f"the file is damaged: pages are missing before byte {offset}")
+        if stream.end is not None:
+            link.early_ends.append(stream.end)
+            stream.end = None
         stream.number, stream.open = number, is_open
         stream.granule = max(stream.granule, granule)
-    link.streams[serial].ended |= bool(header[5] & _LAST)
-
-
-def _check_ended(link: _Link) -> None:
-    if not all(stream.ended for stream in link.streams.values()):
-        raise OggError("the file is cut short: the last page of a stream doesn't say that it ends there")
+    if header[5] & _LAST:
+        link.streams[serial].end = offset
 
 
 def _comes(file: BinaryIO, at: int, end: int) -> bool:

@@ -78,7 +78,7 @@ def _behind_junk(file: BinaryIO, size: int, stack: ExitStack) -> Any:
     return _open(_buffered(Spans(file, [(first, size - first)])), stack)
 
 
-def check_ogg(name: str, file: BinaryIO) -> list[tuple[int, int]]:
+def check_ogg(name: str, file: BinaryIO) -> list[ogg.Link]:
     """Returns `ogg.links` of the file, or none if it is no Ogg.  Raises AudioError."""
     with undisturbed(file):
         file.seek(0)
@@ -247,21 +247,22 @@ class _OggFile(_SoundFile):
     def _blocks(self, first: int, frames: int | None, block_frames: int | None) -> Iterator[np.ndarray]:
         self._bring_here()
         links = check_ogg(self.name, self._file)
-        sounds = [(self._sound, self._sound.frames)] if len(links) == 1 else self._sounds(links)
+        whole = len(links) == 1 and not links[0].early_ends
+        sounds = [(self._sound, self._sound.frames)] if whole else self._sounds(links)
         yield from self._read(sounds, first, frames, block_frames)
 
-    def _sounds(self, links: list[tuple[int, int]]) -> list[tuple[Any, int]]:
+    def _sounds(self, links: list[ogg.Link]) -> list[tuple[Any, int]]:
         sounds: list[tuple[Any, int]] = []
-        for start, end in links:
+        for link in links:
             try:
-                sound = _open(_buffered(Spans(self._file, [(start, end - start)])), self._stack)
+                sound = _open(_buffered(Spans(self._file, ogg.parts(self._file, link))), self._stack)
             except UnreadableError as error:
-                raise AudioError(self.name, f"the stream chained in it at byte {start} can't be read ({error}).") from error
+                raise AudioError(self.name, f"the stream chained in it at byte {link.start} can't be read ({error}).") from error
             kind, wanted = ((each.subtype, each.samplerate, each.channels) for each in (sound, self._sound))
             if kind != wanted:
                 raise AudioError(
                     self.name,
-                    f"the format changes at byte {start} from {_format(wanted)} to {_format(kind)}: the file is made of several; "
+                    f"the format changes at byte {link.start} from {_format(wanted)} to {_format(kind)}: the file is made of several; "
                     "convert each of them, or all to one format, first.",
                 )
             sounds.append((sound, sound.frames))

@@ -301,6 +301,32 @@ def test_an_ogg_with_a_flipped_bit_a_missing_page_or_no_end_is_an_error(tmp_path
             read(joined(tmp_path / "a.ogg", damaged))
 
 
+@pytest.mark.parametrize("name", ["vorbis", "opus", "flac in ogg"])
+def test_an_ogg_whose_pages_say_early_that_it_ends_is_read_to_its_end(tmp_path, made, name):
+    content = made(name).read_bytes()
+    path = tmp_path / made(name).name
+    *starts, end = pages(content)
+    said = bytearray(content)
+    for first, behind in zip(starts[2:], [*starts[3:], end]):
+        said[first + 5] |= 4
+        said[first + 22 : first + 26] = bytes(4)
+        said[first + 22 : first + 26] = ogg_checksum(said[first:behind]).to_bytes(4, "little")
+    assert bytes(said) != content
+    path.write_bytes(said)
+    assert np.array_equal(read(path), read(made(name)))
+    assert np.array_equal(read(path, start=2.0, duration=1.5), read(made(name), start=2.0, duration=1.5))
+
+
+def ogg_checksum(page):
+    """The checksum of RFC 3533, bit by bit."""
+    checksum = 0
+    for byte in page:
+        checksum ^= byte << 24
+        for _ in range(8):
+            checksum = (checksum << 1 ^ (0x04C11DB7 if checksum & 0x80000000 else 0)) & 0xFFFFFFFF
+    return checksum
+
+
 @pytest.mark.parametrize("suffix, options", [("m4a", []), ("webm", ["-c:a", "libopus"]), ("mka", ["-c:a", "aac"]), ("avi", [])])
 def test_what_ffmpeg_reads_is_not_read_when_it_is_cut_short(tmp_path, suffix, options):
     path = encoded(tmp_path / f"a.{suffix}", lively(3), RATE, *options)
