@@ -37,7 +37,7 @@ ARG RUNTIME_PACKAGES="ffmpeg"
 RUN apt-get update && apt-get install -y --no-install-recommends $RUNTIME_PACKAGES && rm -rf /var/lib/apt/lists/*
 COPY --from=build /opt/venv /opt/venv
 # Models are kept in /cache. All may write there, for `docker run -u` names a user that the image doesn't know.
-ENV PATH=/opt/venv/bin:$PATH HOME=/cache HF_HOME=/cache/huggingface ENCODEC_FAST_CACHE=/cache/encodec_fast
+ENV PATH=/opt/venv/bin:$PATH HOME=/cache HF_HOME=/cache/huggingface
 RUN useradd --system --no-create-home --home-dir /cache encodec && mkdir /cache /data && chmod 1777 /cache /data
 USER encodec
 WORKDIR /data

@@ -28,7 +28,7 @@ class ModelNotFound(ValueError):
 def load_model(name_or_path: str | os.PathLike[str], device: str | torch.device = "cpu") -> EncodecModel:
     """Loads the model in eval mode on the device. Its `name_or_path` is its id: the name, or the full path.
 
-    name_or_path: `demo` or `demo-48khz` (built in; the second is untrained), or a folder made by `save_pretrained`.
+    name_or_path: `demo` or `demo-48khz` (built in), or a folder made by `save_pretrained`.
     It may also be a name on the Hugging Face hub, such as facebook/encodec_24khz.
     Or a checkpoint file of facebookresearch/encodec, audiocraft or encodec-pytorch; it is read as data and never runs code.
     device: any name that torch knows, or "auto" for the GPU if there is one.

@@ -1,11 +1,8 @@
 """Stops the run where kernels/ would shadow Hugging Face's package of that name; lets Ctrl-C and hangups through; hypothesis profiles."""
 
-import getpass
 import importlib.util
-import os
 import signal
 import sys
-import tempfile
 from pathlib import Path
 
 from hypothesis import settings
@@ -26,8 +23,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-# The built-in models are made once for all processes of all runs, and never in the user's own cache.
-os.environ.setdefault("ENCODEC_FAST_CACHE", str(Path(tempfile.gettempdir()) / f"encodec_fast-tests-{getpass.getuser()}"))
+# Drawn models are a tool of the benchmarks; last, for its other names are common words.
+sys.path.append(str(_KERNELS.parent / "bench"))
 
 # Files of minutes, the longest first: begun last, they would keep one process waiting for the other.
 SLOW = (

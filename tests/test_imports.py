@@ -25,7 +25,6 @@ _LAYERS = [
         "sample_formats",
         "signals",
         "transformers_versions",
-        "user_cache",
         "wording",
     },
     {"plan"},
@@ -55,7 +54,6 @@ _LEAVES = {
     "formats",
     "patterns",
     "sample_formats",
-    "user_cache",
 }
 # Tools that only look at codes need not load torch.
 _TORCH_FREE = {"audio", "errors", "processes", "corpus", "formats", "forks", "pages"}

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import EncodecConfig
 from transformers import EncodecModel as Stock
 
+from bench_lib.drawn import drawn_model
 from encodec_fast import EncodecModel, demo
 from encodec_fast.backends.triton_backend import TritonBackend
 from encodec_fast.plan import Plan
@@ -81,7 +82,7 @@ class Setting:
         stock = Stock(config).eval()
         if not path.exists():
             pieces, length = (24, config.sampling_rate) if not self.toy else (8, 480)
-            drawn = demo.drawn_model(config, signals(config, pieces, length, self.device))
+            drawn = drawn_model(config, signals(config, pieces, length, self.device))
             partial = path.with_suffix(".partial")
             torch.save(drawn.state_dict(), partial)
             partial.replace(path)

@@ -31,6 +31,7 @@ from transformers import EncodecModel
 from bench_lib import results
 from bench_lib.cases import stock_model
 from bench_lib.contenders import CONTENDERS
+from bench_lib.drawn import drawn_model
 from bench_lib.machine import environment
 from bench_lib.margins import Tally, Truth
 from bench_lib.results import Row
@@ -220,7 +221,7 @@ def interpreted_rows() -> Iterator[Row]:
 
     config = EncodecConfig(**TOY)
     model = EncodecModel(config).eval()
-    model.load_state_dict(demo.drawn_model(config, signals(config, 8, 480, torch.device("cpu"))).state_dict())
+    model.load_state_dict(drawn_model(config, signals(config, 8, 480, torch.device("cpu"))).state_dict())
     plan, clips = read_plan(model), 0.1 * torch.randn(2, 1, 240)
     levels = 2
     codec = Codec(plan, "parity")

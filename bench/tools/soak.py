@@ -20,13 +20,13 @@ from transformers import EncodecConfig
 # bench/, which holds bench_lib
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from bench_lib.drawn import drawn_model
 from bench_lib.resident import resident_bytes
 from encodec_fast.corpus.sources import find_tasks
 from encodec_fast.dataset.encoding import dataset_info
 from encodec_fast.dataset.ledger import Ledger
 from encodec_fast.dataset.options import TokenizeOptions
 from encodec_fast.dataset.run import Run, Summary, identity, plan
-from encodec_fast.demo import drawn_model
 from encodec_fast.plan.weights import weights_sha256
 
 SMALL = dict(sampling_rate=2400, num_filters=4, upsampling_ratios=[4, 2], hidden_size=8, codebook_size=16, target_bandwidths=[2.4])

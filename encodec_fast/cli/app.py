@@ -47,7 +47,7 @@ ModelOption = Annotated[
         "--model",
         "-m",
         metavar="NAME",
-        help="Hugging Face name, local folder, original checkpoint, or built in: demo, demo-48khz (untrained).",
+        help="Hugging Face name, local folder, original checkpoint, or built in: demo, demo-48khz.",
         rich_help_panel=MODEL,
     ),
 ]

@@ -29,8 +29,8 @@ def demo(
 ) -> int:
     """Tokenize the bundled clips with the built-in models, decode them, and compare with Hugging Face transformers.
 
-    Speech runs through the 24 kHz architecture and music through the 48 kHz stereo one, at 6 kbps. The 24 kHz weights are
-    a small stand-in for the official ones: listen to the speech. The 48 kHz ones are untrained, and their music is noise.
+    Speech runs through the 24 kHz architecture and music through the 48 kHz stereo one, at 6 kbps. Their weights are a
+    small stand-in for the official ones: speech can be understood, and music is muffled and noisy.
     """
     from encodec_fast.audio import wav_targets
     from encodec_fast.corpus.sources import find_tasks
@@ -115,7 +115,7 @@ def demo_column(
     assert embeddings is not None and waveform is not None
     return {
         "clips": f"{encoded.clips} {kind}, {encoded.seconds:.1f} s",
-        "model": f"{rate // 1000} kHz {'stereo, untrained' if channels == 2 else 'mono, a stand-in'}",
+        "model": f"{rate // 1000} kHz {'stereo' if channels == 2 else 'mono'}, a stand-in",
         "tokenize": f"{encoded.times_real_time:.1f} x real time",
         "decode": f"{decoded.times_real_time:.1f} x real time",
         **{

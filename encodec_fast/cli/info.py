@@ -46,7 +46,6 @@ def _lines() -> Iterator[tuple[str, str]]:
     from encodec_fast.audio.ffmpeg import ffmpeg_program
     from encodec_fast.backends.registry import backend_report, get_backend
     from encodec_fast.serving.request import ENVIRONMENT_VARIABLE
-    from encodec_fast.user_cache import cache_folder
 
     yield "encodec_fast", f"{encodec_fast.__version__}, in {Path(__file__).parents[1]}"
     yield "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"
@@ -68,7 +67,6 @@ def _lines() -> Iterator[tuple[str, str]]:
     yield "ffmpeg", _ffmpeg(ffmpeg_program())
     for package, purpose in EXTRAS.items():
         yield f"extra {package}", f"{_version(package) or 'not installed'} ({purpose})"
-    yield "cache", str(cache_folder())
     yield "models from the hub", constants.HF_HUB_CACHE
     offline = [name for name in _OFFLINE if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")]
     yield "offline", f"yes, by {' and '.join(offline)}" if offline else "no"

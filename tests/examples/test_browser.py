@@ -2,11 +2,13 @@
 
 import base64
 import functools
+import getpass
 import io
 import os
 import re
 import runpy
 import shutil
+import tempfile
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -44,9 +46,9 @@ def skip_for(missing):
 
 @pytest.fixture(scope="module")
 def node_modules():
-    """The folder with what the example's package.json asks for, kept beside the tests' built-in models."""
+    """The folder with what the example's package.json asks for, kept between runs."""
     version = re.search(r'"onnxruntime-web": "([\d.]+)"', (EXAMPLE / "package.json").read_text()).group(1)
-    folder = Path(os.environ["ENCODEC_FAST_CACHE"]) / "npm" / f"onnxruntime-web-{version}"
+    folder = Path(tempfile.gettempdir()) / f"encodec_fast-tests-{getpass.getuser()}" / f"onnxruntime-web-{version}"
     if not folder.exists():
         if shutil.which("npm") is None:
             skip_for("npm, which Node.js brings,")

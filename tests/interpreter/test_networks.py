@@ -10,11 +10,11 @@ from torch._dynamo.utils import counters
 from transformers import EncodecConfig
 from transformers import EncodecModel as Reference
 
+from bench_lib.drawn import fit_codebooks
 from encodec_fast import EncodecModel, explain, use_backend, use_precision
 from encodec_fast.audio import read_audio
 from encodec_fast.backends.triton_backend import TritonBackend
 from encodec_fast.backends.triton_layers import LibraryLSTMLayer
-from encodec_fast.demo import fit_codebooks
 from encodec_fast.kernels.modes import Activation
 from encodec_fast.plan import Conv
 from encodec_fast.plan.reader import PAD_MODES, read_plan

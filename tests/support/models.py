@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import EncodecConfig
 
 import encodec_fast
+from bench_lib.drawn import fit_levels
 from encodec_fast import verify
-from encodec_fast.demo import fit_levels
 from encodec_fast.plan import geometry
 
 # Against a float64 run ours may err this many times as much as HF's own float32 run, plus the slack times the signal's peak: on a few
