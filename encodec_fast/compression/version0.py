@@ -19,11 +19,9 @@ from typing import IO, Any
 import numpy as np
 
 from encodec_fast.compression.bits import pack_bits, packed_size, unpack_bits
+from encodec_fast.compression.header import MAGIC, PREFIX, read_exactly
 from encodec_fast.compression.segments import CompressedFileError, Segment
 
-MAGIC = b"ECDC"
-# Magic, version, bytes of JSON behind it
-PREFIX = struct.Struct("!4sBI")
 _SCALE = struct.Struct("!f")
 CODE_BITS = 10
 HOP_LENGTH = 320
@@ -235,12 +233,12 @@ class Version0File:
             self._file.seek(self._begin + offset)
         scales = None
         if scale_size:
-            scales = np.array(_SCALE.unpack(_exactly(self._file, scale_size)), np.float32)
+            scales = np.array(_SCALE.unpack(read_exactly(self._file, scale_size)), np.float32)
             if not np.isfinite(scales).all():
                 raise CompressedFileError(f"segment {index}: its scale is {scales[0]}; a finite number is needed.")
         if begin:
             self._file.seek(begin, os.SEEK_CUR)
-        data = _exactly(self._file, end - begin)
+        data = read_exactly(self._file, end - begin)
         self._next = index + 1
         # bits before the first frame's, within its byte
         count, lead = (stop - first) * header.levels, first * bits - 8 * begin
@@ -263,7 +261,7 @@ def read_version0(data: bytes) -> tuple[Version0Header, list[Segment]]:
 
 def read_header(file: IO[bytes]) -> Version0Header:
     """Returns the header at the file's position, and leaves the position behind it.  Raises CompressedFileError."""
-    magic, version, size = PREFIX.unpack(_exactly(file, PREFIX.size))
+    magic, version, size = PREFIX.unpack(read_exactly(file, PREFIX.size))
     if magic != MAGIC:
         raise CompressedFileError(f"it begins with {magic!r}; files of this kind begin with {MAGIC!r}.")
     if version != 0:
@@ -271,7 +269,7 @@ def read_header(file: IO[bytes]) -> Version0Header:
     if not 1 < size <= MOST_HEADER_BYTES:
         raise CompressedFileError(f"its header is said to have {size} bytes; {MOST_HEADER_BYTES} are allowed.")
     try:
-        fields: Any = json.loads(_exactly(file, size))
+        fields: Any = json.loads(read_exactly(file, size))
     except (ValueError, RecursionError) as error:
         if isinstance(error, CompressedFileError):
             raise
@@ -285,16 +283,3 @@ def read_header(file: IO[bytes]) -> Version0Header:
 def _check_number(name: str, value: Any, most: int) -> None:
     if type(value) is not int or not 1 <= value <= most:
         raise CompressedFileError(f"{name} is {value!r}; a whole number of 1 ... {most} is needed.")
-
-
-def _exactly(file: IO[bytes], size: int) -> bytes:
-    """Returns the next `size` bytes, read as they come: a size that is announced and not there takes no memory."""
-    parts: list[bytes] = []
-    missing = size
-    while missing:
-        part = file.read(min(missing, 1 << 20))
-        if not part:
-            raise CompressedFileError(f"the file is cut short: {missing} of {size} bytes are missing.")
-        parts.append(part)
-        missing -= len(part)
-    return b"".join(parts)
