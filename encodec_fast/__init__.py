@@ -17,6 +17,13 @@ if TYPE_CHECKING:
 
     from encodec_fast.acceleration import Acceleration as Acceleration
     from encodec_fast.acceleration import accelerate as accelerate
+    from encodec_fast.codec.files import compress as compress
+    from encodec_fast.codec.files import decompress as decompress
+    from encodec_fast.compression.container import Lost as Lost
+    from encodec_fast.compression.segments import CompressedFileError as CompressedFileError
+    from encodec_fast.compression.tables import Tables as Tables
+    from encodec_fast.compression.tables import fit_tables as fit_tables
+    from encodec_fast.compression.tables import read_tables as read_tables
     from encodec_fast.dataset.engines import RunStopped as RunStopped
     from encodec_fast.dataset.ledger import LedgerError as LedgerError
     from encodec_fast.dataset.options import RayCluster as RayCluster
@@ -88,6 +95,13 @@ _HOMES = {
     "RunStopped": "encodec_fast.dataset.engines",
     "LedgerError": "encodec_fast.dataset.ledger",
     "RayError": "encodec_fast.dataset.ray_engine",
+    "compress": "encodec_fast.codec.files",
+    "decompress": "encodec_fast.codec.files",
+    "Lost": "encodec_fast.compression.container",
+    "fit_tables": "encodec_fast.compression.tables",
+    "read_tables": "encodec_fast.compression.tables",
+    "Tables": "encodec_fast.compression.tables",
+    "CompressedFileError": "encodec_fast.compression.segments",
     "FormatError": "encodec_fast.formats",
     "ModelNotFound": "encodec_fast.pretrained",
 }

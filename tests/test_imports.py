@@ -36,7 +36,7 @@ _LAYERS = [
     {"quality"},
     {"checkpoints", "corpus", "demo", "graphs"},
     {"pretrained"},
-    {"dataset", "training"},
+    {"codec", "dataset", "training"},
     {"cli"},
     {"__main__"},
 ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO
 
 import numpy as np
@@ -64,13 +64,16 @@ class Lost:
 class ContainerWriter:
     """Writes a file to a stream, which need not seek.
 
-    header: as it was written.  size: bytes so far.
+    file: its position is the file's beginning.
+    header: of this coder. One without num_samples gets it at the end, where the stream can seek.
+    size: bytes so far.
     """
 
     def __init__(self, file: IO[bytes], header: Header, coder: Coder):
         if (header.coder, header.coder_fingerprint) != (coder.name, coder.fingerprint):
             raise ValueError(f"header names the coder {header.coder!r}, coder is {coder.name!r}; make the header of this coder.")
         self.header = header
+        self._begin = file.tell() if file.seekable() else None
         self._file, self._coder, self._raw = file, coder, RawCoder(header.codebook_size)
         self._sizes: list[int] = []
         self._end = 0
@@ -93,10 +96,14 @@ class ContainerWriter:
 
     def finish(self) -> None:
         """Writes what stands at the end.  Raises CompressedFileError where the header announced another length."""
-        header = self.header
-        if header.num_samples not in (None, self._end) or not self._sizes:
-            raise CompressedFileError(f"{self._end} samples were written, the header announces {header.num_samples}.")
-        if header.indexed:
+        if self.header.num_samples not in (None, self._end) or not self._sizes:
+            raise CompressedFileError(f"{self._end} samples were written, the header announces {self.header.num_samples}.")
+        if self._begin is not None and self.header.num_samples is None:
+            self.header = replace(self.header, num_samples=self._end)
+            self._file.seek(self._begin)
+            self._file.write(self.header.to_bytes())
+            self._file.seek(self._begin + self.size)
+        if self.header.indexed:
             body = _INDEX_HEAD.pack(len(self._sizes), self._end) + np.array(self._sizes, ">u4").tobytes()
             body += struct.pack("!I", len(INDEX_MARKER) + len(body) + _INDEX_TAIL.size)
             self.size += self._file.write(INDEX_MARKER + body + _CRC.pack(crc32c(body)))

@@ -37,8 +37,15 @@ def coder_of(header):
     return AdaptiveCoder(header.codebook_size) if header.coder == "adaptive" else RawCoder(header.codebook_size)
 
 
+class Stream(io.BytesIO):
+    """Can't seek."""
+
+    def seekable(self):
+        return False
+
+
 def written(header, segments):
-    file = io.BytesIO()
+    file = Stream()
     writer = ContainerWriter(file, header, coder_of(header))
     writer.write(segments[:2])
     writer.write(segments[2:])
@@ -73,6 +80,18 @@ def test_what_is_written_is_read(header):
     assert len(found) == len(segments) and all(map(same, found, segments)) and lost == []
     assert reader.header == header and reader.num_samples == (header.num_samples or 300)
     assert reader.has_index == header.indexed
+
+
+@pytest.mark.parametrize("name", ["mono", "one"])
+def test_a_length_that_was_not_known_is_put_in_where_the_stream_can_seek(name):
+    header = HEADERS[name]
+    segments, data = clip(header)
+    file = io.BytesIO(b"before")
+    file.seek(6)
+    writer = ContainerWriter(file, replace(header, num_samples=None), coder_of(header))
+    writer.write(segments)
+    writer.finish()
+    assert file.getvalue() == b"before" + data and writer.size == len(data)
 
 
 def test_a_segment_that_its_coder_would_make_longer_is_raw():

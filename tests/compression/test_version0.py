@@ -44,7 +44,9 @@ def drawn(seed, samples=None):
     """A header and segments of random codes, with the lengths of full and of cut chunks."""
     rng = random.Random(seed)
     name = rng.choice(sorted(LEVELS))
-    header = Version0Header(name, samples or rng.choice([1, 319, 320, 321, 47_520, 47_521, 48_000, 48_001, 95_100, rng.randrange(1, 60_000)]), 2)
+    header = Version0Header(
+        name, samples or rng.choice([1, 319, 320, 321, 47_520, 47_521, 48_000, 48_001, 95_100, rng.randrange(1, 60_000)]), 2
+    )
     header = Version0Header(name, header.num_samples, rng.choice(LEVELS[name]))
     generator, segments = np.random.default_rng(seed), []
     for index in range(header.segments):

@@ -1,0 +1,56 @@
+"""Which coder: by its name, or by what a file says."""
+
+from __future__ import annotations
+
+from encodec_fast.compression.adaptive import AdaptiveCoder
+from encodec_fast.compression.coders import NO_FINGERPRINT, Coder, RawCoder, StaticCoder
+from encodec_fast.compression.header import Header
+from encodec_fast.compression.segments import CompressedFileError
+from encodec_fast.compression.tables import Tables
+
+CODERS = ("auto", "raw", "static", "adaptive", "lm")
+
+
+def choose_coder(name: str, codebook_size: int, tables: Tables | None = None, lm: Coder | None = None) -> Coder:
+    """Returns the coder of a name; for "auto" the best of what is at hand: `lm` where there is one, else `adaptive`.
+
+    tables: for `static`, and for `adaptive` to begin with.  lm: the coder of a language model.
+    Raises ValueError for another name, and for a coder that lacks what it needs.
+    """
+    if name not in CODERS:
+        raise ValueError(f"coder is {name!r}; allowed are {', '.join(CODERS)}.")
+    if tables is not None and tables.codebook_size != codebook_size:
+        raise ValueError(f"tables have {tables.codebook_size} entries in a codebook, the model {codebook_size}; fit some to its codes.")
+    if name == "raw":
+        return RawCoder(codebook_size)
+    if name == "static":
+        if tables is None:
+            raise ValueError("coder is 'static', which needs tables; fit some with fit_tables, or take 'adaptive'.")
+        return StaticCoder(tables)
+    if name == "lm" or (name == "auto" and lm is not None):
+        if lm is None:
+            raise ValueError("coder is 'lm', which needs a language model; give one, or take 'adaptive'.")
+        return lm
+    return AdaptiveCoder(codebook_size, tables)
+
+
+def coder_of(header: Header, tables: Tables | None = None, lm: Coder | None = None) -> Coder:
+    """Returns the coder that decodes a file.  tables, lm: what is at hand.
+
+    Raises CompressedFileError where the file needs other tables or another language model, and names their hash.
+    """
+    needed = header.coder_fingerprint
+    if header.coder == "lm":
+        if lm is None or lm.fingerprint != needed:
+            raise CompressedFileError(_missing("the language model", needed, None if lm is None else lm.fingerprint))
+        return lm
+    if needed == NO_FINGERPRINT:
+        return choose_coder(header.coder, header.codebook_size)
+    if tables is None or tables.fingerprint != needed:
+        raise CompressedFileError(_missing("the tables", needed, None if tables is None else tables.fingerprint))
+    return choose_coder(header.coder, header.codebook_size, tables)
+
+
+def _missing(what: str, needed: bytes, given: bytes | None) -> str:
+    has = "" if given is None else f"; those given have {given.hex()[:16]}"
+    return f"it was coded with {what} of SHA-256 {needed.hex()[:16]}{has}. Give the file that it was coded with."
