@@ -7,7 +7,7 @@ import io
 import os
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -69,7 +69,7 @@ def put_wav(target: Path | IO[bytes], samples: np.ndarray, sampling_rate: int, s
         write_wav(target, samples, sampling_rate, subtype)
         return
     held = io.BytesIO()
-    _write(held, samples, sampling_rate, subtype, "")
+    _write(held, [samples], samples.shape[0], sampling_rate, subtype, "")
     target.write(held.getbuffer())
 
 
@@ -78,27 +78,39 @@ def write_wav(path: Path, samples: np.ndarray, sampling_rate: int, subtype: str 
 
     made_of: a note in the header, which `made_of` returns.  Raises ValueError for a subtype that is not in WAV_SUBTYPES.
     """
+    write_wav_blocks(path, [samples], samples.shape[0], sampling_rate, subtype, made_of)
+
+
+def write_wav_blocks(
+    path: Path, blocks: Iterable[np.ndarray], channels: int, sampling_rate: int, subtype: str = "PCM_16", made_of: str = ""
+) -> int:
+    """Writes blocks [C, T_i] as `write_wav` does the whole, and returns how many samples they had.  channels: C."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
         # x: an existing name, even a link, is an error
         with temporary.open("x+b") as file:
-            _write(file, samples, sampling_rate, subtype, made_of)
+            count = _write(file, blocks, channels, sampling_rate, subtype, made_of)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+    return count
 
 
-def _write(file: Any, samples: np.ndarray, sampling_rate: int, subtype: str, made_of: str) -> None:
+def _write(file: Any, blocks: Iterable[np.ndarray], channels: int, sampling_rate: int, subtype: str, made_of: str) -> int:
     import soundfile
 
     if subtype not in WAV_SUBTYPES:
         raise ValueError(f"subtype is {subtype!r}; allowed are {', '.join(WAV_SUBTYPES)}.")
-    with soundfile.SoundFile(file, "w", sampling_rate, samples.shape[0], subtype=subtype, format="WAV") as wav:
+    count = 0
+    with soundfile.SoundFile(file, "w", sampling_rate, channels, subtype=subtype, format="WAV") as wav:
         wav.software = _SOFTWARE
         if made_of:
             wav.comment = made_of
-        wav.write(samples.T)
+        for block in blocks:
+            wav.write(block.T)
+            count += block.shape[1]
+    return count
 
 
 def is_own_wav(path: Path) -> bool:
