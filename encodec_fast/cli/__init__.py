@@ -28,7 +28,8 @@ from encodec_fast.cli.app import (
 from encodec_fast.cli.terminal import complain, say
 
 # each adds its command to the app, in the order of --help
-from encodec_fast.cli import tokenize, decode, roundtrip, stats, export_tokens, export, convert, train, verify, quality, info, demo  # isort: skip
+from encodec_fast.cli import tokenize, decode, roundtrip, compress, decompress, stats, export_tokens  # isort: skip
+from encodec_fast.cli import export, convert, train, verify, quality, info, demo  # isort: skip
 
 __all__ = [
     "CLIPS_FAILED",
@@ -38,8 +39,10 @@ __all__ = [
     "STOPPED",
     "WRONG_ARGUMENT",
     "app",
+    "compress",
     "convert",
     "decode",
+    "decompress",
     "demo",
     "export",
     "export_tokens",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from encodec_fast.compression.adaptive import AdaptiveCoder
 from encodec_fast.compression.coders import NO_FINGERPRINT, Coder, RawCoder, StaticCoder
 from encodec_fast.compression.header import Header
@@ -49,6 +51,11 @@ def coder_of(header: Header, tables: Tables | None = None, lm: Coder | None = No
     if tables is None or tables.fingerprint != needed:
         raise CompressedFileError(_missing("the tables", needed, None if tables is None else tables.fingerprint))
     return choose_coder(header.coder, header.codebook_size, tables)
+
+
+def load_language_model(path: Path) -> Coder:
+    """Returns the coder of a language model that is stored there.  Raises ValueError where it can't be had."""
+    raise ValueError(f"{path}: this version has no language models.")
 
 
 def _missing(what: str, needed: bytes, given: bytes | None) -> str:

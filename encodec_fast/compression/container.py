@@ -79,6 +79,11 @@ class ContainerWriter:
         self._end = 0
         self.size = file.write(header.to_bytes())
 
+    @property
+    def num_samples(self) -> int:
+        """Samples of the clip so far."""
+        return self._end
+
     def write(self, segments: Sequence[Segment]) -> None:
         """Adds the next segments, in the order of time.  Raises CompressedFileError for one that does not follow."""
         for number, segment in enumerate(segments, len(self._sizes)):

@@ -34,7 +34,7 @@ waveforms = [samples, samples[:, :9000]]
 input_values = long_audio = samples[None]
 """
 # These take a model of their own where the page names none.
-TAKE_MODEL = ("tokenize", "roundtrip", "verify", "quality")
+TAKE_MODEL = ("tokenize", "roundtrip", "compress", "decompress", "verify", "quality")
 
 
 def run_command(line: str, model: str) -> None:
