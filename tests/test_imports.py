@@ -27,7 +27,8 @@ _LAYERS = [
         "transformers_versions",
         "wording",
     },
-    {"compression", "plan"},
+    {"plan"},
+    {"compression"},
     {"backends"},
     {"serving"},
     {"chunks"},
@@ -51,7 +52,6 @@ _LEAVES = {
     "pages",
     "transformers_versions",
     "audio",
-    "formats",
     "patterns",
     "sample_formats",
 }

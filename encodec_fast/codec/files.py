@@ -38,6 +38,8 @@ SEGMENT_SECONDS = 10.0
 SEGMENTS_AT_ONCE = 16
 # Of a file as it is read
 BLOCK_SECONDS = 30.0
+# That data sets are stored in, by formats.ecdc
+SHARD_VERSION = 2
 # Names of version 0, and where the official weights are
 OFFICIAL = {"encodec_24khz": "facebook/encodec_24khz", "encodec_48khz": "facebook/encodec_48khz"}
 
@@ -216,6 +218,8 @@ class OpenedFile:
         prefix = _peeked(file)
         again = cast(IO[bytes], _Again(prefix, file))
         self.version = prefix[4] if len(prefix) > 4 else -1
+        if self.version == SHARD_VERSION:
+            raise CompressedFileError("it is a shard of a data set's codes; `encodec-fast decode` reads it.")
         self._stored: Version0File | ContainerReader
         if self.version == 0:
             self._stored = Version0File(again)

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 if TYPE_CHECKING:
     import numpy as np
 
-    from encodec_fast.formats import npy, parquet, webdataset
+    from encodec_fast.formats import ecdc, npy, parquet, webdataset
 
 # Name, as `--format` takes it, and module.
 FORMATS = {
     "parquet": "encodec_fast.formats.parquet",
     "webdataset": "encodec_fast.formats.webdataset",
     "npy": "encodec_fast.formats.npy",
+    "ecdc": "encodec_fast.formats.ecdc",
 }
 FORMAT_VERSION = 1
 # Types of the columns that come from the sources, by pyarrow's names of them.
@@ -196,7 +197,7 @@ class Format(Protocol):
 
 if TYPE_CHECKING:
     # each module is checked against the protocol
-    _MODULES: tuple[Format, ...] = (parquet, webdataset, npy)
+    _MODULES: tuple[Format, ...] = (parquet, webdataset, npy, ecdc)
 
 
 def format_module(name: str) -> Format:

@@ -94,6 +94,8 @@ READERS = {
     "parquet": (by_pyarrow, by_pandas, by_polars, by_duckdb, by_duckdb_everywhere),
     "webdataset": (by_webdataset,),
     "npy": (),
+    # nobody else reads them
+    "ecdc": (),
 }
 
 
@@ -106,13 +108,16 @@ def check(rows, out):
 
 def test_every_reader_of_a_folder_gets_all_rows_and_no_other(codes, monkeypatch, tmp_path):
     format, out = codes
-    check(by_datasets(out, monkeypatch, tmp_path), out)
+    if format != "ecdc":
+        check(by_datasets(out, monkeypatch, tmp_path), out)
     for reader in READERS[format]:
         check(reader(out), out)
 
 
 def test_datasets_reads_the_layout_of_a_hub_repository(codes, monkeypatch, tmp_path):
     format, out = codes
+    if format == "ecdc":
+        pytest.skip("`datasets` does not know entropy-coded shards")
     repository = tmp_path / "repository"
     shutil.copytree(out, repository / "data")
     (repository / "README.md").write_text("---\nlicense: mit\n---\n# Codes\n")
@@ -150,7 +155,8 @@ def test_a_folder_of_an_earlier_version_is_read_and_goes_on_in_the_new_layout(mo
     assert read_failures(out) == before[1] and before[0].items() < content(out).items()
     names = {path.name for path in out.iterdir()}
     assert {FOLDER, "_report.html"} < names and not names & {"_encodec_fast", "errors.parquet", "report.html"}
-    check(by_datasets(out, monkeypatch, tmp_path), out)
+    if format != "ecdc":
+        check(by_datasets(out, monkeypatch, tmp_path), out)
 
 
 def test_a_table_of_others_that_is_called_errors_stays(model, tmp_path):

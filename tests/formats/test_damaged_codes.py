@@ -16,10 +16,10 @@ import soundfile
 from encodec_fast import cli
 from encodec_fast.audio.wav import is_own_wav
 from encodec_fast.dataset.decoding import StoredRows, decode
-from encodec_fast.formats import ClipFailure, ClipRow, FormatError
+from encodec_fast.formats import ClipFailure, ClipRow, FormatError, ecdc
 from encodec_fast.formats.atomic import inside
 from encodec_fast.formats.folder import load_codes, read_rows, shard_paths
-from encodec_fast.formats.records import info_of, info_record, load_npy
+from encodec_fast.formats.records import info_of, info_record, load_npy, row_record
 from support.corpora import content, put_three, small_model, tokenize
 from support.rows import INFO, KINDS, row, write
 
@@ -64,6 +64,8 @@ def forge(path, name, value, index):
         records = [json.loads(line) for line in path.read_text().splitlines()]
         records[index][name] = value
         path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    elif path.suffix == ".ecdc":
+        forge_frame(path, name, value, index)
     else:
         with tarfile.open(path) as tar:
             members = [(member, tar.extractfile(member).read()) for member in tar]
@@ -75,6 +77,18 @@ def forge(path, name, value, index):
                 fresh = tarfile.TarInfo(member.name)
                 fresh.size = len(data)
                 tar.addfile(fresh, io.BytesIO(data))
+
+
+def forge_frame(path, name, value, index):
+    """As `forge`, in a shard of frames, with right checksums."""
+    rows = list(ecdc.read_rows(path))
+    shard = ecdc.Shard(path.parent, "part-00000099", ecdc.read_shard_info(path))
+    with pytest.MonkeyPatch.context() as patch:
+        for number, each in enumerate(rows):
+            changes = {name: value} if number == index else {}
+            patch.setattr(ecdc, "row_record", lambda row, changes=changes: {**row_record(row), **changes})
+            shard.write(each)
+    shard.finish().replace(path)
 
 
 @pytest.mark.parametrize("format, packed, name, value", CASES, ids=["-".join(map(str, case))[:50] for case in CASES])
