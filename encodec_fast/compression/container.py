@@ -355,7 +355,8 @@ def _decoded(coder: Coder, group: Sequence[StoredSegment], levels: int) -> list[
     """Returns the codes of each, or why it has none."""
     try:
         return list(coder.decode([each.payload for each in group], [each.frames for each in group], levels))
-    except CompressedFileError as error:
+    # of a language model's coder too, whose module knows no files
+    except ValueError as error:
         if len(group) == 1:
             return [str(error).rstrip(".")]
         # one of them: the others are decoded by themselves

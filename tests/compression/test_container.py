@@ -274,10 +274,21 @@ def test_segments_that_do_not_follow_are_not_written():
         ContainerWriter(io.BytesIO(), MONO, RawCoder(16))
 
 
-def test_a_payload_that_its_coder_cannot_read_costs_its_segment_alone():
+class PlainErrors(AdaptiveCoder):
+    """Speaks of what it can't read as a module does that knows no files."""
+
+    def decode(self, payloads, frames, levels):
+        try:
+            return super().decode(payloads, frames, levels)
+        except CompressedFileError as error:
+            raise ValueError(str(error)) from error
+
+
+@pytest.mark.parametrize("coder", [AdaptiveCoder(16), PlainErrors(16)], ids=["named", "plain"])
+def test_a_payload_that_its_coder_cannot_read_costs_its_segment_alone(coder):
     _, data = clip(MONO)
     stored = list(ContainerReader(io.BytesIO(data)).segments())
     stored[2] = replace(stored[2], payload=stored[2].payload + bytes(20))
-    found = decode_segments(MONO, coder_of(MONO), stored)
+    found = decode_segments(MONO, coder, stored)
     assert [isinstance(each, Lost) for each in found] == [False, False, True, False]
     assert (found[2].start, found[2].samples) == (160, 80)
