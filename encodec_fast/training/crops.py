@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import count
+from itertools import islice
 
 import numpy as np
 
@@ -108,18 +109,27 @@ class CropPlan:
         return (bits >> np.uint64(11)) * _UNIT
 
 
-def read_crops(plan: CropPlan, reader: Reader, first: int, samples: int) -> Iterator[tuple[Crop, np.ndarray]]:
-    """Yields crops from number `first` on without end, each with its audio, float32 [C, samples].
+def read_crops(plan: CropPlan, reader: Reader, numbers: Iterable[int], samples: int) -> Iterator[tuple[Crop, np.ndarray]]:
+    """Yields the crops of the numbers, which may have no end, each with its audio, float32 [C, samples].
 
     A clip that is shorter ends in zeros.
     Raises AudioError for a part that can't be read, which names the file and where the part lies.
     """
-    parts = (part.task for number in count(first) for part in plan.crop(number).parts)
-    clips = reader.read(parts)
-    try:
-        for number in count(first):
+    drawn: deque[Crop] = deque()
+
+    def tasks() -> Iterator[Task]:
+        """Yields what to read, in a thread of the reader's."""
+        for number in numbers:
             crop = plan.crop(number)
-            yield crop, plan.mix(crop, [_samples(next(clips), number, samples) for _ in crop.parts])
+            drawn.append(crop)
+            yield from (part.task for part in crop.parts)
+
+    clips = reader.read(tasks())
+    try:
+        for clip in clips:
+            crop = drawn.popleft()
+            sounds = [clip, *islice(clips, len(crop.parts) - 1)]
+            yield crop, plan.mix(crop, [_samples(sound, crop.number, samples) for sound in sounds])
     finally:
         clips.close()  # type: ignore[attr-defined]
 

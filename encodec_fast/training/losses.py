@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from encodec_fast.training.distributed import sum_over_ranks, world_size
+
 
 def time_loss(x: Tensor, y: Tensor) -> Tensor:
     """Returns the mean distance of the samples.
@@ -44,11 +46,12 @@ def feature_loss(real: Sequence[Sequence[Tensor]], fake: Sequence[Sequence[Tenso
 
         l_feat = 1/(K L) sum_k sum_l |D_k^l(x) - D_k^l(y)|_1 / |D_k^l(x)|_1
 
-    Those of x are targets: no gradient goes to them.
+    Those of x are targets: no gradient goes to them. Their norms are of all ranks, so that the ranks' mean is the loss of all clips.
     """
     pairs = [(x.detach(), y) for own, other in zip(real, fake) for x, y in zip(own, other)]
+    norms = sum_over_ranks(torch.stack([x.abs().mean() for x, _ in pairs])) / world_size()
     # features of zeros on digital silence would divide by zero
-    return torch.stack([(x - y).abs().mean() / x.abs().mean().clamp(min=1e-8) for x, y in pairs]).mean()
+    return (torch.stack([(x - y).abs().mean() for x, y in pairs]) / norms.clamp(min=1e-8)).mean()
 
 
 def commitment_loss(residuals: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from encodec_fast.serving import modules
-from encodec_fast.training.distributed import from_first_rank, least_over_ranks, sum_over_ranks, world_size
+from encodec_fast.training.distributed import from_first_rank, least_over_ranks, place_of_rows, rows_of_all_ranks, sum_over_ranks
 from encodec_fast.training.losses import commitment_loss
 
 # of encodec: added to each cluster's size before it divides
@@ -183,15 +183,14 @@ class QuantizerTrainer:
         return torch.bincount(flat.flatten(), minlength=levels * embed.shape[0]).view(levels, -1).to(embed.dtype)
 
     def _start(self, vectors: Tensor, levels: int) -> None:
-        """Fits codebooks of zeros to the vectors [R, D] of rank 0, level by level."""
-        residual = vectors
+        """Fits codebooks of zeros to the vectors [R, D] of all ranks, level by level."""
+        residual = rows_of_all_ranks(vectors)
         for level, book in enumerate(self._books()[:levels]):
             if self._fresh[level]:
                 entries, counts = kmeans(residual, book.embed.shape[0], self.kmeans_iterations, self._generator)
+                # a GPU adds in changing orders
                 from_first_rank(entries)
                 from_first_rank(counts)
-                # clusters of one rank, in a sum over all
-                counts = counts * world_size()
                 book.embed.copy_(entries)
                 book.cluster_size.copy_(counts)
                 # encodec stores the entries themselves, which the first move then divides by their counts
@@ -236,13 +235,17 @@ class QuantizerTrainer:
         return counts
 
     def _replace(self, dead: Tensor, limit: Tensor, inputs: Tensor, sizes: Tensor, averages: Tensor, embeds: Tensor) -> Tensor:
-        """Puts vectors of rank 0's batch in the place of dead entries [K, N]; returns how many per level, [K]."""
-        count = least_over_ranks(torch.tensor(inputs.shape[1], device=dead.device))
+        """Puts vectors of all ranks' batches in the place of dead entries [K, N]; returns how many per level, [K]."""
+        rows = inputs.shape[1]
+        first, total = place_of_rows(rows, dead.device)
         # no vector twice in a level, for the second entry would be as dead: the rest wait for the next batch
-        dead = dead & (dead.cumsum(1) <= count)
+        dead = dead & (dead.cumsum(1) <= total)
         level, entry = dead.nonzero(as_tuple=True)
-        order = torch.randperm(int(count), generator=self._generator).to(dead.device)
-        vectors = from_first_rank(inputs[level, order[dead.cumsum(1)[level, entry] - 1]])
+        order = torch.randperm(total, generator=self._generator).to(dead.device)
+        row = order[dead.cumsum(1)[level, entry] - 1] - first
+        # a vector lies on one rank, and the others add zeros
+        here = ((row >= 0) & (row < rows))[:, None]
+        vectors = sum_over_ranks(torch.where(here, inputs[level, row.clamp(0, rows - 1)], 0.0))
         sizes[level, entry] = _GRACE * limit
         embeds[level, entry] = vectors
         averages[level, entry] = vectors * _smoothed(sizes)[level, entry, None]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from encodec_fast.serving.clips import levels_of
 from encodec_fast.serving.functions import normalize
 from encodec_fast.training.balancer import Balancer
-from encodec_fast.training.distributed import average_gradients
+from encodec_fast.training.distributed import average_gradients, average_over_ranks, world_size
 from encodec_fast.training.forward import run_layers
 from encodec_fast.training.losses import MelLoss, discriminator_loss, feature_loss, generator_loss, time_loss
 from encodec_fast.training.quantization import QuantizedBatch, QuantizerTrainer
@@ -50,7 +50,7 @@ class StepOptions:
 class StepReport:
     """What happened in a step; tensors stay on the device until somebody reads them.
 
-    bandwidth: kbps, as drawn.  losses: each before its weight; `discriminator` where that was updated.
+    bandwidth: kbps, as drawn.  losses: each before its weight, the mean over ranks; `discriminator` where that was updated.
     shares: of each balanced loss in the sum of their gradients' norms, before the balancer.
     perplexity, replaced: of each level that was used, see `QuantizedBatch`.
     """
@@ -66,7 +66,8 @@ class TrainingStep:
     """Updates a model, and a discriminator where there is one, with a batch of audio.
 
     The model's own parameters and buffers change, so that `model.save_pretrained` and `model.state_dict` have all that it learned.
-    With `torch.distributed` every rank makes its own and gives it its own audio; gradients and codebooks are those of all.
+    With `torch.distributed` every rank makes its own and gives it its share of the batch, of equal sizes. Losses, gradients and
+    codebooks are those of the whole batch, and equal to one rank's up to rounding.
     One discriminator serves all bandwidths; the paper has one for each.
 
     model: `EncodecModel`, ours or transformers'.  discriminator: such as `MultiScaleSTFTDiscriminator`; None trains without.
@@ -82,7 +83,8 @@ class TrainingStep:
         if not set(options.weights) <= known:
             raise ValueError(f"weights are of {sorted(options.weights)}; allowed are {', '.join(sorted(known))}.")
         names = known if discriminator is not None else {"time", "mel"}
-        self.balancer = Balancer({name: weight for name, weight in options.weights.items() if name in names})
+        # its gradient is a sum over clips, of which averaging over ranks would leave a share
+        self.balancer = Balancer({name: weight for name, weight in options.weights.items() if name in names}, norm=world_size())
         self.quantizer = QuantizerTrainer(model.quantizer, seed=options.seed)
         self.mel = MelLoss(model.config.sampling_rate, options.mel_exponents, dtype=model.dtype).to(model.device)
         self.optimizer = self._adam(model)
@@ -108,7 +110,7 @@ class TrainingStep:
         average_gradients(self.model.parameters())
         self.optimizer.step()
         losses |= {**balanced, "commitment": quantized.commitment}
-        found = {name: loss.detach() for name, loss in losses.items()}
+        found = average_over_ranks({name: loss.detach() for name, loss in losses.items()})
         return StepReport(bandwidth, found, shares, quantized.perplexity, quantized.replaced)
 
     @torch.no_grad()

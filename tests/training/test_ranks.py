@@ -65,7 +65,13 @@ def trained(rank, model):
     return {**model.state_dict(), **discriminator.state_dict()}
 
 
-WORK = (fresh_codebooks, fitted_codebooks, first_sizes, infinite_on_one, balanced, trained)
+def gradients(rank, model):
+    """Of one step, in which this rank has two of four clips."""
+    TrainingStep(model, None, StepOptions.of_rate(24_000, mel_exponents=(5, 6)))(audio_like(4, 1, 240, 0)[2 * rank : 2 * rank + 2])
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+WORK = (fresh_codebooks, fitted_codebooks, first_sizes, infinite_on_one, balanced, trained, gradients)
 
 
 def work(rank, model, folder):
@@ -128,6 +134,14 @@ def test_norms_are_averaged_over_ranks(ranks):
     # gradients of 1 and 3 in four places: norms of 2 and 6
     for gradient, value in zip(ranks("balanced"), (1 / 4, 3 / 4)):
         torch.testing.assert_close(gradient, torch.full((1, 1, 4), value))
+
+
+def test_gradients_are_those_of_the_whole_batch_in_one_process(ranks, fitted):
+    model = copy.deepcopy(fitted)
+    TrainingStep(model, None, StepOptions.of_rate(24_000, mel_exponents=(5, 6)))(audio_like(4, 1, 240, 0))
+    for name, parameter in model.named_parameters():
+        for found in ranks("gradients"):
+            torch.testing.assert_close(found[name], parameter.grad, rtol=1e-4, atol=1e-5 * parameter.grad.abs().max().item(), msg=name)
 
 
 def test_models_and_discriminators_stay_equal_on_all_ranks(ranks, fitted):

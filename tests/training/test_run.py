@@ -185,7 +185,7 @@ def test_a_loss_that_is_not_finite_names_step_files_and_offsets(recordings, tmp_
     with pytest.raises(TrainingStopped, match=r"(?s)Step 3 stopped\. The loss 'mel' is not finite\..*Its batch was:") as caught:
         train(config, tmp_path)
     lines = str(caught.value).splitlines()[1:]
-    plan = run.CropPlan(run._scanned(config.audio, config)[0], config.crop_seconds, mix_share=0.0)
+    plan = run.CropPlan(run.scanned_clips(config.audio, config)[0], config.crop_seconds, mix_share=0.0)
     assert lines == [f"  {plan.crop(number)}" for number in (4, 5)] and ".wav" in lines[0]
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 2
 
