@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -22,11 +24,13 @@ def _print_config(asked: bool) -> None:
 
 @command(
     "[bold]Examples[/bold]\n\nencodec-fast train --print-config               a config with every key, to be edited\n\n"
-    "encodec-fast train speech.toml --out runs/speech"
+    "encodec-fast train speech.toml --out runs/speech\n\n"
+    "torchrun --nproc-per-node 8 -m encodec_fast train speech.toml --out runs/speech     a GPU for each rank"
 )
 def train(
     source: Annotated[Path, typer.Argument(metavar="CONFIG", help="A TOML file, such as --print-config writes.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder of the run; one with a checkpoint is gone on with.")],
+    steps: Annotated[int | None, typer.Option(min=1, metavar="N", help="Updates in all, in the place of the config's.")] = None,
     print_config: Annotated[
         bool, typer.Option("--print-config", callback=_print_config, is_eager=True, help="Print a config with every key and its default.")
     ] = False,
@@ -43,10 +47,16 @@ def train(
             config = read_config(source)
         except ImportError as error:
             raise WrongArgument(str(error)) from error
+        if steps is not None:
+            config = replace(config, steps=steps)
         from encodec_fast.training.run import train as run
         from encodec_fast.training.validation import has_stoi
 
         quiet_transformers()
+        # torchrun's; the first rank alone speaks
+        if int(os.environ.get("RANK", "0")) > 0:
+            run(config, out)
+            return OK
         if config.validation_audio and not has_stoi():
             say("no STOI in validation: pip install 'encodec-fast[train]'")
         with ProgressBar(config.steps, "steps") as bar:

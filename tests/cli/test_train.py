@@ -27,12 +27,17 @@ def test_a_config_becomes_a_model_that_other_commands_take(capsys, config, tmp_p
     code, out, err = run(capsys, "train", config, "--out", tmp_path / "run")
     assert code == cli.OK, err
     assert "2 steps, 2 of them now; the model is in" in out and "validation: mel " in out
-    code, out, err = run(capsys, "train", config, "--out", tmp_path / "run")
-    assert code == cli.OK and "2 steps, 0 of them now" in out
+    code, out, err = run(capsys, "train", config, "--out", tmp_path / "run", "--steps", 3)
+    assert code == cli.OK and "3 steps, 1 of them now" in out and "steps = 3\n" in (tmp_path / "run" / "config.toml").read_text()
     code, _, err = run(
         capsys, "roundtrip", tmp_path / "recordings" / "a.wav", "--out", tmp_path / "b.wav", "-m", tmp_path / "run" / "model", "-b", 4.8
     )
     assert code == cli.OK and (tmp_path / "b.wav").stat().st_size > 1000, err
+
+
+def test_other_ranks_than_the_first_say_nothing(capsys, config, tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    assert run(capsys, "train", config, "--out", tmp_path / "run") == (cli.OK, "", "")
 
 
 def test_the_printed_config_is_one(capsys, config, tmp_path):
