@@ -60,7 +60,15 @@ setup(
     package_dir={"encodec_fast.kernels": "kernels"},
     include_package_data=False,  # only what is named here
     package_data={
-        "encodec_fast": ["py.typed", "assets/*.flac", "assets/*.safetensors", "pages/*.html", "dataset/report.html", "quality/page.html"],
+        "encodec_fast": [
+            "py.typed",
+            "assets/*.flac",
+            "assets/*.safetensors",
+            "pages/*.html",
+            "dataset/report.html",
+            "quality/page.html",
+            "training/report.html",
+        ],
         "encodec_fast.kernels": [f"cpu/*/*.{kind}" for kind in ("cpp", "h", "inl")],
     },
     ext_modules=[Extension("encodec_fast.kernels.cpu.engine", sources=[])],

@@ -37,8 +37,8 @@ def train(
 ) -> int:
     """Train a model, from scratch or from any model that can be loaded.
 
-    DIR gets config.toml, checkpoint.pt, metrics.csv and model/, for transformers and every command here. Ctrl-C and SIGTERM end with a
-    checkpoint; the same command goes on from it, on a CPU to the same bits. STOI needs pip install 'encodec-fast[train]'.
+    DIR gets config.toml, checkpoint.pt, metrics.csv, report.html with sound before and after, and model/ for transformers and every
+    command here. Ctrl-C and SIGTERM end with a checkpoint; the same command goes on from it, on a CPU to the same bits.
     """
     with checking_arguments():
         from encodec_fast.training.config import read_config
@@ -66,6 +66,8 @@ def train(
     if len(summary.left_out) > FAILURES_SHOWN:
         complain(f"left out: {len(summary.left_out) - FAILURES_SHOWN} more.")
     say(f"{counted(summary.steps, 'step')}, {summary.steps - summary.first} of them now; the model is in {summary.model}")
+    if summary.report.exists():
+        say(f"with sound and curves: {summary.report}")
     if (found := summary.validation) is not None:
         stoi = "" if found.stoi is None else f", STOI {found.stoi:.3f}"
         use = ", ".join(f"{share:.0%}" for share in found.use)

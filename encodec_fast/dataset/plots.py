@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -12,29 +11,16 @@ from matplotlib.ticker import LogLocator
 from encodec_fast.dataset.records import Record
 from encodec_fast.dataset.statistics import FolderStatistics
 from encodec_fast.pages import png_text
+from encodec_fast.pages.figures import BAR, INK, new_axes
 
 matplotlib.use("Agg")
 
 PAUSE_SECONDS = 600.0
-# One hue: no picture has more than one series
-INK, BAR, FAINT = "#1f2937", "#2563eb", "#d1d5db"
-
-
-def _axes(xlabel: str, ylabel: str) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 3.4), dpi=150, layout="constrained")
-    axes = figure.subplots()
-    axes.set(xlabel=xlabel, ylabel=ylabel)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color=FAINT, linewidth=0.6)
-    axes.set_axisbelow(True)
-    return figure, axes
 
 
 def durations(seconds: np.ndarray) -> str:
     """Draws how many clips have which length.  seconds: of each, [N]."""
-    figure, axes = _axes("seconds (logarithmic)", "clips")
+    figure, axes = new_axes("seconds (logarithmic)", "clips")
     axes.yaxis.get_major_locator().set_params(integer=True)
     if len(seconds):
         low, high = max(1e-3, float(seconds.min())), float(seconds.max())
@@ -51,7 +37,7 @@ def durations(seconds: np.ndarray) -> str:
 
 def use(found: FolderStatistics) -> str:
     """Draws the share of each codebook's entries that occur."""
-    figure, axes = _axes("level", "entries in use, %")
+    figure, axes = new_axes("level", "entries in use, %")
     axes.bar([each.level for each in found.codebooks], [100 * each.used / found.codebook_size for each in found.codebooks], color=BAR)
     axes.set_ylim(0, 100)
     axes.xaxis.get_major_locator().set_params(integer=True)
@@ -60,7 +46,7 @@ def use(found: FolderStatistics) -> str:
 
 def entropy(found: FolderStatistics) -> str:
     """Draws the bits per code of each level beside what they are at most."""
-    figure, axes = _axes("level", "bits per code")
+    figure, axes = new_axes("level", "bits per code")
     axes.bar([each.level for each in found.codebooks], [each.entropy for each in found.codebooks], color=BAR)
     most = float(np.log2(found.codebook_size))
     axes.axhline(most, color=INK, linewidth=1, linestyle="--")
@@ -72,7 +58,7 @@ def entropy(found: FolderStatistics) -> str:
 
 def throughput(records: Sequence[Record]) -> str | None:
     """Draws how fast the run went, over the time that it worked. Returns None of a run too short to tell."""
-    figure, axes = _axes("minutes of work", "x real time, all writers")
+    figure, axes = new_axes("minutes of work", "x real time, all writers")
     paces = np.array(sorted(tuple(pace) for record in records for pace in record.paces) or [(0.0, 0.0)])
     # pauses between runs are cut out
     steps = np.diff(paces[:, 0], prepend=paces[0, 0])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from encodec_fast.pages import HeardClip, HeardVersion, flac_text, render
 
@@ -37,13 +39,18 @@ def listening_page(report: QualityReport, names: Sequence[str]) -> str:
 def _heard(report: QualityReport, index: int, name: str, drawn: bool) -> HeardClip:
     audio = report.heard[index]
     versions = {"original": audio.original, **{f"{bandwidth:g} kbps": decoded for bandwidth, decoded in audio.decoded.items()}}
+    return heard_clip(name, versions, report.sampling_rate, drawn)
+
+
+def heard_clip(name: str, versions: Mapping[str, np.ndarray], sampling_rate: int, drawn: bool) -> HeardClip:
+    """Returns a clip's players.
+
+    versions: by title, the original first, float [C, T].  drawn: with spectrograms, for which matplotlib must be there.
+    """
     pictures = [""] * len(versions)
     if drawn:
         from encodec_fast.quality.plots import spectrograms
 
-        pictures = spectrograms(list(versions.values()), report.sampling_rate)
-    players = [
-        HeardVersion(title, flac_text(samples, report.sampling_rate), picture)
-        for (title, samples), picture in zip(versions.items(), pictures)
-    ]
-    return HeardClip(name, players)
+        pictures = spectrograms(list(versions.values()), sampling_rate)
+    named = zip(versions.items(), pictures)
+    return HeardClip(name, [HeardVersion(title, flac_text(samples, sampling_rate), picture) for (title, samples), picture in named])

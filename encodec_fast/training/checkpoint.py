@@ -15,7 +15,7 @@ import torch
 from encodec_fast.errors import first_line
 from encodec_fast.formats.atomic import AtomicFile, sync_folder, temporary_of, write_atomically
 
-CHECKPOINT, CONFIG, METRICS, MODEL = "checkpoint.pt", "config.toml", "metrics.csv", "model"
+CHECKPOINT, CONFIG, METRICS, MODEL, REPORT = "checkpoint.pt", "config.toml", "metrics.csv", "model", "report.html"
 
 
 def write_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
@@ -68,7 +68,7 @@ def write_model(folder: Path, model: Any) -> None:
 def remove_temporaries(folder: Path) -> None:
     """Removes what a killed run left half written."""
     for path in folder.iterdir():
-        if path.is_file() and temporary_of(path.name) in (CHECKPOINT, CONFIG, METRICS):
+        if path.is_file() and temporary_of(path.name) in (CHECKPOINT, CONFIG, METRICS, REPORT):
             path.unlink(missing_ok=True)
         elif path.is_dir() and path.name.startswith(".model.") and path.name.endswith(".tmp"):
             for part in path.iterdir():

@@ -59,6 +59,7 @@ class TrainingConfig:
     validation_clips: int = _key(32, "Clips of validation_audio that are used, at most.", _ABOVE_ZERO)
     validation_seconds: float = _key(10.0, "Of each, from its start.", _ABOVE_ZERO)
     validation_bandwidth: float = _key(0.0, "Kbps. 0: the model's highest, so that every codebook counts.", _FROM_ZERO)
+    report_clips: int = _key(3, "Validation clips to be heard in report.html, before and after; 0: no page.", _FROM_ZERO)
     log_steps: int = _key(50, "Steps from one row of metrics.csv to the next.", _ABOVE_ZERO)
     checkpoint_steps: int = _key(1000, "Steps from one checkpoint to the next, at most.", _ABOVE_ZERO)
     checkpoint_minutes: float = _key(10.0, "Minutes from one checkpoint to the next, at most.", _ABOVE_ZERO)
@@ -84,7 +85,7 @@ class TrainingConfig:
 
 
 # What a run may go on with: no number of a step depends on these
-CHANGEABLE = frozenset({"steps", "workers", "checkpoint_steps", "checkpoint_minutes"})
+CHANGEABLE = frozenset({"steps", "workers", "checkpoint_steps", "checkpoint_minutes", "report_clips"})
 
 
 def default_toml() -> str:

@@ -17,6 +17,8 @@ import torch
 from encodec_fast.corpus.reader import Reader
 from encodec_fast.corpus.tasks import Task
 from encodec_fast.formats.atomic import locked, write_atomically
+from encodec_fast.pretrained import load_model
+from encodec_fast.quality.measurement import QualityReport
 from encodec_fast.signals import ENDING, handling
 from encodec_fast.training.building import (
     build_model,
@@ -32,6 +34,7 @@ from encodec_fast.training.checkpoint import (
     CONFIG,
     METRICS,
     MODEL,
+    REPORT,
     MetricsFile,
     read_checkpoint,
     remove_temporaries,
@@ -41,8 +44,10 @@ from encodec_fast.training.checkpoint import (
 from encodec_fast.training.config import CHANGEABLE, TrainingConfig
 from encodec_fast.training.crops import CropPlan, read_crops
 from encodec_fast.training.distributed import any_over_ranks, process_group, rank, world_size
+from encodec_fast.training.report import measured, write_report
 from encodec_fast.training.step import StepReport
 from encodec_fast.training.validation import Validation, validate
+from encodec_fast.wording import counted
 
 # Held while a process trains
 _LOCK = ".lock"
@@ -58,6 +63,7 @@ class TrainingSummary:
     """What a run came to.
 
     steps: done in all, by earlier runs in the folder too.  first: of this run.  model: folder of the model, for transformers.
+    report: the page with the sound before and after, where the config asks for one.
     validation: the last one of this run; None without, and on other ranks than the first.
     left_out: clips that can't be read, with the reason in `problem`.
     """
@@ -65,6 +71,7 @@ class TrainingSummary:
     steps: int
     first: int
     model: Path
+    report: Path
     validation: Validation | None
     left_out: tuple[Task, ...]
 
@@ -72,7 +79,8 @@ class TrainingSummary:
 def train(config: TrainingConfig, folder: str | os.PathLike[str], progress: Callable[[int, int], None] | None = None) -> TrainingSummary:
     """Trains a model and returns what came of it. A folder with a checkpoint is gone on with.
 
-    folder: gets config.toml, checkpoint.pt, metrics.csv and `model/`: the best by the validation's mel loss, without validation the last.
+    folder: gets config.toml, checkpoint.pt, metrics.csv and report.html. And `model/`: the best by the validation's mel loss, without
+    validation the last.
     progress: called with the steps done and all.
 
     On a CPU a run that was killed and went on has the bits of one that was not. Both must have the same number of threads and of ranks.
@@ -136,8 +144,13 @@ class _Run:
         self.metrics: MetricsFile | None = None
         if rank() > 0:
             return
-        _, self.recordings, left_out = recordings(config, self.reader)
+        names, self.recordings, left_out = recordings(config, self.reader)
         self.left_out += left_out
+        # spread over all
+        apart = -(-len(names) // max(1, config.report_clips)) or 1
+        self.heard_names, self.heard = names[::apart], self.recordings[::apart]
+        self.before: QualityReport | None = None
+        self.after: QualityReport | None = None
         uses = [f"val_use_{level + 1}" for level in range(len(self.model.quantizer.layers))]
         columns = ["step", "bandwidth", *_LOSSES, "perplexity", "replaced", "val_mel", "val_si_snr", "val_stoi", *uses]
         self.metrics = MetricsFile(folder / METRICS, columns, self.done)
@@ -161,7 +174,7 @@ class _Run:
                     progress(self.done, config.steps)
                 if asked and not last:
                     raise KeyboardInterrupt
-        return TrainingSummary(self.done, self.first, self.folder / MODEL, self.validation, tuple(self.left_out))
+        return TrainingSummary(self.done, self.first, self.folder / MODEL, self.folder / REPORT, self.validation, tuple(self.left_out))
 
     def _numbers(self, step: int) -> range:
         """Returns the numbers of this rank's crops in a step, from 0 on. All ranks' together are those of a single one."""
@@ -181,10 +194,11 @@ class _Run:
         self.done += 1
         last = self.done == self.config.steps
         validated = bool(self.recordings) and (last or self.done % self.config.validation_steps == 0)
-        if validated:
-            self._validate()
+        best = validated and self._validate()
         if self.metrics is not None and (validated or last or self.done % self.config.log_steps == 0):
             self.metrics.write(_row(self.done, report, self.validation if validated else None))
+            if self.config.report_clips and (best or last):
+                self._report(best)
 
     def _check_weights(self) -> None:
         """Raises TrainingStopped before a model that is of no use takes the place of one that is."""
@@ -192,12 +206,35 @@ class _Run:
             if tensor.is_floating_point() and not tensor.isfinite().all():
                 raise TrainingStopped(f"After step {self.done}, {name} is not finite. The checkpoint before is kept. Lower learning_rate.")
 
-    def _validate(self) -> None:
+    def _validate(self) -> bool:
+        """Returns whether the model is the best so far, and then writes it."""
         self._check_weights()
         self.validation = validate(self.model, self.recordings, self.bandwidth, self.step.mel)
-        if self.best is None or self.validation.mel < self.best:
-            self.best = self.validation.mel
-            write_model(self.folder, self.model)
+        if self.best is not None and self.validation.mel >= self.best:
+            return False
+        self.best = self.validation.mel
+        write_model(self.folder, self.model)
+        return True
+
+    def _report(self, best: bool) -> None:
+        """Writes report.html; what is heard in it is the start, and the best model by now."""
+        if self.recordings:
+            if self.before is None:
+                self.before = measured(build_model(self.config, self.model.device), self.heard)
+            if best:
+                self.after = measured(self.model, self.heard)
+            elif self.after is None:
+                # the best is an earlier process's
+                self.after = measured(load_model(self.folder / MODEL, self.model.device), self.heard)
+        facts = {
+            "model": self.config.model or "from scratch",
+            "steps": f"{self.done:,} of {self.config.steps:,}",
+            "batch": f"{counted(self.config.batch_size, 'crop')} of {self.config.crop_seconds:g} s",
+            "audio": f"{counted(len(self.plan.tasks), 'clip')}, {sum(task.seconds for task in self.plan.tasks) / 60:,.1f} minutes",
+        }
+        if self.best is not None:
+            facts["best mel loss"] = f"{self.best:.4f}, validation at {self.bandwidth:g} kbps"
+        write_report(self.folder, facts, self.heard_names, self.before, self.after)
 
     def _save(self) -> None:
         """Writes the checkpoint, and the model where no validation chooses it; on other ranks than the first, nothing."""
