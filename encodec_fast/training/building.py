@@ -90,8 +90,8 @@ def build_step(config: TrainingConfig, model: Any) -> TrainingStep:
             torch.manual_seed(config.seed)
             discriminator = MultiScaleSTFTDiscriminator.for_rate(rate, config.discriminator_filters).to(model.device)
     weights = {**StepOptions.of_rate(rate).weights, **config.weights}
-    changes = {"seed": config.seed, "learning_rate": config.learning_rate, "mel_exponents": config.mel_exponents}
-    return TrainingStep(model, discriminator, StepOptions.of_rate(rate, weights=weights, **changes))
+    same = {name: getattr(config, name) for name in ("seed", "learning_rate", "mel_exponents", "frozen")}
+    return TrainingStep(model, discriminator, StepOptions.of_rate(rate, weights=weights, **same))
 
 
 def check_length(step: TrainingStep, channels: int, samples: int) -> None:

@@ -38,6 +38,12 @@ class TrainingConfig:
     validation_audio: tuple[str, ...] = _key((), "The same for validation; none: no validation.", of=str)
     audio_column: str = _key("audio", "Column of tables with the audio.")
     model: str = _key("", 'The model to fine-tune: a name, folder or checkpoint. "": from scratch, with the settings of [architecture].')
+    frozen: tuple[str, ...] = _key(
+        (),
+        "Parts of it that stay as they are: encoder, quantizer or decoder.",
+        ("encoder, quantizer and decoder", lambda value: set(value) <= {"encoder", "quantizer", "decoder"}),
+        of=str,
+    )
     device: str = _key("auto", "auto, cpu, cuda or cuda:N.")
     seed: int = _key(0, "Of new weights, crops, bandwidths and replaced entries.", _FROM_ZERO)
     steps: int = _key(600_000, "Updates in all; the paper's 300 epochs of 2000.", _ABOVE_ZERO)
@@ -71,6 +77,8 @@ class TrainingConfig:
             object.__setattr__(self, each.name, _checked(each.name, getattr(self, each.name), each.metadata))
         if not self.audio:
             raise ValueError("audio is empty; name at least one file, folder, manifest, tar shard or table to train on.")
+        if self.frozen and not self.model:
+            raise ValueError(f"frozen is {list(self.frozen)} without a model; name the one whose parts stay as they are.")
         if self.model and self.architecture:
             raise ValueError(f"model is {self.model!r} and architecture has settings; a model that is fine-tuned keeps its own.")
 

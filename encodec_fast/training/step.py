@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,9 @@ from encodec_fast.training.forward import run_layers
 from encodec_fast.training.losses import MelLoss, discriminator_loss, feature_loss, generator_loss, time_loss
 from encodec_fast.training.quantization import QuantizedBatch, QuantizerTrainer
 
+# Of a model, which a step may leave as they are
+PARTS = ("encoder", "quantizer", "decoder")
+
 
 @dataclass(frozen=True)
 class StepOptions:
@@ -28,6 +31,7 @@ class StepOptions:
     learning_rate, betas: of Adam, for the model and the discriminator.
     mel_exponents: the windows of the mel loss, as powers of two.
     seed: of bandwidths, updates of the discriminator and replaced entries. It must be the same on all ranks.
+    frozen: parts that stay as they are, of PARTS. A frozen encoder runs without gradients, as the model serves it.
     """
 
     weights: Mapping[str, float]
@@ -37,6 +41,7 @@ class StepOptions:
     betas: tuple[float, float] = (0.5, 0.9)
     mel_exponents: tuple[int, ...] = tuple(range(5, 12))
     seed: int = 0
+    frozen: tuple[str, ...] = ()
 
     @classmethod
     def of_rate(cls, sampling_rate: int, **changes: Any) -> StepOptions:
@@ -73,7 +78,7 @@ class TrainingStep:
     model: `EncodecModel`, ours or transformers'.  discriminator: such as `MultiScaleSTFTDiscriminator`; None trains without.
     options: None for the paper's.
 
-    Raises ValueError for weights of losses that are not there.
+    Raises ValueError for weights of losses that are not there, and for frozen parts that leave nothing to learn.
     """
 
     def __init__(self, model: Any, discriminator: nn.Module | None = None, options: StepOptions | None = None) -> None:
@@ -82,6 +87,7 @@ class TrainingStep:
         known = {"time", "mel", "generator", "features"}
         if not set(options.weights) <= known:
             raise ValueError(f"weights are of {sorted(options.weights)}; allowed are {', '.join(sorted(known))}.")
+        self._freeze(options.frozen)
         names = known if discriminator is not None else {"time", "mel"}
         # its gradient is a sum over clips, of which averaging over ranks would leave a share
         self.balancer = Balancer({name: weight for name, weight in options.weights.items() if name in names}, norm=world_size())
@@ -106,7 +112,9 @@ class TrainingStep:
             losses["discriminator"] = self._update_discriminator(audio, output.detach())
         balanced = self._losses(audio, output)
         self.optimizer.zero_grad()
-        shares = self.balancer.backward(balanced, output, beside=self.options.commitment * quantized.commitment)
+        # a frozen encoder commits to nothing
+        beside = self.options.commitment * quantized.commitment if quantized.commitment.requires_grad else None
+        shares = self.balancer.backward(balanced, output, beside=beside)
         average_gradients(self.model.parameters())
         self.optimizer.step()
         losses |= {**balanced, "commitment": quantized.commitment}
@@ -139,7 +147,17 @@ class TrainingStep:
         self._generator.set_state(state["generator"].cpu())
 
     def _adam(self, module: nn.Module) -> torch.optim.Adam:
-        return torch.optim.Adam(module.parameters(), self.options.learning_rate, self.options.betas)
+        learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        return torch.optim.Adam(learning, self.options.learning_rate, self.options.betas)
+
+    def _freeze(self, parts: Sequence[str]) -> None:
+        """Takes the gradients from the parameters of parts."""
+        if not set(parts) <= set(PARTS) or {"encoder", "decoder"} <= set(parts):
+            raise ValueError(f"frozen is {list(parts)}; allowed are {', '.join(PARTS)}, but the encoder or the decoder must learn.")
+        if "quantizer" in parts and not all(layer.codebook.embed.any() for layer in self.model.quantizer.layers):
+            raise ValueError("frozen has 'quantizer', whose codebooks are zeros. Let it learn, or take a model that was trained.")
+        for part in parts:
+            getattr(self.model, part).requires_grad_(False)
 
     def _forward(self, audio: Tensor, bandwidth: float, update: bool) -> tuple[Tensor, QuantizedBatch]:
         """Returns the model's audio, as long as what it was given, and the quantized batch."""
@@ -147,8 +165,13 @@ class TrainingStep:
         clean = audio
         if self.model.config.normalize:
             clean, scale = normalize(audio)
-        # not the modules' own forward, whose backward pass would run them a second time
-        embeddings = run_layers(self.model.encoder, clean)
+        if "encoder" in self.options.frozen:
+            with torch.no_grad():
+                embeddings = self.model.encoder(clean)
+        else:
+            # not the modules' own forward, whose backward pass would run them a second time
+            embeddings = run_layers(self.model.encoder, clean)
+        update = update and "quantizer" not in self.options.frozen
         quantized = self.quantizer(embeddings, levels_of(self.model.quantizer, bandwidth), update)
         output = run_layers(self.model.decoder, quantized.quantized)[..., : audio.shape[-1]]
         return output if scale is None else output * scale.view(-1, 1, 1), quantized

@@ -45,6 +45,8 @@ def test_the_default_file_lacks_the_audio_alone(tmp_path, tables):
         ('audio = "x"', "audio is 'x'; a list is needed"),
         ("weights = 3", r"weights is 3; a table \[weights\] is needed"),
         ('model = "demo"\n[architecture]\nnum_filters = 4', "model is 'demo' and architecture has settings"),
+        ('model = "demo"\nfrozen = ["lstm"]', r"frozen is \['lstm'\]; allowed is encoder, quantizer and decoder"),
+        ('frozen = ["encoder"]', r"frozen is \['encoder'\] without a model"),
         ("steps =", "not a TOML file"),
     ],
 )

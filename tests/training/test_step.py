@@ -7,8 +7,12 @@ import torch
 import transformers
 
 import encodec_fast
+from encodec_fast.serving import modules
+from encodec_fast.serving.modules import run_network
 from encodec_fast.training import losses
+from encodec_fast.training import step as step_module
 from encodec_fast.training.discriminator import MultiScaleSTFTDiscriminator
+from encodec_fast.training.forward import run_layers
 from encodec_fast.training.step import StepOptions, TrainingStep
 from support.models import audio_like, config_48khz, pair, small_config
 
@@ -182,6 +186,52 @@ def test_transformers_reads_a_model_in_training(model, tmp_path):
     assert torch.equal(
         stock.encode(audio(1), bandwidth=TOP).audio_codes[:, :, :4], model.encode(audio(1), bandwidth=TOP).audio_codes[:, :, :4]
     )
+
+
+def frozen_step(model, *parts, judge=None):
+    return TrainingStep(model, judge, StepOptions.of_rate(24_000, mel_exponents=(5, 6), learning_rate=1e-2, frozen=parts))
+
+
+@pytest.mark.parametrize("parts", [("encoder", "quantizer"), ("encoder",), ("quantizer",), ("decoder",)], ids="-".join)
+def test_what_is_frozen_does_not_move_and_the_rest_does(model, parts):
+    before = copy.deepcopy(model.state_dict())
+    step = frozen_step(model, *parts, judge=discriminator())
+    for seed in range(2):
+        step(audio(seed))
+    for part in ("encoder", "quantizer", "decoder"):
+        moved = [name for name, tensor in model.state_dict().items() if name.startswith(part) and not torch.equal(tensor, before[name])]
+        assert bool(moved) == (part not in parts), part
+
+
+@pytest.mark.parametrize("kind", ["mono", "stereo-normalised"])
+def test_codes_of_a_frozen_encoder_are_those_of_encode(model, kind):
+    model = model if kind == "mono" else stereo_model()
+    step, seen = frozen_step(model, "encoder", "quantizer"), []
+    quantizer = step.quantizer
+    step.quantizer = lambda *arguments: seen.append(quantizer(*arguments)) or seen[-1]
+    # of a chunk's length, where there are chunks
+    clips = audio(0, model.config.audio_channels) if kind == "mono" else audio_like(2, 2, 4800, 0)
+    step(clips)
+    expected = model.encode(clips, bandwidth=model.config.target_bandwidths[-1]).audio_codes[0]
+    levels = seen[0].codes.shape[1]
+    assert torch.equal(seen[0].codes, expected[:, :levels]) and len(seen[0].codes.unique()) > 3
+
+
+def test_a_frozen_encoder_runs_on_the_backend_without_gradients(model, monkeypatch):
+    calls = []
+    monkeypatch.setattr(step_module, "run_layers", lambda network, x: calls.append(network) or run_layers(network, x))
+    served = []
+    monkeypatch.setattr(modules, "run_network", lambda module, *rest: served.append(module) or run_network(module, *rest))
+    frozen_step(model, "encoder")(audio(0))
+    assert calls == [model.decoder] and served == [model.encoder]
+    assert all(parameter.grad is None for parameter in model.encoder.parameters())
+
+
+def test_frozen_parts_that_leave_nothing_to_learn_are_refused(model):
+    with pytest.raises(ValueError, match=r"frozen is \['encoder', 'decoder'\]; .*the encoder or the decoder must learn"):
+        frozen_step(model, "encoder", "decoder")
+    with pytest.raises(ValueError, match="frozen has 'quantizer', whose codebooks are zeros"):
+        frozen_step(encodec_fast.EncodecModel(small_config()), "quantizer")
 
 
 def test_unknown_losses_and_states_of_other_steps_are_refused(model):
