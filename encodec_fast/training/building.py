@@ -90,7 +90,7 @@ def build_step(config: TrainingConfig, model: Any) -> TrainingStep:
             torch.manual_seed(config.seed)
             discriminator = MultiScaleSTFTDiscriminator.for_rate(rate, config.discriminator_filters).to(model.device)
     weights = {**StepOptions.of_rate(rate).weights, **config.weights}
-    same = {name: getattr(config, name) for name in ("seed", "learning_rate", "mel_exponents", "frozen")}
+    same = {name: getattr(config, name) for name in ("seed", "learning_rate", "mel_exponents", "frozen", "precision", "compile")}
     return TrainingStep(model, discriminator, StepOptions.of_rate(rate, weights=weights, **same))
 
 

@@ -45,6 +45,14 @@ class TrainingConfig:
         of=str,
     )
     device: str = _key("auto", "auto, cpu, cuda or cuda:N.")
+    precision: str = _key(
+        "float32",
+        "Of the networks' products: float32, tf32 or bf16. Weights, codebooks and losses are float32 in each.",
+        ("float32, tf32 or bf16", lambda value: value in ("float32", "tf32", "bf16")),
+    )
+    compile: bool = _key(
+        False, "Whether torch.compile makes the kernels of the discriminator, which takes most of a step; minutes at the start."
+    )
     seed: int = _key(0, "Of new weights, crops, bandwidths and replaced entries.", _FROM_ZERO)
     steps: int = _key(600_000, "Updates in all; the paper's 300 epochs of 2000.", _ABOVE_ZERO)
     batch_size: int = _key(64, "Crops in a batch.", _ABOVE_ZERO)

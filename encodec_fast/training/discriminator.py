@@ -65,6 +65,12 @@ class MultiScaleSTFTDiscriminator(nn.Module):
         logits, features = zip(*(discriminator(audio) for discriminator in self.discriminators))
         return list(logits), list(features)
 
+    def compile_layers(self) -> None:
+        """Lets torch.compile make the kernels of the convolutions. A batch of another shape is compiled anew; the STFT stays as it is."""
+        for discriminator in self.discriminators:
+            # complex numbers, which inductor makes no code for, are left outside
+            discriminator.judge = torch.compile(discriminator.judge, dynamic=False)  # type: ignore[arg-type, assignment]
+
 
 class _Discriminator(nn.Module):
     def __init__(self, filters: int, in_channels: int, n_fft: int, kernel: tuple[int, int], dilations: Sequence[int]) -> None:
@@ -79,7 +85,11 @@ class _Discriminator(nn.Module):
 
     def forward(self, audio: Tensor) -> tuple[Tensor, list[Tensor]]:
         spectrum = self.spec_transform(audio)
-        hidden = torch.cat([spectrum.real, spectrum.imag], dim=1).transpose(2, 3)
+        judged: tuple[Tensor, list[Tensor]] = self.judge(torch.cat([spectrum.real, spectrum.imag], dim=1).transpose(2, 3))
+        return judged
+
+    def judge(self, hidden: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Returns logits and features of real and imaginary parts as channels, [B, 2 C, frames, bins]."""
         features = []
         for layer in self.convs:
             hidden = F.leaky_relu(layer(hidden), _SLOPE)

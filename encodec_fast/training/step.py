@@ -15,6 +15,7 @@ from encodec_fast.training.balancer import Balancer
 from encodec_fast.training.distributed import average_gradients, average_over_ranks, world_size
 from encodec_fast.training.forward import run_layers
 from encodec_fast.training.losses import MelLoss, discriminator_loss, feature_loss, generator_loss, time_loss
+from encodec_fast.training.precision import in_float32, matrix_products, networks_in
 from encodec_fast.training.quantization import QuantizedBatch, QuantizerTrainer
 
 # Of a model, which a step may leave as they are
@@ -32,6 +33,8 @@ class StepOptions:
     mel_exponents: the windows of the mel loss, as powers of two.
     seed: of bandwidths, updates of the discriminator and replaced entries. It must be the same on all ranks.
     frozen: parts that stay as they are, of PARTS. A frozen encoder runs without gradients, as the model serves it.
+    precision: of the networks' products, `float32`, `tf32` or `bf16`. Weights, codebooks and losses are float32 in each.
+    compile: the discriminator's layers by torch.compile, of a `MultiScaleSTFTDiscriminator`.
     """
 
     weights: Mapping[str, float]
@@ -42,6 +45,8 @@ class StepOptions:
     mel_exponents: tuple[int, ...] = tuple(range(5, 12))
     seed: int = 0
     frozen: tuple[str, ...] = ()
+    precision: str = "float32"
+    compile: bool = False
 
     @classmethod
     def of_rate(cls, sampling_rate: int, **changes: Any) -> StepOptions:
@@ -81,7 +86,7 @@ class TrainingStep:
     Raises ValueError for weights of losses that are not there, and for frozen parts that leave nothing to learn.
     """
 
-    def __init__(self, model: Any, discriminator: nn.Module | None = None, options: StepOptions | None = None) -> None:
+    def __init__(self, model: Any, discriminator: Any = None, options: StepOptions | None = None) -> None:
         self.model, self.discriminator = model, discriminator
         self.options = options = options or StepOptions.of_rate(model.config.sampling_rate)
         known = {"time", "mel", "generator", "features"}
@@ -96,6 +101,9 @@ class TrainingStep:
         self.optimizer = self._adam(model)
         self.discriminator_optimizer = None if discriminator is None else self._adam(discriminator)
         self._generator = torch.Generator().manual_seed(options.seed)
+        networks_in(options.precision, model.device)
+        if options.compile and discriminator is not None:
+            discriminator.compile_layers()
 
     def __call__(self, audio: Tensor) -> StepReport:
         """Runs one update.
@@ -103,6 +111,10 @@ class TrainingStep:
         audio: [B, C, T] on the model's device and in its dtype, full scale +-1.0.
         Raises ValueError for audio that is not finite or shorter than the widest window, before anything has changed.
         """
+        with matrix_products(self.options.precision):
+            return self._update(audio)
+
+    def _update(self, audio: Tensor) -> StepReport:
         bandwidths = self.model.config.target_bandwidths
         bandwidth = bandwidths[int(torch.randint(len(bandwidths), (), generator=self._generator))]
         judged = bool(torch.rand((), generator=self._generator) < self.options.discriminator_share)
@@ -170,15 +182,28 @@ class TrainingStep:
                 embeddings = self.model.encoder(clean)
         else:
             # not the modules' own forward, whose backward pass would run them a second time
-            embeddings = run_layers(self.model.encoder, clean)
+            embeddings = self._run(self.model.encoder, clean)
         update = update and "quantizer" not in self.options.frozen
         quantized = self.quantizer(embeddings, levels_of(self.model.quantizer, bandwidth), update)
-        output = run_layers(self.model.decoder, quantized.quantized)[..., : audio.shape[-1]]
+        output = self._run(self.model.decoder, quantized.quantized)[..., : audio.shape[-1]]
         return output if scale is None else output * scale.view(-1, 1, 1), quantized
+
+    def _run(self, network: nn.Module, x: Tensor) -> Tensor:
+        """Runs the encoder or the decoder in the step's precision; codes and losses are made of float32."""
+        with networks_in(self.options.precision, x.device):
+            found: Tensor = in_float32(run_layers(network, x))
+        return found
+
+    def _judge(self, audio: Tensor) -> tuple[list[Tensor], list[list[Tensor]]]:
+        """Returns the discriminator's logits and features of audio in the step's precision, in float32."""
+        assert self.discriminator is not None
+        with networks_in(self.options.precision, audio.device):
+            logits, features = self.discriminator(audio)
+        return in_float32(logits), in_float32(features)
 
     def _update_discriminator(self, real: Tensor, fake: Tensor) -> Tensor:
         assert self.discriminator is not None and self.discriminator_optimizer is not None
-        loss = discriminator_loss(self.discriminator(real)[0], self.discriminator(fake)[0])
+        loss = discriminator_loss(self._judge(real)[0], self._judge(fake)[0])
         self.discriminator_optimizer.zero_grad()
         loss.backward()
         average_gradients(self.discriminator.parameters())
@@ -189,7 +214,7 @@ class TrainingStep:
         losses = {"time": time_loss(audio, output), "mel": self.mel(audio, output)}
         if self.discriminator is not None:
             with torch.no_grad():
-                _, real = self.discriminator(audio)
-            logits, fake = self.discriminator(output)
+                _, real = self._judge(audio)
+            logits, fake = self._judge(output)
             losses |= {"generator": generator_loss(logits), "features": feature_loss(real, fake)}
         return {name: loss for name, loss in losses.items() if name in self.balancer.weights}
