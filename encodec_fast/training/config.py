@@ -62,6 +62,12 @@ class TrainingConfig:
     gain_db: tuple[float, ...] = _key((-10.0, 6.0), "Range of each clip's gain. It is drawn again while the sum clips.", _RANGE, of=float)
     workers: int = _key(2, "Processes that read audio; 0: none. Their number changes no result.", _FROM_ZERO)
     learning_rate: float = _key(3e-4, "Of Adam, for the model and the discriminator.", _ABOVE_ZERO)
+    warmup_steps: int = _key(0, "Steps in which it rises to that from 0.", _FROM_ZERO)
+    schedule: str = _key(
+        "constant",
+        "constant, as in the paper, or cosine: it falls to 0 at the last step.",
+        ("constant or cosine", lambda value: value in ("constant", "cosine")),
+    )
     discriminator_filters: int = _key(32, "Channels of the discriminator's layers. 0: train on time and mel alone.", _FROM_ZERO)
     mel_exponents: tuple[int, ...] = _key(
         (5, 6, 7, 8, 9, 10, 11),
@@ -90,6 +96,15 @@ class TrainingConfig:
         if self.model and self.architecture:
             raise ValueError(f"model is {self.model!r} and architecture has settings; a model that is fine-tuned keeps its own.")
 
+    def rate_of(self, step: int) -> float:
+        """Returns the learning rate of a step, from 0 on."""
+        rate = self.learning_rate * min(1.0, (step + 1) / max(1, self.warmup_steps))
+        return rate if self.schedule == "constant" else rate * (1 + math.cos(math.pi * step / self.steps)) / 2
+
+    def changeable(self) -> frozenset[str]:
+        """Returns the keys that a run may go on with at another value: no number of a step depends on them."""
+        return _CHANGEABLE - {"steps"} if self.schedule == "cosine" else _CHANGEABLE
+
     def as_dict(self) -> dict[str, Any]:
         """Returns the keys and values as plain lists and dicts."""
         values = {each.name: getattr(self, each.name) for each in fields(self)}
@@ -100,8 +115,7 @@ class TrainingConfig:
         return _toml(self.as_dict())
 
 
-# What a run may go on with: no number of a step depends on these
-CHANGEABLE = frozenset({"steps", "workers", "checkpoint_steps", "checkpoint_minutes", "report_clips"})
+_CHANGEABLE = frozenset({"steps", "workers", "checkpoint_steps", "checkpoint_minutes", "report_clips"})
 
 
 def default_toml() -> str:

@@ -41,7 +41,7 @@ from encodec_fast.training.checkpoint import (
     write_checkpoint,
     write_model,
 )
-from encodec_fast.training.config import CHANGEABLE, TrainingConfig
+from encodec_fast.training.config import TrainingConfig
 from encodec_fast.training.crops import CropPlan, read_crops
 from encodec_fast.training.distributed import any_over_ranks, process_group, rank, world_size
 from encodec_fast.training.report import measured, write_report
@@ -184,6 +184,7 @@ class _Run:
     def _update(self, sounds: list[Any]) -> None:
         """Runs a step with the crops [C, T], and a validation where it is time."""
         audio = torch.stack([torch.from_numpy(sound) for sound in sounds]).to(self.model.device, self.model.dtype)
+        self.step.set_learning_rate(self.config.rate_of(self.done))
         try:
             report = self.step(audio)
         except ValueError as error:
@@ -264,12 +265,12 @@ class _Run:
 
 
 def _check_same_config(config: TrainingConfig, before: Mapping[str, Any], folder: Path) -> None:
-    now = config.as_dict()
-    for name in sorted({*now, *before} - CHANGEABLE):
+    now, changeable = config.as_dict(), config.changeable()
+    for name in sorted({*now, *before} - changeable):
         if now.get(name) != before.get(name):
             raise ValueError(
                 f"{folder / CHECKPOINT} is of a run with {name} = {before.get(name)!r}; now it is {now.get(name)!r}. "
-                f"Choose another folder. Only {', '.join(sorted(CHANGEABLE))} may change."
+                f"Choose another folder. Only {', '.join(sorted(changeable))} may change."
             )
 
 

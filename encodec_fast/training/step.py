@@ -158,6 +158,12 @@ class TrainingStep:
             getattr(self, name).load_state_dict(state[name])
         self._generator.set_state(state["generator"].cpu())
 
+    def set_learning_rate(self, rate: float) -> None:
+        """Lets the next steps learn at another rate, the model and the discriminator alike."""
+        for optimizer in (self.optimizer, self.discriminator_optimizer):
+            for group in optimizer.param_groups if optimizer is not None else ():
+                group["lr"] = rate
+
     def _adam(self, module: nn.Module) -> torch.optim.Adam:
         learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
         return torch.optim.Adam(learning, self.options.learning_rate, self.options.betas)

@@ -30,6 +30,19 @@ def test_the_default_file_lacks_the_audio_alone(tmp_path, tables):
     assert read_config(written(tmp_path, text)) == TrainingConfig(audio=("x",))
 
 
+def test_the_rate_is_constant_unless_it_warms_up_or_falls():
+    assert {TrainingConfig(audio=("x",)).rate_of(step) for step in (0, 5, 599_999)} == {3e-4}
+    warmed = TrainingConfig(audio=("x",), learning_rate=1.0, warmup_steps=4)
+    assert [warmed.rate_of(step) for step in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    falling = TrainingConfig(audio=("x",), learning_rate=1.0, steps=100, schedule="cosine")
+    assert [falling.rate_of(step) for step in (0, 50, 100)] == pytest.approx([1.0, 0.5, 0.0])
+
+
+def test_steps_that_a_rate_depends_on_may_not_change():
+    assert "steps" in TrainingConfig(audio=("x",)).changeable()
+    assert "steps" not in TrainingConfig(audio=("x",), schedule="cosine").changeable()
+
+
 @pytest.mark.parametrize(
     "line, message",
     [
@@ -41,6 +54,7 @@ def test_the_default_file_lacks_the_audio_alone(tmp_path, tables):
         ("learning_rate = nan", "learning_rate is nan; a finite number"),
         ("gain_db = [6, -10]", r"gain_db is \[6.0, -10.0\]; allowed is two, the lower one first"),
         ('gain_db = ["loud", 1]', r"gain_db\[0\] is 'loud'; a number is needed"),
+        ('schedule = "linear"', "schedule is linear; allowed is constant or cosine"),
         ("mix_share = 1.1", "mix_share is 1.1; allowed is 0 to 1"),
         ('audio = "x"', "audio is 'x'; a list is needed"),
         ("weights = 3", r"weights is 3; a table \[weights\] is needed"),

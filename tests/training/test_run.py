@@ -237,6 +237,19 @@ def test_the_trained_folder_has_the_codes_of_transformers(whole):
     assert torch.equal(codes, expected) and len(codes.unique()) > 3
 
 
+def test_a_run_learns_at_the_rate_of_each_step_also_when_it_went_on(recordings, tmp_path, monkeypatch):
+    seen, step = [], TrainingStep.__call__
+
+    def noted(self, audio):
+        seen.append([group["lr"] for optimizer in (self.optimizer, self.discriminator_optimizer) for group in optimizer.param_groups])
+        return step(self, audio)
+
+    monkeypatch.setattr(TrainingStep, "__call__", noted)
+    for steps in (2, 4):
+        train(tiny_config(recordings, learning_rate=1e-3, warmup_steps=4, steps=steps), tmp_path)
+    assert seen == [[pytest.approx(rate)] * 2 for rate in (0.25e-3, 0.5e-3, 0.75e-3, 1e-3)]
+
+
 def test_a_saved_model_is_fine_tuned_from_where_it_was(recordings, tmp_path):
     pair(small_config())[1].save_pretrained(tmp_path / "model")
     before = encodec_fast.load_model(tmp_path / "model").state_dict()
