@@ -122,8 +122,7 @@ class MelLoss(nn.Module):
         audio, side = audio.flatten(0, 1), _padding(width)
         last = -(audio.shape[-1] + 2 * side - width) % (width // 4)
         padded = F.pad(F.pad(audio, (side, side), "reflect"), (0, last))
-        spectrum = torch.fft.rfft(padded.unfold(1, width, width // 4) * window)
-        return (_Magnitude.apply(spectrum) @ bands.T).transpose(1, 2)
+        return (_Magnitudes.apply(padded.unfold(1, width, width // 4) * window) @ bands.T).transpose(1, 2)
 
     def _distance(self, exponent: int, x: Tensor, y: Tensor) -> Tensor:
         difference = self.spectrum(exponent, x) - self.spectrum(exponent, y)
@@ -132,20 +131,29 @@ class MelLoss(nn.Module):
         return (l1 / count + self.alpha * l2 / count**0.5).mean()
 
 
-class _Magnitude(torch.autograd.Function):
-    """Returns |s| of a complex tensor, with the gradient s / |s| and 0 at 0; torch's own takes half as long again."""
+class _Magnitudes(torch.autograd.Function):
+    """Returns the magnitudes of the Fourier transform of real frames [..., n], n even: [..., n // 2 + 1].
+
+    The gradient of bin k is s_k / |s_k|, and 0 at 0. In half the time of torch's own operations: its magnitude makes a complex tensor,
+    and its backward transform takes all n complex bins.
+    """
 
     @staticmethod
-    def forward(ctx: Any, spectrum: Tensor) -> Tensor:
-        magnitude = spectrum.abs()
-        ctx.save_for_backward(spectrum, magnitude)
-        return magnitude
+    def forward(ctx: Any, frames: Tensor) -> Tensor:
+        spectrum = torch.fft.rfft(frames)
+        real, imaginary = torch.view_as_real(spectrum).unbind(-1)
+        magnitudes = (real.square() + imaginary.square()).sqrt_()
+        ctx.save_for_backward(spectrum, magnitudes)
+        return magnitudes
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
-        spectrum, magnitude = ctx.saved_tensors
-        return spectrum * (grad_outputs[0] / magnitude.clamp(min=1e-20))
+        spectrum, magnitudes = ctx.saved_tensors
+        directions = spectrum * (grad_outputs[0] / magnitudes.clamp(min=1e-20))
+        # the inverse transform counts all bins twice but the first and the last
+        directions[..., 1:-1] *= 0.5
+        return torch.fft.irfft(directions, norm="forward")
 
 
 def _padding(width: int) -> int:
