@@ -105,6 +105,8 @@ def test_the_gradient_is_that_of_the_formulas_through_transformers_modules(model
         whole += weight / 7.1 * gradient / gradient.flatten(1).norm(dim=1).mean()
     torch.autograd.backward([y, 0.5 * commitment], [whole, torch.tensor(1.0)])
     assert report.losses["commitment"].item() == pytest.approx(commitment.item(), rel=1e-5)
+    own, expected = (torch.cat([parameter.grad.flatten() for parameter in each.parameters()]) for each in (model, stock))
+    assert (own - expected).norm() < 1e-5 * expected.norm()
     for (name, own), expected in zip(model.named_parameters(), stock.parameters()):
         torch.testing.assert_close(own.grad, expected.grad, rtol=1e-4, atol=1e-5 * expected.grad.abs().max().item(), msg=name)
 
