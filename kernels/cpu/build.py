@@ -33,7 +33,9 @@ FLAGS = (
 )
 COMMON = (
     "api/engine",
+    "api/language_model",
     *(f"net/{unit}" for unit in ("program", "schedule", "cuts", "chain", "stages", "winograd", "lstm", "codebooks", "chunks", "saved")),
+    *(f"lm/{unit}" for unit in ("model", "segment", "saved")),
     "simd/tiers",
     "runtime/threads",
 )
@@ -79,7 +81,7 @@ def compile_units(
 ) -> list[str]:
     """Compiles objects into `folder`, one of each translation unit for that machine.  Raises BuildError where the compiler fails."""
     units = {**dict.fromkeys(COMMON, ()), **TIERS.get(MACHINES.get(machine, machine), {"simd/tier_baseline": ()})}
-    objects = [str(Path(folder) / f"{Path(unit).name}.o") for unit in units]
+    objects = [str(Path(folder) / f"{unit.replace('/', '_')}.o") for unit in units]
     jobs = [
         [*_words(command), *_flags("CXXFLAGS"), *FLAGS, *flags, *extra_flags, "-c", str(SOURCES / f"{unit}.cpp"), "-o", out]
         for (unit, flags), out in zip(units.items(), objects)

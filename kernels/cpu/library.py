@@ -10,12 +10,12 @@ from pathlib import Path
 
 from .build import LIBRARY, SOURCES
 
-ABI = 6
+ABI = 7
 ISA_VARIABLE = "ENCODEC_FAST_CPU_ISA"
 CUTS_VARIABLE = "ENCODEC_FAST_CPU_CUTS"
 PAD_MODES = {"reflect": 0, "constant": 1, "replicate": 2}
 ACTIVATIONS = {"none": 0, "elu": 1}
-FUNCTIONS = {"exp": 0, "elu": 1, "sigmoid": 2, "tanh": 3}
+FUNCTIONS = {"exp": 0, "elu": 1, "sigmoid": 2, "tanh": 3, "gelu": 4}
 
 INTS = POINTER(c_int64)
 
@@ -35,6 +35,12 @@ class ClipsRecord(Structure):
     """encodec_clips."""
 
     _fields_ = [("data", POINTER(c_void_p)), ("lengths", INTS), ("strides", INTS)]
+
+
+class LanguageModelSizes(Structure):
+    """encodec_lm_sizes."""
+
+    _fields_ = [(name, c_int64) for name in ("codebooks", "codebook_size", "dim", "heads", "layers", "hidden", "past_context")]
 
 
 class EngineError(RuntimeError):
@@ -76,6 +82,19 @@ SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
         c_int,
         (POINTER(ClipsRecord), c_int64, c_int64, c_int64, c_void_p, c_int64, c_int, POINTER(ClipsRecord)),
     ),
+    "encodec_lm_new": (c_void_p, (c_char_p, POINTER(LanguageModelSizes), POINTER(c_void_p), c_void_p)),
+    "encodec_lm_free": (None, (c_void_p,)),
+    "encodec_lm_logits": (c_int, (c_void_p, c_int64, c_void_p, c_int64, c_int64, c_void_p)),
+    "encodec_segment_encode": (c_void_p, (c_void_p, c_int64, c_int64)),
+    "encodec_segment_decode": (c_void_p, (c_void_p, c_int64, c_int64, c_char_p, c_int64)),
+    "encodec_segment_levels": (c_int64, (c_void_p, c_int)),
+    "encodec_segment_close": (None, (c_void_p,)),
+    "encodec_encode": (c_int, (POINTER(c_void_p), c_int64, POINTER(c_void_p), INTS, INTS, c_int)),
+    "encodec_decode": (c_int, (POINTER(c_void_p), c_int64, POINTER(c_void_p), INTS, INTS, c_int)),
+    "encodec_segment_bytes": (c_int64, (c_void_p, c_int, c_void_p, c_int64)),
+    "encodec_segment_used_up": (c_int, (c_void_p,)),
+    "encodec_segment_save": (c_int64, (c_void_p, c_void_p, c_int64)),
+    "encodec_segment_load": (c_void_p, (c_void_p, c_char_p, c_int64)),
     "encodec_set_cut": (c_int, (c_char_p, c_int64)),
     "encodec_map": (c_int, (c_char_p, c_int, c_void_p, c_void_p, c_int64)),
 }

@@ -3,11 +3,11 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
-#include <exception>
 #include <numeric>
-#include <stdexcept>
-#include <string>
+#include <utility>
+#include <vector>
 
+#include "api/guard.h"
 #include "net/chunks.h"
 #include "net/codebooks.h"
 #include "net/cuts.h"
@@ -27,30 +27,6 @@ struct encodec_state {
 };
 
 namespace {
-
-thread_local std::string last_error;
-
-template <class Function>
-int guarded(const Function& function) {
-  try {
-    function();
-    return 0;
-  } catch (const std::exception& error) {
-    last_error = error.what();
-  }
-  return -1;
-}
-
-template <class Function>
-auto guarded_new(const Function& function) -> decltype(function()) {
-  decltype(function()) made = nullptr;
-  guarded([&] { made = function(); });
-  return made;
-}
-
-void require(bool holds, const char* message) {
-  if (!holds) throw std::invalid_argument(message);
-}
 
 void require_conv(const encodec_conv& conv) {
   require(conv.in_channels > 0 && conv.out_channels > 0 && conv.kernel > 0 && conv.stride > 0 && conv.dilation > 0,
@@ -76,29 +52,6 @@ class Batch {
   std::vector<int64_t> lengths_, strides_;
 };
 
-// The states of a call, which no other call may have at the same time.
-class Taken {
- public:
-  Taken(const encodec_state* const* states, int64_t batch) : states_(states) {
-    for (; count_ < batch; ++count_)
-      if (states[count_]->taken.exchange(true)) {
-        give_back();
-        throw std::invalid_argument("this clip is in another call, of another thread perhaps: one call at a time may use a state");
-      }
-  }
-  ~Taken() { give_back(); }
-  Taken(const Taken&) = delete;
-  Taken& operator=(const Taken&) = delete;
-
- private:
-  void give_back() {
-    for (; count_ > 0; --count_) states_[count_ - 1]->taken = false;
-  }
-
-  const encodec_state* const* states_;
-  int64_t count_ = 0;
-};
-
 void require_whole(const encodec_state& state) { require(!state.broken, "a push of this clip failed half way: open a new state"); }
 
 int64_t ready(const encodec_state& state, int64_t added, bool final) {
@@ -115,7 +68,7 @@ bool pads_to_same(const encodec_conv& conv) {
 
 int64_t encodec_abi(void) { return ENCODEC_ABI; }
 
-const char* encodec_error(void) { return last_error.c_str(); }
+const char* encodec_error(void) { return last_error().c_str(); }
 
 const char* encodec_tier(int64_t n) {
   const Ops* ops = tier(n);
@@ -212,7 +165,7 @@ void encodec_close(encodec_state* state) { delete state; }
 int encodec_ended(const encodec_state* state) {
   bool ended = false;
   const int failed = guarded([&] {
-    const Taken taken(&state, 1);
+    const Taken<encodec_state> taken(&state, 1);
     ended = state->clip.ended;
   });
   return failed ? failed : ended ? 1 : 0;
@@ -221,7 +174,7 @@ int encodec_ended(const encodec_state* state) {
 int encodec_ready(const encodec_state* const* states, int64_t batch, const int64_t* lengths, const int64_t* final,
                   int64_t* out_lengths) {
   return guarded([&] {
-    const Taken taken(states, batch);
+    const Taken<encodec_state> taken(states, batch);
     for (int64_t b = 0; b < batch; ++b) out_lengths[b] = ready(*states[b], lengths[b], final[b] != 0);
   });
 }
@@ -229,7 +182,7 @@ int encodec_ready(const encodec_state* const* states, int64_t batch, const int64
 int encodec_push(encodec_state* const* states, int64_t batch, const encodec_clips* x, const int64_t* final, int threads,
                  const encodec_clips* y) {
   return guarded([&] {
-    const Taken taken(states, batch);
+    const Taken<encodec_state> taken(states, batch);
     std::vector<ClipState*> clips;
     for (int64_t b = 0; b < batch; ++b) {
       ClipState& clip = states[b]->clip;
@@ -249,7 +202,7 @@ int encodec_push(encodec_state* const* states, int64_t batch, const encodec_clip
 int64_t encodec_save(const encodec_state* state, void* bytes, int64_t size) {
   int64_t written = 0;
   const int failed = guarded([&] {
-    const Taken taken(&state, 1);
+    const Taken<encodec_state> taken(&state, 1);
     require_whole(*state);
     std::vector<char> saved;
     state->program->save(state->clip, saved);
@@ -323,7 +276,7 @@ int encodec_set_cut(const char* name, int64_t bound) {
 
 int encodec_map(const char* tier, int function, const float* x, float* out, int64_t count) {
   return guarded([&] {
-    require(function >= 0 && function <= 3, "functions are 0 (exp), 1 (elu), 2 (sigmoid) and 3 (tanh)");
+    require(function >= 0 && function <= 4, "functions are 0 (exp), 1 (elu), 2 (sigmoid), 3 (tanh) and 4 (gelu)");
     const Ops& ops = find_tier(tier);
     parallel_for(1, 1, [&](int64_t) { ops.map(function, x, out, count); });
   });

@@ -13,11 +13,13 @@
 extern "C" {
 #endif
 
-#define ENCODEC_ABI 6
+#define ENCODEC_ABI 7
 
 typedef struct encodec_program encodec_program;
 typedef struct encodec_state encodec_state;
 typedef struct encodec_codebooks encodec_codebooks;
+typedef struct encodec_lm encodec_lm;
+typedef struct encodec_segment encodec_segment;
 
 // A convolution, weight [out, in, kernel], or a transposed one, weight [in, out, kernel]. Weights are copied.
 typedef struct encodec_conv {
@@ -35,6 +37,11 @@ typedef struct encodec_clips {
   float* const* data;
   const int64_t *lengths, *strides;
 } encodec_clips;
+
+// A language model's sizes; dim is even and a multiple of heads.
+typedef struct encodec_lm_sizes {
+  int64_t codebooks, codebook_size, dim, heads, layers, hidden, past_context;
+} encodec_lm_sizes;
 
 #pragma GCC visibility push(default)
 
@@ -98,9 +105,39 @@ int encodec_normalize(const encodec_clips* x, int64_t batch, int64_t channels, i
 int encodec_overlap_add(const encodec_clips* chunks, int64_t count, int64_t batch, int64_t channels, const float* weight,
                         int64_t stride, int threads, const encodec_clips* y);
 
+// The language model over codes. weights, as torch has them: the embeddings of each codebook; weight and bias of the first norm; of each
+// layer, weight and bias of in_proj, out_proj, linear1, linear2, norm1 and norm2; weight and bias of the linear of each codebook.
+// divisors [dim / 2]: what a step's number is divided by for each sinusoid, 1 or more. All are copied.
+encodec_lm* encodec_lm_new(const char* tier, const encodec_lm_sizes* sizes, const float* const* weights, const float* divisors);
+void encodec_lm_free(encodec_lm* model);
+// For tests: the logits [frames, levels, codebook_size] by which a segment's codes are coded, level k at codes + k * stride.
+int encodec_lm_logits(const encodec_lm* model, int64_t levels, const int64_t* codes, int64_t stride, int64_t frames, float* out);
+// A segment before its first frame, of so many levels: one to encode, and one to decode, whose payload is copied. It will have at most
+// `most_frames`, up to 2^31 - 1: few of them take less memory.
+encodec_segment* encodec_segment_encode(const encodec_lm* model, int64_t levels, int64_t most_frames);
+encodec_segment* encodec_segment_decode(const encodec_lm* model, int64_t levels, int64_t most_frames, const uint8_t* payload,
+                                        int64_t size);
+// The levels of a segment that is decoded, or of one that is encoded; 0 of one of the other kind.
+int64_t encodec_segment_levels(const encodec_segment* segment, int decodes);
+void encodec_segment_close(encodec_segment* segment);
+// The next frames[b] frames of every segment: code f of level k at codes[b] + k * strides[b] + f. The segments are those of one model. Bytes
+// and codes depend on the segment alone: not on the batch, the pieces, `threads` or the tier. After a failure, a segment can only be closed.
+int encodec_encode(encodec_segment* const* segments, int64_t batch, const int64_t* const* codes, const int64_t* strides,
+                   const int64_t* frames, int threads);
+int encodec_decode(encodec_segment* const* segments, int64_t batch, int64_t* const* codes, const int64_t* strides,
+                   const int64_t* frames, int threads);
+// How many bytes of an encoded segment no later frame changes. Written to `bytes`, and taken, if `size` is that many. With `final` all of
+// them, and the segment ends.
+int64_t encodec_segment_bytes(encodec_segment* segment, int final, uint8_t* bytes, int64_t size);
+// Whether a decoded segment has read all of its payload: 0 or 1.
+int encodec_segment_used_up(const encodec_segment* segment);
+// As encodec_save and encodec_load, of a segment.
+int64_t encodec_segment_save(const encodec_segment* segment, void* bytes, int64_t size);
+encodec_segment* encodec_segment_load(const encodec_lm* model, const void* bytes, int64_t size);
+
 // Changes a bound of net/cuts.h for the whole process, while no other call runs; 0 restores it. No bit depends on it.
 int encodec_set_cut(const char* name, int64_t bound);
-// For tests: function 0 exp (of x <= 0), 1 elu, 2 sigmoid, 3 tanh over `count` floats.
+// For tests: function 0 exp (of x <= 0), 1 elu, 2 sigmoid, 3 tanh, 4 gelu over `count` floats.
 int encodec_map(const char* tier, int function, const float* x, float* out, int64_t count);
 
 #pragma GCC visibility pop

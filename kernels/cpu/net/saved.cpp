@@ -3,10 +3,9 @@
 // Bytes may come from anywhere. Of what they say only the clip's length and whether it has ended are free: these and the program
 // decide everything that the engine counts and indexes by, so the rest must be just that.
 #include <algorithm>
-#include <cstring>
-#include <stdexcept>
 
 #include "net/program.h"
+#include "runtime/archive.h"
 
 using namespace encodec;
 
@@ -15,57 +14,6 @@ namespace {
 constexpr int64_t kMark = 0x31304345;  // "EC01"
 // Steps of a clip, 23 years of 24 kHz: no stage's count of rows comes near an overflow.
 constexpr int64_t kMostSteps = int64_t{1} << 44;
-
-class Writer {
- public:
-  explicit Writer(std::vector<char>& bytes) : bytes_(bytes) {}
-  void operator()(const int64_t& value) { append(&value, sizeof value); }
-  void operator()(const bool& value) { (*this)(static_cast<int64_t>(value)); }
-  void operator()(const std::vector<float>& values) {
-    (*this)(static_cast<int64_t>(values.size()));
-    append(values.data(), values.size() * sizeof(float));
-  }
-
- private:
-  void append(const void* data, size_t size) {
-    const char* from = static_cast<const char*>(data);
-    bytes_.insert(bytes_.end(), from, from + size);
-  }
-  std::vector<char>& bytes_;
-};
-
-class Reader {
- public:
-  Reader(const char* bytes, int64_t size) : bytes_(bytes), left_(size) {}
-  void operator()(int64_t& value) { take(&value, 1, sizeof value); }
-  void operator()(bool& value) {
-    int64_t wide = 0;
-    (*this)(wide);
-    require(wide == 0 || wide == 1);
-    value = wide == 1;
-  }
-  void operator()(std::vector<float>& values) {
-    int64_t count = 0;
-    (*this)(count);
-    require(count >= 0 && count <= left_ / static_cast<int64_t>(sizeof(float)));
-    values.resize(count);
-    take(values.data(), count, sizeof(float));
-  }
-  void end() const { require(left_ == 0); }
-  static void require(bool holds) {
-    if (!holds) throw std::invalid_argument("these bytes are not the state of a clip in such a program");
-  }
-
- private:
-  void take(void* data, int64_t count, int64_t size) {
-    require(count * size <= left_);
-    if (count > 0) std::memcpy(data, bytes_, count * size);
-    bytes_ += count * size;
-    left_ -= count * size;
-  }
-  const char* bytes_;
-  int64_t left_;
-};
 
 // All fields of a state in one order, for both ways.
 template <class Archive, class State>

@@ -66,6 +66,32 @@ struct InputTransform {
   float* carried;  // [overlap, width], to work in
 };
 
+// Keys of a block: of the language model's keys and values so many steps lie together.
+constexpr int64_t kBlockKeys = 16;
+
+// Attention of `rows` steps that follow each other in a segment. The first one's own key has the number `position`; a row attends to its
+// own key and to `past_context` before it.
+struct Attention {
+  const float* queries;  // [rows, heads * dim], scaled
+  ptrdiff_t query_stride;
+  int64_t rows, position, past_context;
+  // Of each head, keys [ring_blocks, dim, 16], key n in lane n % 16 of block n / 16 % ring_blocks. Then as many values [value_stride].
+  const float* ring;
+  int64_t ring_blocks, head_floats;  // head_floats: from a head to the next
+  int64_t heads, dim, value_stride;
+  float* scores;  // [4, score_stride], to work in; score_stride: past_context and 35 more
+  ptrdiff_t score_stride;
+  float* out;  // [rows, heads * dim]
+  ptrdiff_t out_stride;
+};
+
+// Rows lie `stride` floats apart, a multiple of 16; what lies behind `width` is zero, there and in weight and bias.
+struct LayerNorm {
+  const float *weight, *bias;
+  int64_t width, stride;
+  float eps;
+};
+
 struct Ops {
   const char* name;
   // Floats that the packed form of [depth, cols] takes.
@@ -98,7 +124,12 @@ struct Ops {
   // The entries as integers, which the search tries first: the words that they take, 0 where it does without; and what writes them.
   int64_t (*rounded_size)(const Codebook& book);
   void (*round_entries)(const Codebook& book, int32_t* words);
-  // out[i] = function(x[i]); functions: 0 exp, 1 elu, 2 sigmoid, 3 tanh.
+  // out = (x - mean) / sqrt(variance + eps) * weight + bias, row by row; out may be x.
+  void (*layer_norm)(const LayerNorm& norm, const float* x, float* out, int64_t rows);
+  void (*attend)(const Attention& attention);
+  // weights[i] = floor(e^(logits[i] - greatest) * 2^22) + 1 of a multiple of 16 logits. False where one is infinite or NaN.
+  bool (*softmax_weights)(const float* logits, int64_t count, int32_t* weights);
+  // out[i] = function(x[i]); functions: 0 exp, 1 elu, 2 sigmoid, 3 tanh, 4 gelu. out may be x.
   void (*map)(int function, const float* x, float* out, int64_t count);
 };
 

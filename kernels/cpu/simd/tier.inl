@@ -21,12 +21,14 @@ namespace {
 #include "simd/product.inl"
 #include "simd/shortlist.inl"
 #include "simd/search.inl"
+#include "simd/attention.inl"
 
 }  // namespace
 
 extern const Ops ENCODEC_TABLE;
 const Ops ENCODEC_TABLE = {
     ENCODEC_NAME, packed_size, pack, product, activate, add_all, input_transform, sums_and_differences,
-    lstm_cell, moments, affine, affine_sum, search, search_scratch, rounded_size, round_entries, map};
+    lstm_cell, moments, affine, affine_sum, search, search_scratch, rounded_size, round_entries,
+    layer_norm, attend, softmax_weights, map};
 
 }  // namespace encodec

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "recipes.h"
+#include "segments.h"
 
 using namespace recipes;
 
@@ -316,6 +317,37 @@ uint64_t chunk_case(int64_t number) {
   return hash;
 }
 
+uint64_t segment_case(int64_t number) {
+  using namespace segments;
+  Random random(number);
+  const ModelRecipe recipe = random_model(random);
+  const std::vector<Segment> all = random_segments(random, recipe);
+  const std::string name = "case " + std::to_string(number) + ": ";
+  std::vector<segments::Bytes> first;
+  for (int64_t n = 0; const char* tier = encodec_tier(n); ++n) {
+    encodec_lm* model = segments::build(recipe, tier);
+    const std::vector<segments::Bytes> payloads = encoded(model, all, 1, 1, random);
+    if (n == 0) first = payloads;
+    if (payloads != first) fail(name + "payloads differ by tier on " + tier);
+    const int threads = static_cast<int>(random.between(1, 5)), pieces = static_cast<int>(random.between(2, 5));
+    if (encoded(model, all, threads, pieces, random) != first) fail(name + "payloads differ by threads or pieces on " + tier);
+    const std::vector<Segment> found = decoded(model, all, payloads, threads, random.below(2) ? 1 : pieces, random, true);
+    for (size_t b = 0; b < all.size(); ++b)
+      if (found[b].codes != all[b].codes) fail(name + "codes differ after decoding on " + tier);
+    std::vector<segments::Bytes> damaged = payloads;
+    for (segments::Bytes& payload : damaged)
+      if (!payload.empty()) payload[random.below(static_cast<int64_t>(payload.size()))] ^= 1 << random.below(8);
+    for (const Segment& segment : decoded(model, all, damaged, threads, 1, random, false))
+      for (int64_t code : segment.codes)
+        if (code < 0 || code >= recipe.sizes.codebook_size) fail(name + "a damaged payload gives a code outside on " + tier);
+    encodec_lm_free(model);
+  }
+  uint64_t hash = 0xcbf29ce484222325u;  // FNV-1a
+  for (const segments::Bytes& payload : first)
+    for (uint8_t byte : payload) hash = (hash ^ byte) * 0x100000001b3u;
+  return hash;
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
@@ -327,9 +359,10 @@ int main(int count, char** arguments) {
   trimmed_case();
   normed_case();
   for (int64_t number = first; number < first + cases; ++number)
-    std::printf("%lld %016llx %016llx %016llx\n", static_cast<long long>(number),
+    std::printf("%lld %016llx %016llx %016llx %016llx\n", static_cast<long long>(number),
                 static_cast<unsigned long long>(network_case(number)),
                 static_cast<unsigned long long>(codebook_case(number)),
-                static_cast<unsigned long long>(chunk_case(number)));
+                static_cast<unsigned long long>(chunk_case(number)),
+                static_cast<unsigned long long>(segment_case(number)));
   return 0;
 }

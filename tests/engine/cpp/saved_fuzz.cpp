@@ -1,8 +1,9 @@
 // Forged states of random programs, for a build with sanitizers. A state whose counts differ in any bit from those that the program
-// gives a clip of its length must be refused; one whose floats differ goes on. Prints what was tried per case; exits 1, naming the
-// case, where a state passed that should not.
+// gives a clip of its length must be refused; one whose floats differ goes on. So does a segment's state of the language model, wherever
+// it is not refused. Prints what was tried per case; exits 1, naming the case, where a state passed that should not.
 //
 //     saved_fuzz FIRST_CASE CASES
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -11,6 +12,7 @@
 #include <vector>
 
 #include "recipes.h"
+#include "segments.h"
 
 using namespace recipes;
 
@@ -166,8 +168,55 @@ void forged_case(int64_t number) {
   forger.change_fields_together();
   encodec_close(state);
   encodec_program_free(program);
-  std::printf("%lld: %lld tried, %lld refused\n", static_cast<long long>(number), static_cast<long long>(forger.tried()),
+  std::printf("%lld: %lld tried, %lld refused", static_cast<long long>(number), static_cast<long long>(forger.tried()),
               static_cast<long long>(forger.refused()));
+}
+
+// Codes the rest of a segment. A float that is not finite may end it; no other error may.
+void go_on(encodec_segment* segment, const segments::Segment& all, bool decodes) {
+  segments::Segment copy = all;
+  int64_t* codes = copy.codes.data();
+  const int64_t *places[] = {codes}, frames = std::min<int64_t>(5, all.frames);
+  const int failed = decodes ? encodec_decode(&segment, 1, &codes, &all.frames, &frames, 1)
+                             : encodec_encode(&segment, 1, places, &all.frames, &frames, 1);
+  const std::string error = failed ? encodec_error() : "";
+  if (failed && error.find("not finite") == error.npos && error.find("at most as many frames") == error.npos &&
+      error.find("has ended") == error.npos)
+    fail("a forged segment");
+  segments::Bytes bytes;
+  if (!failed && !decodes) segments::take(segment, true, bytes);
+}
+
+// Flips every byte of a segment's state; what passes goes on.
+void forged_segment_case(int64_t number) {
+  Random random(number);
+  segments::ModelRecipe recipe = segments::random_model(random);
+  encodec_lm* model = segments::build(recipe, nullptr);
+  segments::Segment all = {recipe.sizes.codebooks, 5 + random.below(10), {}};
+  for (int64_t i = 0; i < all.levels * all.frames; ++i) all.codes.push_back(random.below(recipe.sizes.codebook_size));
+  const segments::Bytes payload = segments::encoded(model, {all}, 1, 1, random)[0];
+  int64_t tried = 0, refused = 0;
+  for (const bool decodes : {false, true}) {
+    const auto size = static_cast<int64_t>(payload.size());
+    encodec_segment* segment = decodes ? encodec_segment_decode(model, all.levels, 100, payload.data(), size)
+                                       : encodec_segment_encode(model, all.levels, 100);
+    go_on(segment, all, decodes);
+    const std::vector<char> bytes = segments::saved(segment);
+    encodec_segment_close(segment);
+    for (size_t at = 0; at < bytes.size(); ++at, ++tried) {
+      if (at > 400 && random.below(20)) continue;  // but for some, floats
+      std::vector<char> forged = bytes;
+      forged[at] = static_cast<char>(forged[at] ^ random.between(1, 255));
+      encodec_segment* again = encodec_segment_load(model, forged.data(), static_cast<int64_t>(forged.size()));
+      refused += again == nullptr;
+      if (!again) continue;
+      if (encodec_segment_levels(again, decodes) == all.levels) go_on(again, all, decodes);
+      encodec_segment_close(again);
+    }
+    if (encodec_segment_load(model, bytes.data(), static_cast<int64_t>(bytes.size()) - 1)) fail("a segment's state passed that was cut");
+  }
+  encodec_lm_free(model);
+  std::printf(", of a segment %lld tried, %lld refused\n", static_cast<long long>(tried), static_cast<long long>(refused));
 }
 
 }  // namespace
@@ -175,6 +224,6 @@ void forged_case(int64_t number) {
 int main(int count, char** arguments) {
   if (count != 3) return std::printf("usage: saved_fuzz FIRST_CASE CASES\n"), 2;
   const int64_t first = std::atoll(arguments[1]), cases = std::atoll(arguments[2]);
-  for (int64_t number = first; number < first + cases; ++number) forged_case(number);
+  for (int64_t number = first; number < first + cases; ++number) forged_case(number), forged_segment_case(number);
   return 0;
 }
