@@ -27,7 +27,7 @@ _LAYERS = [
         "transformers_versions",
         "wording",
     },
-    {"plan"},
+    {"language_model", "plan"},
     {"compression"},
     {"backends"},
     {"serving"},
