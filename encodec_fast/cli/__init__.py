@@ -29,7 +29,7 @@ from encodec_fast.cli.terminal import complain, say
 
 # each adds its command to the app, in the order of --help
 from encodec_fast.cli import tokenize, decode, roundtrip, compress, decompress, stats, export_tokens  # isort: skip
-from encodec_fast.cli import export, convert, train, verify, quality, info, demo  # isort: skip
+from encodec_fast.cli import export, convert, train, train_lm, verify, quality, info, demo  # isort: skip
 
 __all__ = [
     "CLIPS_FAILED",
@@ -53,6 +53,7 @@ __all__ = [
     "stats",
     "tokenize",
     "train",
+    "train_lm",
     "verify",
 ]
 

@@ -71,15 +71,17 @@ class ProgressBar(_Live):
 
     def __init__(self, total: int, things: str = "clips"):
         self._total, self._things = total, things
-        super().__init__(MofNCompleteColumn(), TextColumn(f"{things}  left"), TimeRemainingColumn(), total=total)
+        columns = (MofNCompleteColumn(), TextColumn(f"{things}{{task.fields[note]}}  left"), TimeRemainingColumn())
+        super().__init__(*columns, total=total, note="")
 
-    def update(self, done: int, total: int | None = None) -> None:
-        """Shows the state.  done: so far, failed ones included.  total: where it turns out to be another."""
+    def update(self, done: int, total: int | None = None, note: str = "") -> None:
+        """Shows the state.  done: so far, failed ones included.  total: where it turns out to be another.  note: how it goes."""
         self._total = self._total if total is None else total
-        self._bar.update(self._task, completed=done, total=self._total)
+        note = f", {note}" if note else ""
+        self._bar.update(self._task, completed=done, total=self._total, note=note)
         if done < self._total and self._line_is_due():
             left = (time.perf_counter() - self._started) / max(done, 1) * (self._total - done)
-            say(f"{done}/{self._total} {self._things}, about {left:.0f} s left")
+            say(f"{done}/{self._total} {self._things}{note}, about {left:.0f} s left")
 
 
 class RunProgress(_Live):
