@@ -100,6 +100,18 @@ def test_no_bit_depends_on_the_batch(batch, coder, segments, payloads):
     assert np.array_equal(coder.decode([*coder.encode(others), payload], frames, len(codes))[-1], codes)
 
 
+def test_zeros_that_the_end_leaves_out_are_not_given_away(coder):
+    """The first code's part begins at 0: of nothing but first codes, every byte is zero, until another one comes."""
+    codes = np.zeros((3, 70), np.int64)
+    codes[:, 65:] = 3
+    payloads = coder.encode([codes[:, :60], codes])
+    assert payloads[0] == b"" and payloads[1].startswith(bytes(10))
+    for frames, payload in zip((60, 70), payloads):
+        encoder = coder.encoder(3)
+        pushed = [encoder.push(codes[:, first : first + 10]) for first in range(0, frames, 10)]
+        assert not b"".join(pushed[:6]) and b"".join([*pushed, encoder.finish()]) == payload
+
+
 @pytest.mark.parametrize("piece", [1, 7, 64])
 def test_pieces_make_the_payload_of_the_whole(piece, coder, segments, payloads):
     codes, payload = segments[-1], payloads[-1]
@@ -163,20 +175,24 @@ def test_payloads_are_as_short_as_the_models_cross_entropy():
 
 def test_a_payload_is_what_the_description_says(coder):
     """A coder over integers of any size, which no carry concerns, from the engine's logits and exponential."""
-    codes = random_codes(SMALL, 30)
+    # a seed by which a carry runs over a byte of 0xFF
+    codes = random_codes(SMALL, 1000, seed=3)
     logits = logits_of(coder, codes)
     shifted = np.ascontiguousarray(logits - logits.max(-1, keepdims=True))
     powers, library = np.empty_like(shifted), engine()
     native.check(library, library.encodec_map(None, native.FUNCTIONS["exp"], shifted.ctypes.data, powers.ctypes.data, shifted.size))
     weights = np.floor(powers.astype(np.float64) * 2**22).astype(int) + 1
-    low, width, digits = 0, 2**64 - 1, 8
+    low, width, digits, carries_over_ff = 0, 2**64 - 1, 8, 0
     for frame, level in np.ndindex(weights.shape[:2]):
         own, code = weights[frame, level], codes[level, frame]
         step = width // int(own.sum())
+        front = low >> 64
         low, width = low + step * int(own[:code].sum()), step * int(own[code])
+        carries_over_ff += low >> 64 != front and front & 0xFF == 0xFF
         while width < 2**56:
             low, width, digits = low << 8, width << 8, digits + 1
     ending = next(low + -low % 256**zeros for zeros in range(8, -1, -1) if -low % 256**zeros < width)
+    assert carries_over_ff
     assert coder.encode([codes]) == [ending.to_bytes(digits, "big").rstrip(b"\0")]
 
 

@@ -87,7 +87,11 @@ encodec_lm* encodec_lm_new(const char* tier, const encodec_lm_sizes* sizes, cons
   return guarded_new([&] {
     require_sizes(*sizes);
     for (int64_t i = 0; i < sizes->dim / 2; ++i) require(divisors[i] >= 1, "a position's divisors are 1 or more");
-    return new encodec_lm(find_tier(tier), *sizes, weights, divisors);
+    const Ops& ops = find_tier(tier);
+    encodec_lm* made = nullptr;
+    // a task: with the caller's own floating-point environment, small weights may be flushed to zero where they are scaled
+    parallel_for(1, 1, [&](int64_t) { made = new encodec_lm(ops, *sizes, weights, divisors); });
+    return made;
   });
 }
 
