@@ -164,16 +164,17 @@ class _Run:
         with handling(notice, signal.SIGINT, *ENDING):
             while self.done < self.options.steps:
                 levels, bits = self._update(next(batches))
-                last = self.done == self.options.steps
+                # as it is now: what comes after the checkpoint lets the next step end
+                last, ending = self.done == self.options.steps, bool(asked)
                 if last or self.done % self.options.validation_steps == 0:
                     self._validate()
                     self.metrics.write({"step": self.done, "levels": levels, "bits": bits, "held_out_bits": self.bits})
-                if last or asked or time.monotonic() - saved >= 60 * self.options.checkpoint_minutes:
+                if last or ending or time.monotonic() - saved >= 60 * self.options.checkpoint_minutes:
                     self._save()
                     saved = time.monotonic()
                 if progress is not None:
                     progress(self.done, self.options.steps, self.bits)
-                if asked and not last:
+                if ending and not last:
                     raise KeyboardInterrupt
         assert self.best is not None  # the last step of a run measures, and so did that of a run that is over
         return LanguageModelSummary(self.done, self.first, self.best, math.log2(self.model.config.codebook_size))
