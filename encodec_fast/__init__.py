@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from encodec_fast.formats.folder import load_codes as load_codes
     from encodec_fast.graphs.export import export as export
     from encodec_fast.graphs.torch_modules import exportable as exportable
+    from encodec_fast.language_model.loading import LanguageModelError as LanguageModelError
+    from encodec_fast.language_model.loading import load_lm as load_lm
     from encodec_fast.model import EncodecModel as EncodecModel
     from encodec_fast.model import EncodedClip as EncodedClip
     from encodec_fast.patterns import TokenPattern as TokenPattern
@@ -72,6 +74,7 @@ _HOMES = {
     "BackendError": "encodec_fast.serving.request",
     "explain": "encodec_fast.explanation",
     "load_model": "encodec_fast.pretrained",
+    "load_lm": "encodec_fast.language_model.loading",
     "export": "encodec_fast.graphs.export",
     "exportable": "encodec_fast.graphs.torch_modules",
     "StreamingEncoder": "encodec_fast.streaming",
@@ -104,6 +107,7 @@ _HOMES = {
     "CompressedFileError": "encodec_fast.compression.segments",
     "FormatError": "encodec_fast.formats",
     "ModelNotFound": "encodec_fast.pretrained",
+    "LanguageModelError": "encodec_fast.language_model.loading",
 }
 
 __all__ = ["__version__", *_HOMES]
