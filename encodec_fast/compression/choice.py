@@ -55,7 +55,10 @@ def coder_of(header: Header, tables: Tables | None = None, lm: Coder | None = No
 
 def load_language_model(path: Path) -> Coder:
     """Returns the coder of a language model that is stored there.  Raises ValueError where it can't be had."""
-    raise ValueError(f"{path}: this version has no language models.")
+    from encodec_fast.compression.language_model_coder import LanguageModelCoder
+    from encodec_fast.language_model.loading import load_lm
+
+    return LanguageModelCoder(load_lm(path))
 
 
 def _missing(what: str, needed: bytes, given: bytes | None) -> str:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import types
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,6 +20,8 @@ from encodec_fast.compression.tables import fit_tables
 from encodec_fast.plan.weights import weights_sha256
 from support.command import run
 from support.corpora import BANDWIDTH, CHUNKED, RATE, put_clip, put_three, small_model
+from support.engine import engine
+from support.language_models import SMALL, drawn_language_model, saved_language_model
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +157,27 @@ def test_segments_and_coders_are_those_asked_for(capsys, tmp_path, model, song, 
     assert code == cli.CLIPS_FAILED and f"the tables of SHA-256 {tables.fingerprint.hex()[:16]}" in err
     code, _, _ = run(capsys, "decompress", tmp_path / "static.ecdc", "--model", to[1], "--tables", tmp_path / "t")
     assert code == cli.OK and (tmp_path / "static.wav").exists()
+
+
+def test_a_language_model_codes_and_is_needed_to_decode(capsys, tmp_path, model, song, to):
+    engine()
+    config = replace(SMALL, codebooks=4, codebook_size=model.config.codebook_size)
+    for seed, name in enumerate(("lm", "another")):
+        saved_language_model(drawn_language_model(config, seed), tmp_path / name)
+    file, lm = tmp_path / "song.ecdc", ("--lm", tmp_path / "lm")
+    assert run(capsys, "compress", song, *to, *lm, "--segment", 0.5)[0] == cli.OK
+    with file.open("rb") as opened:
+        assert read_header(opened).coder == "lm"
+    for options, message in (((), "the language model of SHA-256"), (("--lm", tmp_path / "another"), "those given have")):
+        code, _, err = run(capsys, "decompress", file, "-o", tmp_path / "b.wav", "--model", to[1], *options)
+        assert code == cli.CLIPS_FAILED and message in err
+    assert run(capsys, "decompress", file, "-o", tmp_path / "b.wav", "--subtype", "FLOAT", "--model", to[1], *lm)[0] == cli.OK
+    assert np.array_equal(sound(tmp_path / "b.wav"), audio_of(model, song))
+    damaged = bytearray(file.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    file.write_bytes(damaged)
+    code, _, err = run(capsys, "decompress", file, "-o", tmp_path / "c.wav", "--model", to[1], *lm)
+    assert code == cli.CLIPS_FAILED and "silence" in err
 
 
 def test_chunks_and_their_volumes_come_back(capsys, tmp_path):

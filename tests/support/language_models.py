@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
+from encodec_fast.language_model.loading import CONFIG, WEIGHTS, config_json
 from encodec_fast.language_model.model import LanguageModel, LanguageModelConfig
 
 # A window that is over after a few frames, a head width that fills no vector, and a codebook that fills no panel
@@ -37,6 +40,14 @@ def drawn_codes(model: LanguageModel, frames: int, levels: int | None = None, se
             probabilities = model(codes[..., first : frame + 1], first)[0, :, -1].softmax(-1)
             codes[0, :, frame] = torch.multinomial(probabilities, 1, generator=generator)[:, 0]
     return codes[0].numpy()
+
+
+def saved_language_model(model: LanguageModel, folder: Path) -> Path:
+    """The folder, with the model in it as `train-lm` writes one."""
+    folder.mkdir()
+    (folder / CONFIG).write_bytes(config_json(model.config))
+    save_file(model.state_dict(), folder / WEIGHTS)
+    return folder
 
 
 def random_codes(config: LanguageModelConfig, frames: int, levels: int | None = None, seed: int = 0) -> np.ndarray:
