@@ -19,11 +19,11 @@ One thread: the same machine and libraries give the same bytes again.
 from __future__ import annotations
 
 import argparse
-import time
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from fit_demo_model import assign, log, rounded
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -69,10 +69,6 @@ def main() -> None:
     log("asset written")
 
 
-def log(text: str) -> None:
-    print(f"{time.process_time():7.0f} s  {text}", flush=True)
-
-
 def drawn_chunks(data: Path, seconds: int) -> Tensor:
     """Returns chunks of a second as the encoder sees them, spread evenly over the tracks, [N, 2, RATE]."""
     chunks = []
@@ -101,18 +97,6 @@ def transformed(chunks: Tensor) -> Tensor:
     both = torch.stack([chunks[:, 0] + chunks[:, 1], chunks[:, 0] - chunks[:, 1]], 1) / 2**0.5
     frames = F.pad(both, (HOP // 2, HOP // 2), mode="reflect").unfold(2, 2 * HOP, HOP)  # [N, 2, F, 2 * HOP]
     return (frames @ basis().T).transpose(1, 2).flatten(2)
-
-
-def assign(values: Tensor, book: Tensor) -> Tensor:
-    """Returns the index of the nearest entry for each of the values, [R]."""
-    energy = book.square().sum(1)
-    return torch.cat([torch.addmm(energy, piece, book.T, alpha=-2).argmin(1) for piece in values.split(8192)])
-
-
-def rounded(book: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns entries as whole numbers from -127 to 127, and the scale of each entry, [..., 1].  book: [..., VALUES]."""
-    scale = book.abs().amax(-1, keepdim=True).clamp(min=1e-12) / 127
-    return (book / scale).round(), scale
 
 
 def fitted_books(values: Tensor, count: int = 60_000, iterations: int = 6) -> Tensor:

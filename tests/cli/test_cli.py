@@ -39,13 +39,6 @@ def model():
     return pair(small_config(**SMALL))[1]
 
 
-@pytest.fixture(scope="module")
-def model_folder(model, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    model.save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
 def corpus(tmp_path):
     folder = tmp_path / "corpus"

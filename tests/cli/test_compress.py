@@ -24,18 +24,6 @@ from support.engine import engine
 from support.language_models import SMALL, drawn_language_model, saved_language_model
 
 
-@pytest.fixture(scope="module")
-def model():
-    return small_model()
-
-
-@pytest.fixture(scope="module")
-def model_folder(model, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    model.save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
 def song(tmp_path):
     return put_clip(tmp_path / "song.wav", 5003)

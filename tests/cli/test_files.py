@@ -22,22 +22,10 @@ from encodec_fast.formats import ClipFailure
 from encodec_fast.formats.folder import load_codes
 from encodec_fast.wording import time_text
 from support.command import run
-from support.corpora import BANDWIDTH, RATE, put_clip, put_table, put_three, small_model
+from support.corpora import BANDWIDTH, RATE, put_clip, put_table, put_three
 from support.models import config_48khz, pair
 
 SMALL_48KHZ = {"num_filters": 4, "hidden_size": 8, "codebook_size": 16, "target_bandwidths": [3.0, 6.0]}
-
-
-@pytest.fixture(scope="module")
-def model():
-    return small_model()
-
-
-@pytest.fixture(scope="module")
-def model_folder(model, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    model.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture
