@@ -7,6 +7,8 @@ from pathlib import Path
 
 from hypothesis import settings
 
+import support  # noqa: F401 puts the benchmarks' own models within reach of all tests
+
 _KERNELS = Path(__file__).resolve().parents[1] / "kernels"
 _spec = importlib.util.find_spec("kernels")
 if _spec is not None and str(_KERNELS) in map(str, _spec.submodule_search_locations or ()):
@@ -23,8 +25,6 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-# Drawn models are a tool of the benchmarks; last, for its other names are common words.
-sys.path.append(str(_KERNELS.parent / "bench"))
 
 # Files of minutes, the longest first: begun last, they would keep one process waiting for the other.
 SLOW = (
