@@ -13,7 +13,7 @@ from transformers import EncodecConfig, EncodecFeatureExtractor
 
 from encodec_fast.checkpoints.structure import published_config, structure_of
 from encodec_fast.checkpoints.weights import CheckpointError, original_weights
-from encodec_fast.formats.atomic import AtomicFile, sync_folder
+from encodec_fast.formats.atomic import open_atomically, sync_folder
 from encodec_fast.model import EncodecModel
 
 # By its name an output is one file
@@ -71,13 +71,8 @@ def write_original(model: EncodecModel, path: Path) -> None:
             raise CheckpointError(
                 f"a file of weights holds no config, and is read with {field} = {theirs}; this model has {own}. Convert it to a folder."
             )
-    file = AtomicFile(path)
-    try:
-        torch.save(weights, file.file)
-    except BaseException:
-        file.discard()
-        raise
-    file.finish()
+    with open_atomically(path) as file:
+        torch.save(weights, file)
 
 
 def _comparable(config: EncodecConfig, field: str) -> Any:

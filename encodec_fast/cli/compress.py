@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated
@@ -214,14 +214,12 @@ def _run(jobs: Sequence[Job], model: EncodecModel, settings: Settings, pipe: IO[
 def _compress_one(job: Job, model: EncodecModel, settings: Settings, pipe: IO[bytes] | None, version_0: bool, totals: Totals) -> None:
     """Compresses one recording into its file, whole or not at all, or into the pipe as it comes."""
     from encodec_fast.codec.files import compress_stream, compress_version0
-    from encodec_fast.formats.atomic import AtomicFile
+    from encodec_fast.formats.atomic import open_atomically
 
     with _opened(job, model) as (blocks, original_rate):
         if pipe is None:
             job.target.parent.mkdir(parents=True, exist_ok=True)
-        atomic = None if pipe is not None else AtomicFile(job.target)
-        file: IO[bytes] = pipe if atomic is None and pipe is not None else atomic.file  # type: ignore[union-attr]
-        try:
+        with open_atomically(job.target) if pipe is None else nullcontext(pipe) as file:
             if version_0:
                 data = compress_version0(blocks, model, settings.bandwidth)
                 size = file.write(data)
@@ -229,12 +227,6 @@ def _compress_one(job: Job, model: EncodecModel, settings: Settings, pipe: IO[by
             else:
                 writer = compress_stream(blocks, file, model, settings, original_rate)
                 size, samples = writer.size, writer.num_samples
-        except BaseException:
-            if atomic is not None:
-                atomic.discard()
-            raise
-        if atomic is not None:
-            atomic.finish()
     totals.seconds += samples / model.config.sampling_rate
     totals.bytes += size
     totals.files += 1

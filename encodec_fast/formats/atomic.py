@@ -54,15 +54,23 @@ class AtomicFile:
         self.temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def open_atomically(path: Path) -> Iterator[IO[bytes]]:
+    """Yields a file to write to, which gets its name at the end. After an error the path holds what it did before."""
+    atomic = AtomicFile(path)
+    try:
+        yield atomic.file
+    except BaseException:
+        atomic.discard()
+        raise
+    atomic.finish()
+
+
 def write_atomically(path: Path, data: bytes) -> Path:
     """Writes the data to the path and returns it. After an error the file holds what it did before."""
-    file = AtomicFile(path)
-    try:
-        file.file.write(data)
-    except BaseException:
-        file.discard()
-        raise
-    return file.finish()
+    with open_atomically(path) as file:
+        file.write(data)
+    return path
 
 
 def file_crc32(path: Path) -> str:

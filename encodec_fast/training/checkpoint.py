@@ -13,20 +13,15 @@ from typing import Any
 import torch
 
 from encodec_fast.errors import first_line
-from encodec_fast.formats.atomic import AtomicFile, sync_folder, temporary_of, write_atomically
+from encodec_fast.formats.atomic import open_atomically, sync_folder, temporary_of, write_atomically
 
 CHECKPOINT, CONFIG, METRICS, MODEL, REPORT = "checkpoint.pt", "config.toml", "metrics.csv", "model", "report.html"
 
 
 def write_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
     """Writes the state as checkpoint.pt; the one before is there until this one is whole and on the disk."""
-    file = AtomicFile(folder / CHECKPOINT)
-    try:
-        torch.save(dict(state), file.file)
-    except BaseException:
-        file.discard()
-        raise
-    file.finish()
+    with open_atomically(folder / CHECKPOINT) as file:
+        torch.save(dict(state), file)
 
 
 def read_checkpoint(folder: Path) -> dict[str, Any] | None:
