@@ -36,6 +36,8 @@ _UNSEEN = (
 
 def check_target(out: Path, overwrite: bool) -> None:
     """Raises ValueError unless the output may be made.  overwrite: replaces a file, or a folder with nothing but a model in it."""
+    if out.suffix == ".safetensors":
+        raise ValueError(f"--out is {out}, a file; safetensors come in a folder, with their config: --out {out.with_suffix('')}.")
     if not out.parent.is_dir():
         raise ValueError(f"{out.parent}: no such folder; make it first.")
     if not os.path.lexists(out):

@@ -19,6 +19,7 @@ from encodec_fast.cli.app import (
     STOPPED,
     WRONG_ARGUMENT,
     Fault,
+    Interrupted,
     Stopped,
     UsageError,
     WrongArgument,
@@ -109,13 +110,16 @@ def _run(arguments: Sequence[str] | None) -> int:
         return STOPPED
     except Fault as error:
         traceback.print_exception(error.__cause__)
-        complain(f"encodec-fast: {error}. This is a fault of encodec_fast, not of the audio; what was finished is kept.")
+        complain(f"encodec-fast: {error}")
         return FAULT
-    # typer makes an exit code of it, or Abort before 0.26
+    except Interrupted as error:
+        complain(f"encodec-fast: {error}")
+        return INTERRUPTED
+    # before a command began: typer makes an exit code of it, or Abort before 0.26
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     if code == INTERRUPTED:
-        complain("encodec-fast: interrupted; what was finished is kept, and the same command goes on from there.")
+        complain("encodec-fast: interrupted.")
     return code
 
 

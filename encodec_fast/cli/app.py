@@ -25,9 +25,9 @@ EXIT_CODES = {
     OK: "everything is done; verify, demo: the codes are Hugging Face's",
     CLIPS_FAILED: "done, but some clips failed, which are listed; verify, demo: other codes than Hugging Face's",
     WRONG_ARGUMENT: "a wrong argument, source or folder, named in one line; or another process is at work in the folder",
-    STOPPED: "stopped by the machine (a full disk, a lost GPU or node); what was finished is kept, the same command goes on",
-    FAULT: "a fault of encodec_fast itself, with a traceback; what was finished is kept",
-    INTERRUPTED: "interrupted by Ctrl-C, SIGTERM or SIGHUP; what was finished is kept, the same command goes on",
+    STOPPED: "stopped by the machine (a full disk, a lost GPU or node)",
+    FAULT: "a fault of encodec_fast itself, with a traceback",
+    INTERRUPTED: "interrupted by Ctrl-C, SIGTERM or SIGHUP",
 }
 
 app = typer.Typer(
@@ -78,7 +78,7 @@ class Stopped(Exception):
 
 # Errors that no other argument would avoid
 _OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EPIPE}
-# Ends the line of a command that stopped
+# Ends the line of a command that stopped and goes on when it is given again
 KEPT = "What was finished is kept, and the same command goes on from there."
 
 
@@ -86,9 +86,16 @@ class Fault(Exception):
     """Ends the command with exit code 4, after the traceback of its cause: nobody expected this."""
 
 
-def exit_code_table() -> str:
-    """Returns EXIT_CODES as the end of a --help."""
-    return "[bold]Exit codes[/bold]\n\n" + "\n\n".join(f"{code}: {meaning}" for code, meaning in EXIT_CODES.items())
+class Interrupted(Exception):
+    """Ends the command with exit code 130 and this one line."""
+
+
+def exit_code_table(resumes: bool = False) -> str:
+    """Returns EXIT_CODES as the end of a --help.  resumes: the command goes on where it stopped."""
+    rows = [f"{code}: {meaning}" for code, meaning in EXIT_CODES.items()]
+    if resumes:
+        rows.append(f"After {STOPPED}, {FAULT} and {INTERRUPTED}: {KEPT[0].lower()}{KEPT[1:]}")
+    return "[bold]Exit codes[/bold]\n\n" + "\n\n".join(rows)
 
 
 @contextmanager
@@ -109,11 +116,13 @@ def ending_on_signals() -> Iterator[None]:
         yield
 
 
-def command(examples: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
+def command(examples: str, resumes: bool = False) -> Callable[[Callable[..., int]], Callable[..., int]]:
     """Adds a command to the app: with examples and the exit codes in its --help, and with one exit code for each kind of end.
 
     typer would take an EOFError for an interrupt. Where the standard output is closed it would end with 1, as if clips had failed.
+    resumes: the same command goes on where it stopped, which the line of its end then says.
     """
+    kept = f" {KEPT}" if resumes else ""
 
     def add(function: Callable[..., int]) -> Callable[..., int]:
         @functools.wraps(function)
@@ -123,16 +132,18 @@ def command(examples: str) -> Callable[[Callable[..., int]], Callable[..., int]]
                     return function(*arguments, **options)
             except (WrongArgument, Stopped, UsageError, typer.Exit, typer.Abort):
                 raise
+            except KeyboardInterrupt as interrupt:
+                raise Interrupted(f"interrupted.{kept}") from interrupt
             except BrokenPipeError as error:
-                raise Stopped(f"the standard output was closed. {KEPT}") from error
+                raise Stopped(f"the standard output was closed.{kept}") from error
             except OSError as error:
-                raise Stopped(f"{error.filename}: {error.strerror}. {KEPT}" if error.filename else f"{error}. {KEPT}") from error
+                raise Stopped(f"{error.filename}: {error.strerror}.{kept}" if error.filename else f"{error}.{kept}") from error
             except MemoryError as error:
-                raise Stopped(f"there is not enough memory ({error}). {KEPT}") from error
+                raise Stopped(f"there is not enough memory ({error}).{kept}") from error
             except Exception as error:
-                raise Fault(f"{type(error).__name__}: {error}") from error
+                raise Fault(f"{type(error).__name__}: {error}. This is a fault of encodec_fast, not of the audio.{kept}") from error
 
-        app.command(epilog=f"{examples}\n\n{exit_code_table()}")(ending)
+        app.command(epilog=f"{examples}\n\n{exit_code_table(resumes)}")(ending)
         return function
 
     return add

@@ -54,7 +54,8 @@ LmOption = Annotated[Path | None, typer.Option("--lm", metavar="PATH", help="A l
     "[bold]Examples[/bold]\n\nencodec-fast compress song.wav --out song.ecdc --bandwidth 6\n\n"
     "encodec-fast compress recordings/ --out small/\n\n"
     "ffmpeg -i talk.mp4 -f wav - | encodec-fast compress - -o talk.ecdc -b 3\n\n"
-    "encodec-fast decompress small/ --out wavs/ turns them back. The same command continues one that was interrupted."
+    "encodec-fast decompress small/ --out wavs/ turns them back. The same command continues one that was interrupted.",
+    resumes=True,
 )
 def compress(
     sources: Annotated[list[str], typer.Argument(metavar="AUDIO", help="Files, folders, patterns; - is WAV from standard input.")],

@@ -43,7 +43,8 @@ METADATA_FILE = "metadata.jsonl"
 @command(
     "[bold]Examples[/bold]\n\nencodec-fast decode codes/ --out wavs/\n\nencodec-fast decode codes/ --out wavs/ --subtype FLOAT\n\n"
     "encodec-fast decode codes/ --id song.mp3 --out song.wav\n\nencodec-fast decode song.npy -o song.wav -m facebook/encodec_24khz\n\n"
-    "The same command continues one that was interrupted."
+    "The same command continues one that was interrupted.",
+    resumes=True,
 )
 def decode(
     folder: Annotated[

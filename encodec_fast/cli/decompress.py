@@ -41,7 +41,8 @@ if TYPE_CHECKING:
 @command(
     "[bold]Examples[/bold]\n\nencodec-fast decompress song.ecdc --out song.wav\n\nencodec-fast decompress small/ --out wavs/\n\n"
     "encodec-fast compress talk.wav -o - | encodec-fast decompress - -o talk-6kbps.wav\n\n"
-    "The same command continues one that was interrupted."
+    "The same command continues one that was interrupted.",
+    resumes=True,
 )
 def decompress(
     sources: Annotated[list[str], typer.Argument(metavar="ECDC", help="Files, folders, patterns; - is standard input.")],

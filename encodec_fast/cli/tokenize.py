@@ -131,7 +131,8 @@ ListenOption = Annotated[
     "encodec-fast tokenize train.jsonl 'shards/*.tar' data.parquet --out codes/ --devices cuda\n\n"
     "encodec-fast tokenize song.mp3 --out song.npy\n\n"
     "encodec-fast tokenize talk.mp3 --out codes/ --model demo    (no download)\n\n"
-    "The same command continues a run that was interrupted, and adds clips that are new in the sources."
+    "The same command continues a run that was interrupted, and adds clips that are new in the sources.",
+    resumes=True,
 )
 def tokenize(
     context: typer.Context,

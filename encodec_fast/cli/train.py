@@ -25,7 +25,8 @@ def _print_config(asked: bool) -> None:
 @command(
     "[bold]Examples[/bold]\n\nencodec-fast train --print-config               a config with every key, to be edited\n\n"
     "encodec-fast train speech.toml --out runs/speech\n\n"
-    "torchrun --nproc-per-node 8 -m encodec_fast train speech.toml --out runs/speech     a GPU for each rank"
+    "torchrun --nproc-per-node 8 -m encodec_fast train speech.toml --out runs/speech     a GPU for each rank",
+    resumes=True,
 )
 def train(
     source: Annotated[Path, typer.Argument(metavar="CONFIG", help="A TOML file, such as --print-config writes.")],

@@ -17,7 +17,8 @@ CROP_SECONDS, CONTEXT_SECONDS = 5.0, 3.5
 
 @command(
     "[bold]Examples[/bold]\n\nencodec-fast train-lm codes/ --out lm/\n\n"
-    "encodec-fast train-lm codes/ --out small/ --dim 64 --layers 2 --heads 4 --steps 2000"
+    "encodec-fast train-lm codes/ --out small/ --dim 64 --layers 2 --heads 4 --steps 2000",
+    resumes=True,
 )
 def train_lm(
     codes: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that `encodec-fast tokenize` wrote.")],

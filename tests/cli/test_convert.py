@@ -61,6 +61,12 @@ def test_what_is_there_is_replaced_only_when_asked(capsys, tmp_path, checkpoint,
     assert names(tmp_path) == sorted([name, "model.th"])
 
 
+def test_a_name_of_safetensors_is_refused_for_a_folder_that_holds_them(capsys, tmp_path, checkpoint):
+    code, _, err = run(capsys, "convert", checkpoint, "--out", tmp_path / "x.safetensors")
+    assert code == cli.WRONG_ARGUMENT and f"safetensors come in a folder, with their config: --out {tmp_path / 'x'}." in err
+    assert names(tmp_path) == ["model.th"]
+
+
 def test_a_folder_with_anything_else_in_it_is_never_replaced(capsys, tmp_path, checkpoint):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")

@@ -108,7 +108,26 @@ def test_a_second_signal_does_not_end_what_the_first_one_began(first):
 def test_every_command_ends_on_a_signal_as_its_help_says(capsys, monkeypatch, how):
     monkeypatch.setattr(pretrained, "load_model", lambda *_: os.kill(os.getpid(), how))
     code, err = run(capsys, "convert", "demo", "--out", "unused")
-    assert code == cli.INTERRUPTED and "interrupted" in err[-1]
+    assert code == cli.INTERRUPTED and err[-1] == "encodec-fast: interrupted."
+
+
+RESUMING = ("compress", "decode", "decompress", "tokenize", "train", "train-lm")
+
+
+@pytest.mark.parametrize("name", [*RESUMING, "convert", "info", "stats", "verify"])
+def test_the_help_of_commands_that_go_on_where_they_stopped_says_so(capsys, monkeypatch, name):
+    monkeypatch.setenv("COLUMNS", "200")
+    cli.main([name, "--help"])
+    assert ("what was finished is kept, and the same command goes on" in capsys.readouterr().out) == (name in RESUMING)
+
+
+def test_a_full_disk_under_a_command_that_does_not_go_on_promises_nothing(capsys, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device", "y")
+
+    monkeypatch.setattr(pretrained, "load_model", full)
+    code, err = run(capsys, "convert", "demo", "--out", "unused")
+    assert code == cli.STOPPED and err == ["encodec-fast: y: No space left on device."]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends signals")

@@ -85,5 +85,5 @@ def test_sigterm_ends_with_a_checkpoint_and_the_code_of_an_interrupt(config, tmp
         _, err = child.communicate(timeout=60)
     finally:
         child.kill()
-    assert child.returncode == cli.INTERRUPTED and "interrupted; what was finished is kept" in err
+    assert child.returncode == cli.INTERRUPTED and "interrupted. What was finished is kept" in err
     assert (tmp_path / "run" / "checkpoint.pt").exists() and (tmp_path / "run" / "model" / "config.json").exists()
