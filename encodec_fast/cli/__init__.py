@@ -93,8 +93,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str] | None) -> int:
     run: Callable[..., Any] = typer.main.get_command(app).main
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        code = run(args=arguments, prog_name="encodec-fast", standalone_mode=False) or OK
+        _refuse_empty(given)
+        code = run(args=given, prog_name="encodec-fast", standalone_mode=False) or OK
     except UsageError as error:
         context = getattr(error, "ctx", None)
         name = context.command_path if context is not None else "encodec-fast"
@@ -121,6 +123,15 @@ def _run(arguments: Sequence[str] | None) -> int:
     if code == INTERRUPTED:
         complain("encodec-fast: interrupted.")
     return code
+
+
+def _refuse_empty(arguments: list[str]) -> None:
+    """Raises WrongArgument for an argument that is empty: no command takes one, and a path of it would be this folder."""
+    for index, argument in enumerate(arguments):
+        if argument == "" or (argument.startswith("-") and argument.endswith("=")):
+            name = argument.rstrip("=") or (arguments[index - 1] if index and arguments[index - 1].startswith("-") else "")
+            where = f"the value of {name}" if name else "an argument"
+            raise WrongArgument(f"{where} is empty, as from a shell variable that is not set.")
 
 
 def _leave_closed_output() -> None:

@@ -61,6 +61,16 @@ def test_what_nobody_expected_shows_a_traceback_and_is_not_taken_for_failed_clip
     assert err[-1].startswith("encodec-fast: ZeroDivisionError: in the library. This is a fault of encodec_fast")
 
 
+@pytest.mark.parametrize(
+    "arguments, named",
+    [(["x", "--out", ""], "the value of --out"), (["x", "-o", ""], "the value of -o"), (["x", "--out="], "the value of --out"),
+     (["", "--out", "y"], "an argument")],
+)  # fmt: skip
+def test_an_empty_value_is_refused_that_would_be_this_folder(capsys, arguments, named):
+    code, err = run(capsys, "tokenize", *arguments)
+    assert code == cli.WRONG_ARGUMENT and err == [f"encodec-fast: {named} is empty, as from a shell variable that is not set."]
+
+
 def test_the_end_of_a_file_is_not_taken_for_an_interrupt(capsys, monkeypatch):
     raising(monkeypatch, EOFError("too early"))
     code, err = run(capsys, "tokenize", "x", "--out", "y")
