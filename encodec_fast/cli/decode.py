@@ -155,7 +155,8 @@ def _done(rows: StoredRows, targets: Sequence[Path], info: DatasetInfo, subtype:
             continue
         if made_of(targets[index]) != digest_of(row, info.weights_sha256, subtype):
             raise ValueError(
-                f"{targets[index]} exists already, and was not decoded from these codes; choose another --out or add --overwrite."
+                f"{targets[index]} exists already, and was not decoded from these codes as --subtype {subtype}; "
+                "choose another --out or add --overwrite."
             )
     return there
 
