@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,9 @@ from encodec_fast.plan import LSTM, Conv, ResidualBlock, Stage, Upsample
 from encodec_fast.plan.geometry import chunks_of, encoded_length
 from encodec_fast.serving.request import REFERENCE, requested
 from encodec_fast.serving.route import route_function, route_lookup, route_network, route_search
+
+if TYPE_CHECKING:
+    from encodec_fast.compression.coders import Coder
 
 
 @dataclass(frozen=True)
@@ -50,9 +54,10 @@ class Explanation:
         return "\n".join([*lines, *self.notes])
 
 
-def explain(model: hf.EncodecModel, input_values: Tensor) -> Explanation:
+def explain(model: hf.EncodecModel, input_values: Tensor, coder: Coder | None = None) -> Explanation:
     """Returns the backend of every stage if `model` encoded and decoded `input_values` [B, C, T] now, and why. Runs nothing.
 
+    coder: of compressed files, which gets a row between the two.
     Raises TypeError where the model is no EnCodec model and ValueError for input of another rank.
     """
     if not isinstance(model, hf.EncodecModel):
@@ -71,7 +76,8 @@ def explain(model: hf.EncodecModel, input_values: Tensor) -> Explanation:
 
     rows = [_function_row("volume", "normalize", x, (batch, channels, length))] if config.normalize else []
     rows += _network_rows("encoder", model.encoder, x, (batch, length), frames)
-    rows += _quantizer_rows(model, embeddings, batch)
+    search, lookup = _quantizer_rows(model, embeddings, batch)
+    rows += [search, *([] if coder is None else [_coder_row(coder, search, embeddings.device)]), lookup]
     rows += _network_rows("decoder", model.decoder, embeddings, (batch, frames), length)
     if config.chunk_length is not None:
         rows.append(_function_row("overlap-add", "overlap_add", x, input_values.shape))
@@ -111,6 +117,13 @@ def _quantizer_rows(model: hf.EncodecModel, embeddings: Tensor, batch: int) -> l
                 products = get_backend(backend).products(books, route.prepared.dtype, route.prepared.device, precision)
         rows.append(Row(f"quantizer.{call}  up to {levels} x {size} x {dim}", shape, backend, reason, products))
     return rows
+
+
+def _coder_row(coder: Coder, search: Row, device: torch.device) -> Row:
+    """Returns the row of an entropy coder, of the codes that `search` gives on a device."""
+    reason = "" if device.type == "cpu" else f"no sums on {device.type} have the engine's order, and a reader needs the same bits"
+    native = coder.name == "lm"
+    return Row(f"coder {coder.name}", search.shape, "cpu" if native else "python", reason if native else "")
 
 
 def _function_row(stage: str, name: str, x: Tensor, shape: tuple[int, ...]) -> Row:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from encodec_fast import BackendError, use_backend, use_precision
 from encodec_fast.backends import registry
 from encodec_fast.backends.torch_backend import TorchBackend
 from encodec_fast.backends.triton_backend import interpreter_problem
+from encodec_fast.compression.coders import RawCoder
 from encodec_fast.serving import request
 from encodec_fast.serving.functions import normalize as normalize_volume
 from encodec_fast.serving.route import route_function
@@ -211,6 +213,22 @@ def test_explain_names_stage_shape_backend_and_prints_a_table(model):
         encodec_fast.explain(model, torch.zeros(800))
     with pytest.raises(TypeError, match="model"):
         encodec_fast.explain(torch.nn.Linear(1, 1), torch.zeros(1, 1, 8))
+
+
+def test_explain_says_that_a_language_model_codes_in_the_engine_also_where_the_codec_runs_elsewhere(model):
+    def neighbours(device, coder):
+        rows = encodec_fast.explain(model.to(device), torch.zeros(2, 1, 800, device=device), coder).rows
+        (index,) = (index for index, row in enumerate(rows) if row.stage == f"coder {coder.name}")
+        return rows[index - 1 : index + 2]
+
+    lm = SimpleNamespace(name="lm")
+    search, row, lookup = neighbours("cpu", lm)
+    assert (search.stage.split()[0], lookup.stage.split()[0]) == ("quantizer.encode", "quantizer.decode")
+    assert (row.shape, row.backend, row.reason) == (search.shape, "cpu", "")
+    away = neighbours("meta", lm)[1]
+    assert away.backend == "cpu" and away.reason.startswith("no sums on meta have the engine's order")
+    raw = neighbours("meta", RawCoder(16))[1]
+    assert (raw.backend, raw.reason) == ("python", "")
 
 
 @pytest.mark.parametrize("triton, numpy, works", [("3.6.0", "2.4.0", False), ("3.6.0", "2.3.5", True), ("3.7.1", "2.5.5", True)])
