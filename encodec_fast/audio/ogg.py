@@ -22,11 +22,16 @@ class OggError(ValueError):
 
 
 class Link(NamedTuple):
-    """A link of the chain: (start, end) in bytes, and where in it the pages begin that say that their stream ends, before it does."""
+    """A link of the chain.
+
+    start, end: in bytes.  early_ends: where the pages begin that say that their stream ends, before it does.
+    begins_early: whether its sound begins before the time 0, so that no time on its pages tells its length.
+    """
 
     start: int
     end: int
     early_ends: tuple[int, ...] = ()
+    begins_early: bool = False
 
 
 @dataclass
@@ -48,12 +53,13 @@ class _Link:
     # whether a page other than a stream's first has come
     begun: bool = False
     early_ends: list[int] = field(default_factory=list)
+    begins_early: bool = False
 
     def until(self, end: int) -> Link:
         """Returns the link that ends there.  Raises OggError if a stream in it doesn't end."""
         if any(stream.end is None for stream in self.streams.values()):
             raise OggError("the file is cut short: the last page of a stream doesn't say that it ends there")
-        return Link(self.start, end, tuple(self.early_ends))
+        return Link(self.start, end, tuple(self.early_ends), self.begins_early)
 
 
 def links(file: BinaryIO, end: int) -> list[Link]:
@@ -154,6 +160,8 @@ def _add(link: _Link, header: bytes, is_open: bool, offset: int) -> None:
             stream.end = None
         stream.number, stream.open = number, is_open
         stream.granule = max(stream.granule, granule)
+        # -1 is a page on which no packet ends
+        link.begins_early |= granule < -1
     if header[5] & _LAST:
         link.streams[serial].end = offset
 

@@ -247,17 +247,14 @@ class _OggFile(_SoundFile):
     def _blocks(self, first: int, frames: int | None, block_frames: int | None) -> Iterator[np.ndarray]:
         self._bring_here()
         links = check_ogg(self.name, self._file)
-        whole = len(links) == 1 and not links[0].early_ends
+        whole = len(links) == 1 and not links[0].early_ends and not links[0].begins_early
         sounds = [(self._sound, self._sound.frames)] if whole else self._sounds(links)
         yield from self._read(sounds, first, frames, block_frames)
 
     def _sounds(self, links: list[ogg.Link]) -> list[tuple[Any, int]]:
         sounds: list[tuple[Any, int]] = []
         for link in links:
-            try:
-                sound = _open(_buffered(Spans(self._file, ogg.parts(self._file, link))), self._stack)
-            except UnreadableError as error:
-                raise AudioError(self.name, f"the stream chained in it at byte {link.start} can't be read ({error}).") from error
+            sound = self._sound_of(link)
             kind, wanted = ((each.subtype, each.samplerate, each.channels) for each in (sound, self._sound))
             if kind != wanted:
                 raise AudioError(
@@ -265,8 +262,19 @@ class _OggFile(_SoundFile):
                     f"the format changes at byte {link.start} from {_format(wanted)} to {_format(kind)}: the file is made of several; "
                     "convert each of them, or all to one format, first.",
                 )
-            sounds.append((sound, sound.frames))
+            sounds.append((sound, self._counted(link) if link.begins_early else sound.frames))
         return sounds
+
+    def _sound_of(self, link: ogg.Link) -> Any:
+        try:
+            return _open(_buffered(Spans(self._file, ogg.parts(self._file, link))), self._stack)
+        except UnreadableError as error:
+            raise AudioError(self.name, f"the stream chained in it at byte {link.start} can't be read ({error}).") from error
+
+    def _counted(self, link: ogg.Link) -> int:
+        """Returns the samples that a link decodes to."""
+        sound, size = self._sound_of(link), frames_at_once(None, self.info.channels)
+        return sum(iter(lambda: len(sound.read(size, dtype="float32", always_2d=True)), 0))
 
 
 class _MpegFile(_SoundFile):

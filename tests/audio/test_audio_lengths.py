@@ -305,16 +305,43 @@ def test_an_ogg_with_a_flipped_bit_a_missing_page_or_no_end_is_an_error(tmp_path
 def test_an_ogg_whose_pages_say_early_that_it_ends_is_read_to_its_end(tmp_path, made, name):
     content = made(name).read_bytes()
     path = tmp_path / made(name).name
-    *starts, end = pages(content)
-    said = bytearray(content)
-    for first, behind in zip(starts[2:], [*starts[3:], end]):
-        said[first + 5] |= 4
-        said[first + 22 : first + 26] = bytes(4)
-        said[first + 22 : first + 26] = ogg_checksum(said[first:behind]).to_bytes(4, "little")
-    assert bytes(said) != content
-    path.write_bytes(said)
+
+    def ending(page):
+        page[5] |= 4
+
+    path.write_bytes(changed_pages(content, ending))
+    assert path.read_bytes() != content
     assert np.array_equal(read(path), read(made(name)))
     assert np.array_equal(read(path, start=2.0, duration=1.5), read(made(name), start=2.0, duration=1.5))
+
+
+def test_an_ogg_whose_sound_begins_before_the_time_zero_is_read_to_its_end(tmp_path):
+    made = encoded(tmp_path / "made.ogg", lively(5), RATE, "-c:a", "libvorbis", "-page_duration", "50000")
+
+    def earlier(page):
+        page[6:14] = (int.from_bytes(page[6:14], "little", signed=True) - 2900).to_bytes(8, "little", signed=True)
+
+    path = tmp_path / "early.ogg"
+    path.write_bytes(changed_pages(made.read_bytes(), earlier))
+    decoded, samples = soundfile.read(path, dtype="float32")[0], read(path)
+    # as libvorbis has it, which loses what it has decoded where the times begin
+    assert read(made).shape[1] - 2900 <= len(decoded) < audio_info(path).num_samples
+    assert np.array_equal(samples[0], decoded)
+    assert np.array_equal(read(path, start=2.0, duration=1.5)[0], decoded[2 * RATE : 2 * RATE + 3 * RATE // 2])
+    damaged = path.read_bytes()[: pages(path.read_bytes())[-2]]
+    with pytest.raises(AudioError, match="doesn't say that it ends"):
+        read(joined(path, damaged))
+
+
+def changed_pages(content, change):
+    """The pages of an Ogg, all but the two of headers changed in place, with their checksums."""
+    *starts, end = pages(content)
+    parts = [bytearray(content[first:behind]) for first, behind in zip(starts, [*starts[1:], end])]
+    for page in parts[2:]:
+        change(page)
+        page[22:26] = bytes(4)
+        page[22:26] = ogg_checksum(page).to_bytes(4, "little")
+    return b"".join(parts)
 
 
 def ogg_checksum(page):
