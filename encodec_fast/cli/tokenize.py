@@ -90,7 +90,7 @@ EmbeddingsOption = Annotated[
     bool,
     typer.Option("--embeddings", help="Store what the encoder gives, before the quantizer, too: float16.", rich_help_panel=STORED),
 ]
-RowsOption = Annotated[int, typer.Option(min=1, metavar="N", help="Clips per shard.", rich_help_panel=STORED)]
+RowsOption = Annotated[int, typer.Option(min=1, metavar="N", help="Clips per shard, at most.", rich_help_panel=STORED)]
 MinutesOption = Annotated[
     float, typer.Option(metavar="MINUTES", help="A shard ends after this time: the most work a power cut costs.", rich_help_panel=STORED)
 ]

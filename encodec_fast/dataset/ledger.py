@@ -35,7 +35,7 @@ from encodec_fast.corpus.tasks import Task
 from encodec_fast.dataset.failures import OLD_FAILURES_FILE, is_old_table, write_failures
 from encodec_fast.dataset.ownership import OLD_REPORT_FILE, REPORT_FILE, ForeignFile, OwnFiles, own_files, side_folders
 from encodec_fast.dataset.records import Line, Record, checked_line, read_lines, void_line
-from encodec_fast.dataset.schedule import Schedule, is_sound, write_schedule
+from encodec_fast.dataset.schedule import MAX_BATCH_CLIPS, Schedule, is_sound, write_schedule
 from encodec_fast.formats import ClipFailure
 from encodec_fast.formats.atomic import locked, sync_folder, write_atomically
 from encodec_fast.formats.folder import is_shard_name, shard_paths, shard_problem, shard_problem_inside
@@ -307,13 +307,13 @@ class Ledger:
     def _schedule_paths(self) -> list[Path]:
         return sorted(self.folder.glob("schedule-*.arrow"), key=_schedule_number)
 
-    def add_schedule(self, tasks: Sequence[Task], batch_seconds: float) -> None:
-        """Schedules the tasks after what is there; to be called while planning."""
+    def add_schedule(self, tasks: Sequence[Task], batch_seconds: float, most_clips: int = MAX_BATCH_CLIPS) -> None:
+        """Schedules the tasks after what is there, in batches of so many seconds and clips; to be called while planning."""
         number = max((_schedule_number(path) + 1 for path in self._schedule_paths()), default=0)
         first_batch = max((schedule.end_batch for schedule in self.schedules()), default=0)
         # else the clips of the new one would count as done
         self._check_records(first_batch)
-        write_schedule(self.folder / f"schedule-{number:03d}.arrow", tasks, batch_seconds, first_batch)
+        write_schedule(self.folder / f"schedule-{number:03d}.arrow", tasks, batch_seconds, first_batch, most_clips)
 
     def new_tasks(self, tasks: Sequence[Task]) -> list[Task]:
         """Returns the tasks that no schedule holds; an id that is taken gets ~2, ~3, ... after it."""

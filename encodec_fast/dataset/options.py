@@ -29,7 +29,7 @@ class TokenizeOptions:
     embeddings: stores what the encoder gave, from before the quantizer, too: float16, 19 kB per second at 24 kHz.
 
     How it is run:
-    rows_per_shard, shard_seconds: a shard ends after that many clips, or that much time.
+    rows_per_shard, shard_seconds: a shard has that many clips at most, and ends after that much time.
     workers: processes that read and resample ahead; 0: this process reads.
     prefetch_seconds: audio that is read ahead.
     verify_share: of the clips, 0 to 1, to be compared with transformers.

@@ -103,7 +103,7 @@ def plan(
         if new:
             report = None if progress is None else lambda done: progress(done, len(new))
             scanned = scan_seconds(new, options.audio_column, report, options.max_clip_bytes, options.clip_timeout)
-            ledger.add_schedule(scanned, options.batch_seconds)
+            ledger.add_schedule(scanned, options.batch_seconds, options.rows_per_shard)
         return len(new)
 
 

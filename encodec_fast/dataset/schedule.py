@@ -51,26 +51,30 @@ def order(tasks: Sequence[Task]) -> list[Task]:
     return sorted(tasks, key=lambda task: (*place(task), -task.seconds, task.id))
 
 
-def batches(seconds: Sequence[float], batch_seconds: float) -> np.ndarray:
+def batches(seconds: Sequence[float], batch_seconds: float, most_clips: int = MAX_BATCH_CLIPS) -> np.ndarray:
     """Returns the batch of each clip, int64, counted from 0: consecutive clips of at most batch_seconds together.
 
+    most_clips: in a batch; above MAX_BATCH_CLIPS it changes nothing.
     A longer clip is a batch of its own. Nothing is padded, so a batch costs the sum of its lengths.
     """
     numbers = np.zeros(len(seconds), np.int64)
     batch = clips = 0
     filled = 0.0
     for index, length in enumerate(seconds):
-        if clips and (filled + length > batch_seconds or clips == MAX_BATCH_CLIPS):
+        if clips and (filled + length > batch_seconds or clips >= min(most_clips, MAX_BATCH_CLIPS)):
             batch, filled, clips = batch + 1, 0.0, 0
         numbers[index] = batch
         filled, clips = filled + length, clips + 1
     return numbers
 
 
-def write_schedule(path: Path, tasks: Sequence[Task], batch_seconds: float, first_batch: int) -> Path:
-    """Writes a schedule of the tasks, whose batches count from first_batch on; returns its path, with its bytes' CRC-32 in the name."""
+def write_schedule(path: Path, tasks: Sequence[Task], batch_seconds: float, first_batch: int, most_clips: int = MAX_BATCH_CLIPS) -> Path:
+    """Writes a schedule of the tasks, whose batches count from first_batch on; returns its path, with its bytes' CRC-32 in the name.
+
+    batch_seconds, most_clips: of a batch.
+    """
     ordered = order(tasks)
-    numbers = first_batch + batches([task.seconds for task in ordered], batch_seconds)
+    numbers = first_batch + batches([task.seconds for task in ordered], batch_seconds, most_clips)
     atomic = AtomicFile(path)
     try:
         with pa.ipc.new_file(atomic.file, _SCHEMA) as writer:

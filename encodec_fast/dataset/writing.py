@@ -41,7 +41,8 @@ def shard_name(first_batch: int) -> str:
 class ShardWriter:
     """Writes batches, in the order they are put, into shards and their lines into the ledger.
 
-    A shard ends after rows_per_shard clips, SHARD_BYTES of codes or shard_seconds of time: a kill costs no more work than that.
+    A shard has rows_per_shard clips at most, and ends after SHARD_BYTES of codes or shard_seconds of time: a kill costs no more work.
+    Batches stay whole: one of more clips, as an earlier run may have planned it, is a shard of its own.
     As a context manager it finishes what was put, also where the block raises: after Ctrl-C that is kept.
     Errors of writing, such as a full disk, are raised by `put` and `close`.
     """
@@ -111,6 +112,9 @@ class ShardWriter:
                     self._shard.discard()
 
     def _write(self, batch: FinishedBatch) -> None:
+        clips = sum(not isinstance(result, ClipFailure) for result in batch.results)
+        if self._record is not None and self._record.clips and self._record.clips + clips > self._rows_per_shard:
+            self._finish()
         if self._record is None:
             self._record, self._bytes, self._begun = Record(None, []), 0, time.monotonic()
         record = self._record

@@ -43,6 +43,8 @@ def test_batches_stay_below_their_budget_and_a_longer_clip_is_alone():
     assert batches([30, 7, 7, 5, 5, 5, 1], 16).tolist() == [0, 1, 1, 2, 2, 2, 2]
     assert batches([], 16).tolist() == []
     assert batches([0.0] * (MAX_BATCH_CLIPS + 1), 16).tolist() == [0] * MAX_BATCH_CLIPS + [1]
+    assert batches([0.0] * (MAX_BATCH_CLIPS + 1), 16, 10_000).tolist() == [0] * MAX_BATCH_CLIPS + [1]
+    assert batches([30, 7, 7, 5, 5, 5, 1], 16, 2).tolist() == [0, 1, 1, 2, 2, 3, 3]
 
 
 def test_the_longest_clips_come_first_and_equal_ones_by_id():

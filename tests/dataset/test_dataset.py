@@ -10,7 +10,7 @@ from encodec_fast.dataset.encoding import ClipEncoder
 from encodec_fast.dataset.failures import read_failures
 from encodec_fast.dataset.ledger import Ledger
 from encodec_fast.formats import FORMATS
-from encodec_fast.formats.folder import load_codes, read_ids, shard_paths
+from encodec_fast.formats.folder import count_rows, load_codes, read_ids, shard_paths
 from support.corpora import CHUNKED, LENGTHS, RATE, SMALL, content, put_clip, put_corpus, put_mixed, small_model, tokenize
 from support.models import pair, small_config
 
@@ -49,6 +49,14 @@ def test_how_it_is_run_does_not_change_a_row(corpus, model, tmp_path, changes):
     tokenize(model, [corpus], tmp_path / "one", batch_seconds=2.0)
     tokenize(model, [corpus], tmp_path / "other", batch_seconds=2.0, **changes)
     assert content(tmp_path / "one") == content(tmp_path / "other") and len(content(tmp_path / "one")) == 8
+
+
+@pytest.mark.parametrize("most, seconds", [(1, 60.0), (2, 60.0), (5, 60.0), (4, 2.0)])
+def test_no_shard_has_more_clips_than_asked_for(corpus, model, tmp_path, most, seconds):
+    summary = tokenize(model, [corpus], tmp_path, rows_per_shard=most, batch_seconds=seconds)
+    clips = [count_rows(path) for path in summary.files]
+    assert max(clips) <= most and sum(clips) == summary.clips > 5
+    assert seconds < 60 or clips[0] == most
 
 
 def test_long_clips_run_in_pieces_and_give_the_same_rows(corpus, models, tmp_path, monkeypatch):
