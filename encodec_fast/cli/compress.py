@@ -36,8 +36,7 @@ if TYPE_CHECKING:
 
     from encodec_fast.audio import AudioFile
     from encodec_fast.codec.files import Settings
-    from encodec_fast.compression.coders import Coder
-    from encodec_fast.compression.tables import Tables
+    from encodec_fast.compression.choice import AtHand
     from encodec_fast.model import EncodecModel
 
 SUFFIX = ".ecdc"
@@ -73,7 +72,12 @@ def compress(
     tables: TablesOption = None,
     lm: LmOption = None,
     version_0: Annotated[
-        bool, typer.Option("--version-0", help="Write what encodec 0.1.1 reads: raw bits, no checks, no weights named.")
+        bool,
+        typer.Option(
+            "--version-0",
+            help="Write what encodec 0.1.1 reads: no checks, no weights named; raw bits, or --coder lm, which only this machine with "
+            "this thread count and torch can read.",
+        ),
     ] = False,
     device: DeviceOption = "auto",
     backend: BackendOption = "auto",
@@ -88,8 +92,8 @@ def compress(
     if live and len(sources) > 1:
         raise WrongArgument("- is standard input, which is one recording; give it alone.")
     seconds = segment if segment is not None else LIVE_SEGMENT if live else FILE_SEGMENT
-    if version_0 and (coder not in ("auto", "raw") or segment is not None):
-        raise WrongArgument("--version-0 has raw bits and no segments; leave out --coder and --segment.")
+    if version_0 and segment is not None:
+        raise WrongArgument("--version-0 has no segments; leave out --segment.")
     with checking_arguments():
         from encodec_fast.compression.choice import CODERS
 
@@ -98,10 +102,14 @@ def compress(
         if not 0 < seconds < 1e6:
             raise ValueError(f"--segment is {seconds:g}; seconds above 0 are needed.")
         jobs = _jobs(sources, out, overwrite)
-        tables_read, language_model = read_coders(tables, lm)
+        at_hand = read_coders(tables, lm)
         needs = {"static": ("--tables", tables), "lm": ("--lm", lm)}
         if coder in needs and needs[coder][1] is None:
             raise ValueError(f"--coder is {coder}, which needs {needs[coder][0]}.")
+        if version_0:
+            from encodec_fast.codec.files import version0_coder
+
+            version0_coder(coder, at_hand)
     with (
         speaking_elsewhere(jobs[0].target) as pipe,
         prepared_model(model, device, backend, threads, bandwidth) as (loaded, _),
@@ -109,7 +117,7 @@ def compress(
     ):
         from encodec_fast.codec.files import SEGMENTS_AT_ONCE, Settings
 
-        settings = Settings(bandwidth, coder, seconds, tables_read, language_model, 1 if live else SEGMENTS_AT_ONCE)
+        settings = Settings(bandwidth, coder, seconds, at_hand, 1 if live else SEGMENTS_AT_ONCE)
         if version_0:
             from encodec_fast.codec.files import version0_name
 
@@ -135,12 +143,13 @@ class Totals:
     files: int = 0
 
 
-def read_coders(tables: Path | None, lm: Path | None) -> tuple[Tables | None, Coder | None]:
-    """Returns the tables and the language model's coder of these files.  Raises ValueError or OSError for what can't be read."""
-    from encodec_fast.compression.choice import load_language_model
+def read_coders(tables: Path | None, lm: Path | None) -> AtHand:
+    """Returns the tables and the language model of these files.  Raises ValueError or OSError for what can't be read."""
+    from encodec_fast.compression.choice import AtHand
     from encodec_fast.compression.tables import read_tables
+    from encodec_fast.language_model.loading import load_lm
 
-    return None if tables is None else read_tables(tables), None if lm is None else load_language_model(lm)
+    return AtHand(None if tables is None else read_tables(tables), None if lm is None else load_lm(lm))
 
 
 def _jobs(sources: Sequence[str], out: Path | None, overwrite: bool) -> list[Job]:
@@ -181,6 +190,7 @@ def jobs_of(files: Sequence[AudioFile], out: Path | None, suffix: str, overwrite
 
 def _run(jobs: Sequence[Job], model: EncodecModel, settings: Settings, pipe: IO[bytes] | None, version_0: bool, overwrite: bool) -> int:
     from encodec_fast.audio import AudioError
+    from encodec_fast.compression.segments import CompressedFileError
     from encodec_fast.formats import ClipFailure
 
     totals, failures, before = Totals(), list[ClipFailure](), 0
@@ -196,6 +206,8 @@ def _run(jobs: Sequence[Job], model: EncodecModel, settings: Settings, pipe: IO[
                     _compress_one(job, model, settings, pipe, version_0, totals)
                 except AudioError as error:
                     failures.append(ClipFailure(job.id, job.source, error.reason))
+                except CompressedFileError as error:
+                    failures.append(ClipFailure(job.id, job.source, str(error)))
             if bar is not None:
                 bar.update(index + 1)
     if totals.files:
@@ -214,7 +226,7 @@ def _run(jobs: Sequence[Job], model: EncodecModel, settings: Settings, pipe: IO[
 
 def _compress_one(job: Job, model: EncodecModel, settings: Settings, pipe: IO[bytes] | None, version_0: bool, totals: Totals) -> None:
     """Compresses one recording into its file, whole or not at all, or into the pipe as it comes."""
-    from encodec_fast.codec.files import compress_stream, compress_version0
+    from encodec_fast.codec.files import compress_stream, compress_version0, version0_coder
     from encodec_fast.formats.atomic import open_atomically
 
     with _opened(job, model) as (blocks, original_rate):
@@ -222,9 +234,10 @@ def _compress_one(job: Job, model: EncodecModel, settings: Settings, pipe: IO[by
             job.target.parent.mkdir(parents=True, exist_ok=True)
         with open_atomically(job.target) if pipe is None else nullcontext(pipe) as file:
             if version_0:
-                data = compress_version0(blocks, model, settings.bandwidth)
+                lm = version0_coder(settings.coder, settings.at_hand)
+                data = compress_version0(blocks, model, settings.bandwidth, lm)
                 size = file.write(data)
-                samples = _warn_of_lengths(data)
+                samples = _warn_of_version0(data)
             else:
                 writer = compress_stream(blocks, file, model, settings, original_rate)
                 size, samples = writer.size, writer.num_samples
@@ -233,16 +246,19 @@ def _compress_one(job: Job, model: EncodecModel, settings: Settings, pipe: IO[by
     totals.files += 1
 
 
-def _warn_of_lengths(data: bytes) -> int:
-    """Returns the samples of a version 0 file; says on standard error where `encodec` 0.1.1 can't read it."""
+def _warn_of_version0(data: bytes) -> int:
+    """Returns the samples of a version 0 file; says on standard error where it can't be read."""
     import io
 
     from encodec_fast.cli.terminal import complain
+    from encodec_fast.compression.stock_language_model import where_it_holds
     from encodec_fast.compression.version0 import read_header, readable_by_encodec
 
     header = read_header(io.BytesIO(data))
     if not readable_by_encodec(header):
         complain(f"encodec 0.1.1 can't read a file of {header.num_samples} samples: it expects one frame more than its own writer gives.")
+    if header.language_model:
+        complain(where_it_holds())
     return header.num_samples
 
 

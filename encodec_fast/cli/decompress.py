@@ -31,9 +31,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from encodec_fast.codec.files import OpenedFile
-    from encodec_fast.compression.coders import Coder
+    from encodec_fast.compression.choice import AtHand
     from encodec_fast.compression.container import Lost
-    from encodec_fast.compression.tables import Tables
     from encodec_fast.formats import ClipFailure
     from encodec_fast.model import EncodecModel
 
@@ -71,11 +70,11 @@ def decompress(
         if subtype not in WAV_SUBTYPES:
             raise ValueError(f"--subtype is {subtype}; allowed are {', '.join(WAV_SUBTYPES)}.")
         jobs = _jobs(sources, out, overwrite)
-        coders = read_coders(tables, lm)
+        at_hand = read_coders(tables, lm)
         failures: list[ClipFailure] = []
         # a pipe can be opened once
-        piped = OpenedFile(sys.stdin.buffer, *coders) if jobs[0].source == PIPE else None
-        names = {piped.model_name} if piped is not None else _model_names(jobs, coders, failures)
+        piped = OpenedFile(sys.stdin.buffer, at_hand) if jobs[0].source == PIPE else None
+        names = {piped.model_name} if piped is not None else _model_names(jobs, at_hand, failures)
         done = set() if overwrite or piped is not None else _done(jobs, subtype)
         name = model or _one_name(names, jobs)
     if name is None:
@@ -88,7 +87,7 @@ def decompress(
     ):
         failed = {failure.id for failure in failures}
         left = [job for job in jobs if job.id not in failed and job.id not in done]
-        return _Run(loaded, coders, subtype, pipe, piped).all(left, len(done), failures)
+        return _Run(loaded, at_hand, subtype, pipe, piped).all(left, len(done), failures)
 
 
 def _jobs(sources: Sequence[str], out: Path | None, overwrite: bool) -> list[Job]:
@@ -110,7 +109,7 @@ def _jobs(sources: Sequence[str], out: Path | None, overwrite: bool) -> list[Job
     return jobs
 
 
-def _model_names(jobs: Sequence[Job], coders: tuple[Tables | None, Coder | None], failures: list[ClipFailure]) -> set[str]:
+def _model_names(jobs: Sequence[Job], at_hand: AtHand, failures: list[ClipFailure]) -> set[str]:
     """Returns the models that the files name; files that can't be read are added to `failures`."""
     from encodec_fast.codec.files import OpenedFile
     from encodec_fast.compression.segments import CompressedFileError
@@ -120,7 +119,7 @@ def _model_names(jobs: Sequence[Job], coders: tuple[Tables | None, Coder | None]
     for job in jobs:
         try:
             with Path(job.source).open("rb") as file:
-                names.add(OpenedFile(file, *coders).model_name)
+                names.add(OpenedFile(file, at_hand).model_name)
         except CompressedFileError as error:
             failures.append(ClipFailure(job.id, job.source, str(error)))
     return names
@@ -160,12 +159,12 @@ class _Run:
     def __init__(
         self,
         model: EncodecModel,
-        coders: tuple[Tables | None, Coder | None],
+        at_hand: AtHand,
         subtype: str,
         pipe: IO[bytes] | None,
         piped: OpenedFile | None,
     ):
-        self._model, self._coders, self._subtype, self._pipe, self._piped = model, coders, subtype, pipe, piped
+        self._model, self._at_hand, self._subtype, self._pipe, self._piped = model, at_hand, subtype, pipe, piped
         self._seconds, self._damaged = 0.0, 0
 
     def all(self, jobs: Sequence[Job], before: int, failures: list[ClipFailure]) -> int:
@@ -200,7 +199,7 @@ class _Run:
 
         lost: list[Lost] = []
         with ExitStack() as stack:
-            opened = self._piped or OpenedFile(stack.enter_context(Path(job.source).open("rb")), *self._coders)
+            opened = self._piped or OpenedFile(stack.enter_context(Path(job.source).open("rb")), self._at_hand)
             rate = opened.sampling_rate
             blocks = opened.decoded(self._model, lost, 1 if self._piped else SEGMENTS_AT_ONCE)
             count = self._to_pipe(opened, blocks) if self._pipe is not None else self._to_file(job, blocks, opened)

@@ -18,14 +18,16 @@ from encodec_fast.audio import audio_blocks, open_audio, resample
 from encodec_fast.codec.decoding import decoded_blocks
 from encodec_fast.codec.encoding import encoded_segments, segment_samples
 from encodec_fast.compression import version0
-from encodec_fast.compression.choice import choose_coder, coder_of
+from encodec_fast.compression.choice import NOTHING, AtHand, choose_coder, coder_of
 from encodec_fast.compression.coders import Coder
 from encodec_fast.compression.container import ContainerReader, ContainerWriter, Lost, StoredSegment, decode_segments
 from encodec_fast.compression.header import PREFIX, Header
 from encodec_fast.compression.segments import CompressedFileError, Segment
+from encodec_fast.compression.stock_language_model import StockLanguageModelCoder
 from encodec_fast.compression.tables import Tables
 from encodec_fast.compression.version0 import Version0File, Version0Header, write_version0
 from encodec_fast.demo import DEMO_MODELS
+from encodec_fast.language_model.model import LanguageModel
 from encodec_fast.model import EncodecModel, known_bandwidth
 from encodec_fast.plan.geometry import hop_length
 from encodec_fast.plan.weights import weights_sha256
@@ -53,7 +55,7 @@ def compress(
     coder: str = "auto",
     segment: float = SEGMENT_SECONDS,
     tables: Tables | None = None,
-    lm: Coder | None = None,
+    lm: LanguageModel | Coder | None = None,
     version: int = 1,
 ) -> bytes:
     """Returns audio as a compressed file: its codes, entropy-coded.
@@ -64,9 +66,11 @@ def compress(
     sampling_rate: of samples, in Hz; None: the model's. Of a file it is in the file.
     coder: raw, static, adaptive, lm; "auto" is the best that needs nothing but `tables` and `lm`.
     segment: seconds that are coded by themselves: what a damaged byte costs, and what a seek goes by.
-    tables: of `fit_tables`.  lm: the coder of a language model.
-    version: 1, or 0 for a file that `encodec` 0.1.1 reads, which has raw bits and no checks.
+    tables: of `fit_tables`.  lm: a language model of `load_lm`, or a coder by one.
+    version: 1, or 0 for a file that `encodec` 0.1.1 reads, with no checks, and raw bits unless coder is "lm".
+    With "lm", a file of version 0 can be read on this machine, with this thread count and torch; with anything else it may not.
     Raises ValueError for other arguments, AudioError for a file that is no audio.
+    Raises NotReproducible where a file of version 0 with "lm" could not be read right after writing.
     """
     loaded = load_model(model) if isinstance(model, str) else model
     with ExitStack() as stack:
@@ -79,9 +83,10 @@ def compress(
             blocks = [_samples(audio, loaded, original_rate)]
         out = io.BytesIO()
         if version == 0:
-            out.write(compress_version0(blocks, loaded, bandwidth))
+            stock = version0_coder(coder, AtHand(tables, lm))
+            out.write(compress_version0(blocks, loaded, bandwidth, stock))
         elif version == 1:
-            settings = Settings(bandwidth, coder, segment, tables, lm)
+            settings = Settings(bandwidth, coder, segment, AtHand(tables, lm))
             compress_stream(blocks, out, loaded, settings, original_rate)
         else:
             raise ValueError(f"version is {version!r}; 0 and 1 are allowed.")
@@ -93,7 +98,7 @@ def decompress(
     model: EncodecModel | str | None = None,
     *,
     tables: Tables | None = None,
-    lm: Coder | None = None,
+    lm: LanguageModel | Coder | None = None,
     lost: list[Lost] | None = None,
 ) -> tuple[np.ndarray, int]:
     """Returns the audio of a compressed file, float32 [C, T], and its sampling rate in Hz.
@@ -106,7 +111,7 @@ def decompress(
     """
     with ExitStack() as stack:
         file = io.BytesIO(data) if isinstance(data, bytes) else stack.enter_context(Path(data).open("rb"))
-        opened = OpenedFile(file, tables, lm)
+        opened = OpenedFile(file, AtHand(tables, lm))
         name = opened.model_name if model is None else model
         if name == "":
             raise CompressedFileError("it does not say which model made it; give that as model.")
@@ -125,14 +130,14 @@ def decompress(
 class Settings:
     """How a file is compressed; the words are those of `compress`.
 
+    at_hand: its tables and lm.
     segments_at_once: that a coder gets together; 1 where each is to be written as soon as it is there.
     """
 
     bandwidth: float
     coder: str = "auto"
     segment: float = SEGMENT_SECONDS
-    tables: Tables | None = None
-    lm: Coder | None = None
+    at_hand: AtHand = NOTHING
     segments_at_once: int = SEGMENTS_AT_ONCE
 
     def __post_init__(self) -> None:
@@ -142,7 +147,8 @@ class Settings:
     def header(self, model: EncodecModel, original_rate: int) -> tuple[Header, Coder]:
         """Returns the header of a file of unknown length, and its coder.  original_rate: Hz, of the source."""
         config = model.config
-        coder = choose_coder(self.coder, config.codebook_size, self.tables, self.lm)
+        lm = self.at_hand.lm_coder if self.coder in ("auto", "lm") else None
+        coder = choose_coder(self.coder, config.codebook_size, self.at_hand.tables, lm)
         header = Header(
             model=_public_name(model),
             weights_sha256=weights_sha256(model),
@@ -184,15 +190,38 @@ def compress_stream(
     return writer
 
 
-def compress_version0(blocks: Iterable[np.ndarray], model: EncodecModel, bandwidth: float) -> bytes:
-    """Returns the file that `encodec` 0.1.1 reads.  Raises ValueError for a model that is neither of its two."""
+def version0_coder(coder: str, at_hand: AtHand) -> StockLanguageModelCoder | None:
+    """Returns what codes a file of version 0 by a language model: only where coder is "lm"; else None.
+
+    Raises ValueError for a coder that version 0 lacks, and for what it has no use for.
+    """
+    if coder not in ("auto", "raw", "lm"):
+        raise ValueError(f"coder is {coder!r}; version 0 has raw and lm.")
+    if at_hand.tables is not None:
+        raise ValueError("tables came; version 0 has none.")
+    if coder == "lm":
+        if at_hand.stock_coder is None:
+            raise ValueError("coder is 'lm', which for version 0 needs a language model of `load_lm`; give one as lm, or take 'raw'.")
+        return at_hand.stock_coder
+    if at_hand.lm is not None:
+        raise ValueError("lm came; version 0 is coded by it only where coder is 'lm', for other machines may not read that.")
+    return None
+
+
+def compress_version0(
+    blocks: Iterable[np.ndarray], model: EncodecModel, bandwidth: float, lm: StockLanguageModelCoder | None = None
+) -> bytes:
+    """Returns the file that `encodec` 0.1.1 reads.  lm: codes by it; such a file holds as `where_it_holds` says.
+
+    Raises ValueError for a model that is neither of its two, and as `write_version0` does.
+    """
     name, stride = version0_name(model), model.config.chunk_stride
     segments = list(encoded_segments(model, blocks, known_bandwidth(model.config, bandwidth), stride or _one_segment(model)))
     if stride is None:
         codes = np.concatenate([each.codes for each in segments], axis=1)
         segments = [Segment(codes, None, 0, segments[-1].start + segments[-1].samples)]
     length = segments[-1].start + segments[-1].samples
-    return write_version0(Version0Header(name, length, segments[0].codes.shape[0]), segments)
+    return write_version0(Version0Header(name, length, segments[0].codes.shape[0], lm is not None), segments, lm)
 
 
 def version0_name(model: EncodecModel) -> str:
@@ -210,11 +239,11 @@ class OpenedFile:
     """A compressed file of either version that is read as a stream, and what it says of itself.
 
     file: at the file's beginning; it need not seek.
-    tables, lm: what its coder may need.
+    at_hand: what its coder may need.
     Raises CompressedFileError for another kind of file, a damaged header, and a coder that lacks what it needs.
     """
 
-    def __init__(self, file: IO[bytes], tables: Tables | None = None, lm: Coder | None = None):
+    def __init__(self, file: IO[bytes], at_hand: AtHand = NOTHING):
         prefix = _peeked(file)
         again = cast(IO[bytes], _Again(prefix, file))
         self.version = prefix[4] if len(prefix) > 4 else -1
@@ -222,11 +251,12 @@ class OpenedFile:
             raise CompressedFileError("it is a shard of a data set's codes; `encodec-fast decode` reads it.")
         self._stored: Version0File | ContainerReader
         if self.version == 0:
-            self._stored = Version0File(again)
+            self._stored = Version0File(again, at_hand.stock_coder)
             geometry = self._stored.header.geometry
             self.sampling_rate, self.channels = geometry.sampling_rate, geometry.channels
             self.levels, self.num_samples = self._stored.header.levels, self._stored.header.num_samples
-            self.coder, self.model_name = "raw", OFFICIAL[self._stored.header.model]
+            self.coder = "lm" if self._stored.header.language_model else "raw"
+            self.model_name = OFFICIAL[self._stored.header.model]
         else:
             self._stored = ContainerReader(again)
             header = self._stored.header
@@ -234,7 +264,7 @@ class OpenedFile:
             # 0 where nothing says so yet
             self.num_samples = self._stored.num_samples
             self.coder, self.model_name = header.coder, header.model
-            self._coder = coder_of(header, tables, lm)
+            self._coder = coder_of(header, at_hand.tables, at_hand.lm_coder if header.coder == "lm" else None)
 
     def check_model(self, model: EncodecModel) -> None:
         """Raises CompressedFileError for another model than made the file. Version 0 tells models apart by their rates only."""

@@ -2,15 +2,57 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, cast
 
 from encodec_fast.compression.adaptive import AdaptiveCoder
 from encodec_fast.compression.coders import NO_FINGERPRINT, Coder, RawCoder, StaticCoder
 from encodec_fast.compression.header import Header
 from encodec_fast.compression.segments import CompressedFileError
+from encodec_fast.compression.stock_language_model import StockLanguageModelCoder
 from encodec_fast.compression.tables import Tables
 
+if TYPE_CHECKING:
+    from encodec_fast.language_model.model import LanguageModel
+
 CODERS = ("auto", "raw", "static", "adaptive", "lm")
+
+
+@dataclass(frozen=True)
+class AtHand:
+    """What coders may need; for many files, each coder of the language model is made once.
+
+    tables: for `static`, and for `adaptive` to begin with.
+    lm: a language model, or a coder by one; version 0 needs the model itself.
+    """
+
+    tables: Tables | None = None
+    lm: LanguageModel | Coder | None = None
+
+    @cached_property
+    def lm_coder(self) -> Coder | None:
+        """Returns the coder of version 1 by the language model; None without one.  Raises ValueError where it can't be had."""
+        if self.lm is None or _is_coder(self.lm):
+            return cast("Coder | None", self.lm)
+        from encodec_fast.compression.language_model_coder import LanguageModelCoder
+
+        return LanguageModelCoder(cast("LanguageModel", self.lm))
+
+    @cached_property
+    def stock_coder(self) -> StockLanguageModelCoder | None:
+        """Returns the coder of version 0 by the language model; None without one, and for a coder of version 1 in its place."""
+        if self.lm is None or _is_coder(self.lm):
+            return None
+        return StockLanguageModelCoder(cast("LanguageModel", self.lm))
+
+
+def _is_coder(lm: LanguageModel | Coder) -> bool:
+    # without torch, which knows the other's class
+    return hasattr(lm, "encode")
+
+
+NOTHING = AtHand()
 
 
 def choose_coder(name: str, codebook_size: int, tables: Tables | None = None, lm: Coder | None = None) -> Coder:
@@ -51,14 +93,6 @@ def coder_of(header: Header, tables: Tables | None = None, lm: Coder | None = No
     if tables is None or tables.fingerprint != needed:
         raise CompressedFileError(_missing("the tables", needed, None if tables is None else tables.fingerprint))
     return choose_coder(header.coder, header.codebook_size, tables)
-
-
-def load_language_model(path: Path) -> Coder:
-    """Returns the coder of a language model that is stored there.  Raises ValueError where it can't be had."""
-    from encodec_fast.compression.language_model_coder import LanguageModelCoder
-    from encodec_fast.language_model.loading import load_lm
-
-    return LanguageModelCoder(load_lm(path))
 
 
 def _missing(what: str, needed: bytes, given: bytes | None) -> str:

@@ -1,7 +1,7 @@
-"""Version 0 of `.ecdc`: the files that `encodec` 0.1.1 writes and reads, without its language model.
+"""Version 0 of `.ecdc`: the files that `encodec` 0.1.1 writes and reads.
 
 A header of JSON, then segments back to back: a scale where the model normalizes, and codes of 10 bits, frame by frame.
-There is no length, index or checksum: a position is computed.
+There is no length, index or checksum: a position is computed. Behind a language model it can't be: such files are read from the front.
 `docs/ecdc.md` has it byte by byte.
 """
 
@@ -21,6 +21,7 @@ import numpy as np
 from encodec_fast.compression.bits import pack_bits, packed_size, unpack_bits
 from encodec_fast.compression.header import MAGIC, PREFIX, read_exactly
 from encodec_fast.compression.segments import CompressedFileError, Segment
+from encodec_fast.compression.stock_language_model import StockLanguageModelCoder
 
 _SCALE = struct.Struct("!f")
 CODE_BITS = 10
@@ -140,20 +141,20 @@ def readable_by_encodec(header: Version0Header) -> bool:
     return all(frames_by_encodec(samples, header.geometry.sampling_rate) == frames_of(samples) for samples in lengths)
 
 
-def write_version0(header: Version0Header, segments: Sequence[Segment]) -> bytes:
-    """Returns the file: byte for byte that of `encodec` 0.1.1 for the same codes.
+def write_version0(header: Version0Header, segments: Sequence[Segment], lm: StockLanguageModelCoder | None = None) -> bytes:
+    """Returns the file: byte for byte that of `encodec` 0.1.1 for the same codes; behind a language model in the same process.
 
-    segments: all of the clip, in order.
-    Raises CompressedFileError for segments that are none of such a clip, and for a header with a language model.
+    segments: all of the clip, in order.  lm: where the header says so; such a file holds as `where_it_holds` says.
+    Raises CompressedFileError for segments that are none of such a clip. Raises NotReproducible as `StockLanguageModelCoder.encode` does.
     """
-    if header.language_model:
-        raise CompressedFileError(_NO_LANGUAGE_MODEL)
+    if header.language_model != (lm is not None):
+        raise CompressedFileError(f"the header says language_model {header.language_model}; lm must be given if and only if it does.")
     if len(segments) != header.segments:
         raise CompressedFileError(f"{len(segments)} segments came, a clip of {header.num_samples} samples has {header.segments}.")
-    return header.to_bytes() + b"".join(_segment_bytes(header, index, segment) for index, segment in enumerate(segments))
+    return header.to_bytes() + b"".join(_segment_bytes(header, index, segment, lm) for index, segment in enumerate(segments))
 
 
-def _segment_bytes(header: Version0Header, index: int, segment: Segment) -> bytes:
+def _segment_bytes(header: Version0Header, index: int, segment: Segment, lm: StockLanguageModelCoder | None) -> bytes:
     codes, scales = segment.codes, segment.scales
     shape = [header.levels, frames_of(header.segment_samples(index)[1])]
     if list(codes.shape) != shape or (codes.size and not 0 <= int(codes.min()) <= int(codes.max()) < 1 << CODE_BITS):
@@ -161,12 +162,12 @@ def _segment_bytes(header: Version0Header, index: int, segment: Segment) -> byte
     if (scales is not None and len(scales) == 1) != header.geometry.normalize:
         raise CompressedFileError(f"segment {index}: {header.model} needs {'one scale' if header.geometry.normalize else 'no scale'}.")
     scale = b"" if scales is None else _SCALE.pack(float(scales[0]))
-    return scale + pack_bits(codes.T, CODE_BITS)
+    return scale + (pack_bits(codes.T, CODE_BITS) if lm is None else lm.encode(codes))
 
 
-_NO_LANGUAGE_MODEL = (
-    "the codes are coded by the language model of `encodec`, which other machines and thread counts can't read. "
-    "Read it with `encodec` where it was written, and write it again without --lm."
+_NEEDS_LANGUAGE_MODEL = (
+    "its codes are coded by the language model of `encodec`; give that as --lm. "
+    "It can be read on the machine that wrote it, with the same thread count and torch."
 )
 
 
@@ -174,14 +175,20 @@ class Version0File:
     """Reads a version 0 file lazily: the header at once, segments where they are asked for.
 
     file: at the beginning of the file; what lies before is not touched. Only a file that can seek can be read out of order.
+    lm: that its codes were coded with, where they were. Then a segment is found by reading all before it.
     header: what the file says of itself.
     Raises CompressedFileError for a file of another kind or version, a damaged header, and one cut short.
+    Raises it too where the language model is missing.
     """
 
-    def __init__(self, file: IO[bytes]):
-        self._file = file
+    def __init__(self, file: IO[bytes], lm: StockLanguageModelCoder | None = None):
+        self._file, self._lm = file, lm
         self._next = 0
+        # of a language model's segments: the last that was read
+        self._coded: tuple[int, Segment] | None = None
         self.header = read_header(file)
+        if self.header.language_model and lm is None:
+            raise CompressedFileError(_NEEDS_LANGUAGE_MODEL)
         self._begin = None
         if file.seekable():
             self._begin = file.tell()
@@ -219,8 +226,9 @@ class Version0File:
         if not 0 <= first <= stop <= frames_of(samples):
             raise IndexError(f"frames {first} ... {stop}; segment {index} has {frames_of(samples)}.")
         header = self.header
-        if header.language_model:
-            raise CompressedFileError(_NO_LANGUAGE_MODEL)
+        if self._lm is not None and header.language_model:
+            coded = self._coded_segment(self._lm, index)
+            return _part(coded.codes[:, first:stop], coded.scales, start, samples, first)
         offset, size = header.segment_bytes(index)
         scale_size = _SCALE.size if header.geometry.normalize else 0
         bits = CODE_BITS * header.levels
@@ -231,11 +239,7 @@ class Version0File:
             raise CompressedFileError("this stream can't seek; read whole segments, one after the other.")
         if self._begin is not None:
             self._file.seek(self._begin + offset)
-        scales = None
-        if scale_size:
-            scales = np.array(_SCALE.unpack(read_exactly(self._file, scale_size)), np.float32)
-            if not np.isfinite(scales).all():
-                raise CompressedFileError(f"segment {index}: its scale is {scales[0]}; a finite number is needed.")
+        scales = self._scale(index)
         if begin:
             self._file.seek(begin, os.SEEK_CUR)
         data = read_exactly(self._file, end - begin)
@@ -244,8 +248,41 @@ class Version0File:
         count, lead = (stop - first) * header.levels, first * bits - 8 * begin
         values = unpack_bits(data, CODE_BITS, count, lead)
         codes = values.reshape(stop - first, header.levels).T.astype(np.int64)
-        first_sample = first * HOP_LENGTH
-        return Segment(codes, scales, start + first_sample, min(samples, stop * HOP_LENGTH) - min(samples, first_sample))
+        return _part(codes, scales, start, samples, first)
+
+    def _scale(self, index: int) -> np.ndarray | None:
+        """Returns the scale at the file's position, where the model has some."""
+        if not self.header.geometry.normalize:
+            return None
+        scales = np.array(_SCALE.unpack(read_exactly(self._file, _SCALE.size)), np.float32)
+        if not np.isfinite(scales).all():
+            raise CompressedFileError(f"segment {index}: its scale is {scales[0]}; a finite number is needed.")
+        return scales
+
+    def _coded_segment(self, lm: StockLanguageModelCoder, index: int) -> Segment:
+        """Returns a segment behind a language model, having read all before it."""
+        if self._coded is not None and self._coded[0] == index:
+            return self._coded[1]
+        if index < self._next:
+            if self._begin is None:
+                raise CompressedFileError("this stream can't seek; read segments one after the other.")
+            self._file.seek(self._begin)
+            self._next = 0
+        while self._next <= index:
+            start, samples = self.header.segment_samples(self._next)
+            scales = self._scale(self._next)
+            try:
+                codes = lm.decode(self._file, frames_of(samples), self.header.levels)
+            except CompressedFileError as error:
+                # whoever asks again begins at the front
+                self._next = len(self)
+                raise CompressedFileError(f"segment {self._next}: {str(error).rstrip('.')}. {_NOT_HERE}") from error
+            self._coded = self._next, Segment(codes, scales, start, samples)
+            self._next += 1
+        if self._next == len(self) and self._file.read(1):
+            raise CompressedFileError(f"the file goes on behind its last code. {_NOT_HERE}")
+        assert self._coded is not None
+        return self._coded[1]
 
     def _located(self, index: int) -> tuple[int, int]:
         if not 0 <= index < len(self):
@@ -253,9 +290,21 @@ class Version0File:
         return self.header.segment_samples(index)
 
 
-def read_version0(data: bytes) -> tuple[Version0Header, list[Segment]]:
+_NOT_HERE = (
+    "It is damaged, or was written with another language model, machine, thread count or torch: with the language model, "
+    "files of encodec 0.1.1 hold where they were written."
+)
+
+
+def _part(codes: np.ndarray, scales: np.ndarray | None, start: int, samples: int, first: int) -> Segment:
+    """Returns the frames `first` and more of a segment.  start, samples: of the segment."""
+    begin, end = first * HOP_LENGTH, (first + codes.shape[1]) * HOP_LENGTH
+    return Segment(codes, scales, start + begin, min(samples, end) - min(samples, begin))
+
+
+def read_version0(data: bytes, lm: StockLanguageModelCoder | None = None) -> tuple[Version0Header, list[Segment]]:
     """Returns the header and all segments of a file's bytes.  Raises CompressedFileError as `Version0File` does."""
-    file = Version0File(io.BytesIO(data))
+    file = Version0File(io.BytesIO(data), lm)
     return file.header, list(file)
 
 

@@ -203,7 +203,8 @@ def test_wrong_arguments_are_named_before_weights_are_loaded(capsys, tmp_path, m
         (("compress", "-", song), "give it alone"),
         (("compress", "-"), "a name that ends in .ecdc is needed"),
         (("compress", song, tmp_path / "second.wav"), "2 files need a folder"),
-        (("compress", song, "--version-0", "--coder", "adaptive"), "--version-0 has raw bits"),
+        (("compress", song, "--version-0", "--coder", "adaptive"), "coder is 'adaptive'; version 0 has raw and lm"),
+        (("compress", song, "--version-0", "--segment", 1), "--version-0 has no segments"),
         (("compress", tmp_path / "none.wav"), "none.wav"),
         (("compress", song, "-b", 5, "-m", to[1]), "5"),
         (("decompress", tmp_path / "none.ecdc"), "none.ecdc"),
@@ -225,3 +226,17 @@ def test_version_0_warns_of_lengths_that_encodec_cannot_read(capsys, tmp_path):
     assert code == cli.OK and "encodec 0.1.1 can't read a file of 6720 samples" in err
     audio, rate = decompress(tmp_path / "a.ecdc", demo_model("demo"))
     assert (tmp_path / "a.ecdc").read_bytes()[:5] == b"ECDC\0" and audio.shape == (1, 6720) and rate == 24_000
+
+
+def test_version_0_by_a_language_model_says_where_it_holds(capsys, tmp_path):
+    from support.models import audio_like
+
+    soundfile.write(tmp_path / "a.wav", audio_like(1, 1, 3000, 0)[0, 0].numpy(), 24_000, subtype="FLOAT")
+    config = replace(SMALL, codebooks=2, codebook_size=1024)
+    lm = ("--lm", saved_language_model(drawn_language_model(config), tmp_path / "lm"))
+    code, _, err = run(capsys, "compress", tmp_path / "a.wav", "-m", "demo", "-b", 1.5, "--version-0", "--coder", "lm", *lm)
+    assert code == cli.OK and "It can be read on this machine, with 1 thread and torch" in err
+    code, _, err = run(capsys, "decompress", tmp_path / "a.ecdc", "-m", "demo", *lm, "-o", tmp_path / "b.wav")
+    assert code == cli.OK and sound(tmp_path / "b.wav").shape == (1, 3000)
+    code, _, err = run(capsys, "compress", tmp_path / "a.wav", "-m", "demo", "-b", 1.5, "--version-0", *lm, "-o", tmp_path / "c.ecdc")
+    assert code == cli.WRONG_ARGUMENT and "only where coder is 'lm'" in err

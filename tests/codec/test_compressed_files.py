@@ -3,6 +3,7 @@
 import io
 import itertools
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,12 +12,18 @@ import torch
 
 import encodec_fast
 from encodec_fast.codec.files import OpenedFile, Settings, compress, compress_stream, decompress
+from encodec_fast.compression.choice import AtHand
 from encodec_fast.compression.coders import NO_FINGERPRINT
 from encodec_fast.compression.container import Lost
+from encodec_fast.compression.language_model_coder import LanguageModelCoder
 from encodec_fast.compression.segments import CompressedFileError, Segment
 from encodec_fast.compression.tables import fit_tables
+from encodec_fast.language_model.model import LanguageModelConfig
 from encodec_fast.plan.weights import weights_sha256
 from support.corpora import CHUNKED
+from support.engine import engine
+from support.language_models import SMALL as SMALL_LM
+from support.language_models import drawn_language_model
 from support.models import audio_like, config_24khz, config_48khz, pair, small_config
 
 SMALL = {"num_filters": 4, "hidden_size": 8}
@@ -122,7 +129,7 @@ def test_a_file_that_needs_weights_or_tables_names_them(models):
     model = models["streams"]
     clip = audio_like(1, 1, 900, 9)[0].numpy()
     data = compress(clip, model, 4.8, lm=OtherCoder())
-    assert OpenedFile(io.BytesIO(data), lm=OtherCoder()).coder == "lm"
+    assert OpenedFile(io.BytesIO(data), AtHand(lm=OtherCoder())).coder == "lm"
     assert decompress(data, model, lm=OtherCoder())[0].shape == (1, 900)
     with pytest.raises(CompressedFileError, match="the language model of SHA-256 0707070707070707"):
         decompress(data, model)
@@ -251,3 +258,35 @@ def test_memory_is_bounded_by_segments_and_not_by_the_clip(models):
     compress_stream(blocks(), Out(), model, Settings(4.8, segment=1.0, segments_at_once=1), 2400)
     # a segment of 2,400 samples when its fourth block has come
     assert [count for count, _ in written[1:16]] == list(range(4, 64, 4))
+
+
+def test_version_0_is_coded_by_a_language_model_on_request_alone():
+    model = filled(config_24khz(**SMALL))
+    clip = audio_like(1, 1, 3_000, 3)[0].numpy()
+    lm = drawn_language_model(LanguageModelConfig(codebooks=2, codebook_size=1024, dim=32, heads=4, layers=1, hidden=64, past_context=12))
+    data = compress(clip, model, 1.5, coder="lm", lm=lm, version=0)
+    assert b'"lm": true' in data
+    assert np.array_equal(decompress(data, model, lm=lm)[0], batch_audio(model, clip, 1.5))
+    for lacks in (None, OtherCoder()):
+        with pytest.raises(CompressedFileError, match="give that as --lm"):
+            decompress(data, model, lm=lacks)
+        with pytest.raises(ValueError, match="needs a language model of `load_lm`"):
+            compress(clip, model, 1.5, coder="lm", lm=lacks, version=0)
+    plain = compress(clip, model, 1.5, version=0)
+    assert np.array_equal(decompress(plain, model, lm=OtherCoder())[0], batch_audio(model, clip, 1.5))
+    with pytest.raises(ValueError, match="only where coder is 'lm'"):
+        compress(clip, model, 1.5, lm=lm, version=0)
+    with pytest.raises(ValueError, match="coder is 'adaptive'; version 0 has raw and lm"):
+        compress(clip, model, 1.5, coder="adaptive", version=0)
+    with pytest.raises(ValueError, match="tables came"):
+        compress(clip, model, 1.5, tables=fit_tables([np.zeros((2, 5), int)], 1024, weights_sha256(model)), version=0)
+
+
+def test_a_language_model_is_taken_as_its_coder_is(models):
+    engine()
+    model = models["streams"]
+    clip = audio_like(1, 1, 900, 9)[0].numpy()
+    lm = drawn_language_model(replace(SMALL_LM, codebooks=4, codebook_size=model.config.codebook_size))
+    data = compress(clip, model, 4.8, lm=lm)
+    assert data == compress(clip, model, 4.8, lm=LanguageModelCoder(lm))
+    assert np.array_equal(decompress(data, model, lm=lm)[0], batch_audio(model, clip, 4.8))

@@ -175,7 +175,7 @@ def forged(**changes):
         (forged(nc=33), "levels is 33"),
         (forged(nc=8.0), "levels is 8.0"),
         (forged(lm=1), "language_model is 1"),
-        (forged(lm=True), "language model of `encodec`"),
+        (forged(lm=True), "give that as --lm"),
     ],
 )
 def test_a_header_that_says_nothing_sensible_is_named(data, message):
