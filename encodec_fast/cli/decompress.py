@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated
@@ -30,7 +30,7 @@ from encodec_fast.wording import counted
 if TYPE_CHECKING:
     import numpy as np
 
-    from encodec_fast.codec.files import OpenedFile
+    from encodec_fast.codec.opened import OpenedFile, Part
     from encodec_fast.compression.choice import AtHand
     from encodec_fast.compression.container import Lost
     from encodec_fast.formats import ClipFailure
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 @command(
     "[bold]Examples[/bold]\n\nencodec-fast decompress song.ecdc --out song.wav\n\nencodec-fast decompress small/ --out wavs/\n\n"
+    "encodec-fast decompress long.ecdc --start 3600 --duration 10 --out ten-seconds.wav\n\n"
     "encodec-fast compress talk.wav -o - | encodec-fast decompress - -o talk-6kbps.wav\n\n"
     "The same command continues one that was interrupted.",
     resumes=True,
@@ -52,6 +53,8 @@ def decompress(
     model: Annotated[str | None, typer.Option("--model", "-m", metavar="NAME", help="Default: the model that the file names.")] = None,
     tables: TablesOption = None,
     lm: LmOption = None,
+    start: Annotated[float, typer.Option(metavar="SECONDS", help="Begin here; what lies before is not decoded.")] = 0.0,
+    duration: Annotated[float | None, typer.Option(metavar="SECONDS", help="No more than this. Default: to the end.")] = None,
     subtype: Annotated[str, typer.Option(metavar="NAME", help="Samples as PCM_16, PCM_24 or FLOAT.")] = "PCM_16",
     device: DeviceOption = "auto",
     backend: BackendOption = "auto",
@@ -65,18 +68,18 @@ def decompress(
     """
     with checking_arguments():
         from encodec_fast.audio import WAV_SUBTYPES
-        from encodec_fast.codec.files import OpenedFile
+        from encodec_fast.codec.opened import OpenedFile, Part
 
         if subtype not in WAV_SUBTYPES:
             raise ValueError(f"--subtype is {subtype}; allowed are {', '.join(WAV_SUBTYPES)}.")
+        part = Part(start, duration)
         jobs = _jobs(sources, out, overwrite)
         at_hand = read_coders(tables, lm)
-        failures: list[ClipFailure] = []
         # a pipe can be opened once
         piped = OpenedFile(sys.stdin.buffer, at_hand) if jobs[0].source == PIPE else None
-        names = {piped.model_name} if piped is not None else _model_names(jobs, at_hand, failures)
-        done = set() if overwrite or piped is not None else _done(jobs, subtype)
-        name = model or _one_name(names, jobs)
+        done = set() if overwrite or piped is not None else _done(jobs, subtype, part)
+        failures: list[ClipFailure] = []
+        name = model or _model_name([piped] if piped is not None else _opened(jobs, at_hand, failures), jobs)
     if name is None:
         report_failures(failures)
         return CLIPS_FAILED
@@ -85,9 +88,8 @@ def decompress(
         prepared_model(name, device, backend, threads) as (loaded, _),
         checking_arguments(),
     ):
-        failed = {failure.id for failure in failures}
-        left = [job for job in jobs if job.id not in failed and job.id not in done]
-        return _Run(loaded, at_hand, subtype, pipe, piped).all(left, len(done), failures)
+        left = [job for job in jobs if job.id not in done]
+        return _Run(loaded, at_hand, subtype, part, pipe, piped).all(left, len(done))
 
 
 def _jobs(sources: Sequence[str], out: Path | None, overwrite: bool) -> list[Job]:
@@ -109,46 +111,52 @@ def _jobs(sources: Sequence[str], out: Path | None, overwrite: bool) -> list[Job
     return jobs
 
 
-def _model_names(jobs: Sequence[Job], at_hand: AtHand, failures: list[ClipFailure]) -> set[str]:
-    """Returns the models that the files name; files that can't be read are added to `failures`."""
-    from encodec_fast.codec.files import OpenedFile
+def _opened(jobs: Sequence[Job], at_hand: AtHand, failures: list[ClipFailure]) -> Iterator[OpenedFile]:
+    """Yields the files that can be read; the others are added to `failures`."""
+    from encodec_fast.codec.opened import OpenedFile
     from encodec_fast.compression.segments import CompressedFileError
     from encodec_fast.formats import ClipFailure
 
-    names = set()
     for job in jobs:
         try:
             with Path(job.source).open("rb") as file:
-                names.add(OpenedFile(file, at_hand).model_name)
+                yield OpenedFile(file, at_hand)
         except CompressedFileError as error:
             failures.append(ClipFailure(job.id, job.source, str(error)))
-    return names
 
 
-def _one_name(names: set[str], jobs: Sequence[Job]) -> str | None:
-    """Returns the one model that made the files; None where no file could be read."""
-    if not names:
-        return None
-    if len(names) > 1:
-        raise ValueError(f"the files were made by several models ({', '.join(sorted(filter(None, names)))}); decompress them one by one.")
-    (name,) = names
-    if not name:
+def _model_name(files: Iterable[OpenedFile], jobs: Sequence[Job]) -> str | None:
+    """Returns the model that the first file names, which names one; None where no file could be read.
+
+    A file of another model fails when its turn comes.
+    """
+    nameless = False
+    for file in files:
+        if file.model_name:
+            return file.model_name
+        nameless = True
+    if nameless:
         raise ValueError(f"{jobs[0].source} does not say which model made it; name that with --model.")
-    return name
+    return None
 
 
-def _digest(source: str, subtype: str) -> str:
+def _digest(source: str, subtype: str, part: Part) -> str:
     """Returns what tells whether a WAV file was made of this compressed file."""
-    return hashlib.sha256(Path(source).read_bytes() + subtype.encode()).hexdigest()[:32]
+    from encodec_fast.codec.opened import WHOLE
+
+    how = subtype if part == WHOLE else f"{subtype} {part.start} {part.duration}"
+    return hashlib.sha256(Path(source).read_bytes() + how.encode()).hexdigest()[:32]
 
 
-def _done(jobs: Sequence[Job], subtype: str) -> set[str]:
+def _done(jobs: Sequence[Job], subtype: str, part: Part) -> set[str]:
     """Returns the ids of the files that have their audio already.  Raises ValueError for other audio under its name."""
     from encodec_fast.audio.wav import made_of
 
     there = [job for job in jobs if job.target.is_file()]
     for job in there:
-        if made_of(job.target) != _digest(job.source, subtype):
+        note = made_of(job.target)
+        # of what is none of ours the source is not read
+        if not note or note != _digest(job.source, subtype, part):
             raise ValueError(f"{job.target} exists already, and was not made of {job.source}; choose another --out or add --overwrite.")
     return {job.id for job in there}
 
@@ -161,18 +169,19 @@ class _Run:
         model: EncodecModel,
         at_hand: AtHand,
         subtype: str,
+        part: Part,
         pipe: IO[bytes] | None,
         piped: OpenedFile | None,
     ):
-        self._model, self._at_hand, self._subtype, self._pipe, self._piped = model, at_hand, subtype, pipe, piped
+        self._model, self._at_hand, self._subtype, self._part, self._pipe, self._piped = model, at_hand, subtype, part, pipe, piped
         self._seconds, self._damaged = 0.0, 0
 
-    def all(self, jobs: Sequence[Job], before: int, failures: list[ClipFailure]) -> int:
-        """Decompresses each into its file; returns the exit code.  before: files that an earlier run did.  failures: so far."""
+    def all(self, jobs: Sequence[Job], before: int) -> int:
+        """Decompresses each into its file; returns the exit code.  before: files that an earlier run did."""
         from encodec_fast.compression.segments import CompressedFileError
         from encodec_fast.formats import ClipFailure
 
-        written = 0
+        written, failures = 0, list[ClipFailure]()
         with ExitStack() as stack:
             bar = stack.enter_context(ProgressBar(len(jobs), "files")) if len(jobs) > 1 else None
             for index, job in enumerate(jobs):
@@ -195,13 +204,13 @@ class _Run:
         return CLIPS_FAILED if failures or self._damaged else OK
 
     def _one(self, job: Job) -> None:
-        from encodec_fast.codec.files import SEGMENTS_AT_ONCE, OpenedFile, lost_text
+        from encodec_fast.codec.opened import SEGMENTS_AT_ONCE, OpenedFile, lost_text
 
         lost: list[Lost] = []
         with ExitStack() as stack:
             opened = self._piped or OpenedFile(stack.enter_context(Path(job.source).open("rb")), self._at_hand)
             rate = opened.sampling_rate
-            blocks = opened.decoded(self._model, lost, 1 if self._piped else SEGMENTS_AT_ONCE)
+            blocks = opened.decoded(self._model, lost, 1 if self._piped else SEGMENTS_AT_ONCE, self._part)
             count = self._to_pipe(opened, blocks) if self._pipe is not None else self._to_file(job, blocks, opened)
         self._seconds += count / rate
         for each in lost:
@@ -211,7 +220,7 @@ class _Run:
     def _to_file(self, job: Job, blocks: Iterator[np.ndarray], opened: OpenedFile) -> int:
         from encodec_fast.audio.wav import write_wav_blocks
 
-        note = "" if self._piped else _digest(job.source, self._subtype)
+        note = "" if self._piped else _digest(job.source, self._subtype, self._part)
         return write_wav_blocks(job.target, blocks, opened.channels, opened.sampling_rate, self._subtype, note)
 
     def _to_pipe(self, opened: OpenedFile, blocks: Iterator[np.ndarray]) -> int:
@@ -220,7 +229,7 @@ class _Run:
 
         assert self._pipe is not None
         count = 0
-        self._pipe.write(wav_header(opened.sampling_rate, opened.channels, self._subtype, opened.num_samples or None))
+        self._pipe.write(wav_header(opened.sampling_rate, opened.channels, self._subtype, opened.samples_of(self._part)))
         for block in blocks:
             self._pipe.write(wav_samples(block, opened.sampling_rate, self._subtype))
             self._pipe.flush()

@@ -5,27 +5,26 @@ from __future__ import annotations
 import io
 import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO
 
 import numpy as np
 from torch import Tensor
 
 from encodec_fast.audio import audio_blocks, open_audio, resample
-from encodec_fast.codec.decoding import decoded_blocks
 from encodec_fast.codec.encoding import encoded_segments, segment_samples
-from encodec_fast.compression import version0
-from encodec_fast.compression.choice import NOTHING, AtHand, choose_coder, coder_of
+from encodec_fast.codec.opened import SEGMENTS_AT_ONCE, OpenedFile, Part, lost_text, version0_name
+from encodec_fast.compression.choice import NOTHING, AtHand, choose_coder
 from encodec_fast.compression.coders import Coder
-from encodec_fast.compression.container import ContainerReader, ContainerWriter, Lost, StoredSegment, decode_segments
-from encodec_fast.compression.header import PREFIX, Header
+from encodec_fast.compression.container import ContainerWriter, Lost
+from encodec_fast.compression.header import Header
 from encodec_fast.compression.segments import CompressedFileError, Segment
 from encodec_fast.compression.stock_language_model import StockLanguageModelCoder
 from encodec_fast.compression.tables import Tables
-from encodec_fast.compression.version0 import Version0File, Version0Header, write_version0
+from encodec_fast.compression.version0 import Version0Header, write_version0
 from encodec_fast.demo import DEMO_MODELS
 from encodec_fast.language_model.model import LanguageModel
 from encodec_fast.model import EncodecModel, known_bandwidth
@@ -36,14 +35,8 @@ from encodec_fast.sample_formats import sample_scale, scaled
 from encodec_fast.serving.clips import levels_of
 
 SEGMENT_SECONDS = 10.0
-# Segments that a coder gets at once, where nobody waits for one
-SEGMENTS_AT_ONCE = 16
 # Of a file as it is read
 BLOCK_SECONDS = 30.0
-# That data sets are stored in, by formats.ecdc
-SHARD_VERSION = 2
-# Names of version 0, and where the official weights are
-OFFICIAL = {"encodec_24khz": "facebook/encodec_24khz", "encodec_48khz": "facebook/encodec_48khz"}
 
 
 def compress(
@@ -99,6 +92,8 @@ def decompress(
     *,
     tables: Tables | None = None,
     lm: LanguageModel | Coder | None = None,
+    start: float = 0.0,
+    duration: float | None = None,
     lost: list[Lost] | None = None,
 ) -> tuple[np.ndarray, int]:
     """Returns the audio of a compressed file, float32 [C, T], and its sampling rate in Hz.
@@ -106,9 +101,12 @@ def decompress(
     data: the file's bytes, or its path.
     model: that made it, or what `load_model` takes; None: the one that the file names.
     tables, lm: that it was coded with, where it was.
+    start, duration: of the part wanted, in seconds. Only what it needs is read and decoded, from a little before it on.
     lost: gets what damage cost, which is silence in the audio; None: damage raises.
     Raises CompressedFileError for a file that can't be read, for damage, and for another model than made it.
+    Raises it too for a part that the clip ends before.
     """
+    part = Part(start, duration)
     with ExitStack() as stack:
         file = io.BytesIO(data) if isinstance(data, bytes) else stack.enter_context(Path(data).open("rb"))
         opened = OpenedFile(file, AtHand(tables, lm))
@@ -117,7 +115,7 @@ def decompress(
             raise CompressedFileError("it does not say which model made it; give that as model.")
         loaded = load_model(name) if isinstance(name, str) else name
         found: list[Lost] = []
-        blocks = list(opened.decoded(loaded, found))
+        blocks = list(opened.decoded(loaded, found, part=part))
     if lost is None and found:
         raise CompressedFileError("; ".join(lost_text(each, opened.sampling_rate) for each in found) + ". Give `lost` to go on without.")
     if lost is not None:
@@ -222,155 +220,6 @@ def compress_version0(
         segments = [Segment(codes, None, 0, segments[-1].start + segments[-1].samples)]
     length = segments[-1].start + segments[-1].samples
     return write_version0(Version0Header(name, length, segments[0].codes.shape[0], lm is not None), segments, lm)
-
-
-def version0_name(model: EncodecModel) -> str:
-    """Returns the name that version 0 has for a model.  Raises ValueError where it has none."""
-    config = model.config
-    for name, known in version0.VERSION0_MODELS.items():
-        geometry = (config.sampling_rate, config.audio_channels, bool(config.normalize), config.chunk_length, config.chunk_stride)
-        wanted = (known.sampling_rate, known.channels, known.normalize, known.chunk_length, known.chunk_stride)
-        if geometry == wanted and (hop_length(config), config.codebook_size) == (version0.HOP_LENGTH, 1 << version0.CODE_BITS):
-            return name
-    raise ValueError(f"model is of {config.sampling_rate} Hz; version 0 knows {' and '.join(version0.VERSION0_MODELS)} only.")
-
-
-class OpenedFile:
-    """A compressed file of either version that is read as a stream, and what it says of itself.
-
-    file: at the file's beginning; it need not seek.
-    at_hand: what its coder may need.
-    Raises CompressedFileError for another kind of file, a damaged header, and a coder that lacks what it needs.
-    """
-
-    def __init__(self, file: IO[bytes], at_hand: AtHand = NOTHING):
-        prefix = _peeked(file)
-        again = cast(IO[bytes], _Again(prefix, file))
-        self.version = prefix[4] if len(prefix) > 4 else -1
-        if self.version == SHARD_VERSION:
-            raise CompressedFileError("it is a shard of a data set's codes; `encodec-fast decode` reads it.")
-        self._stored: Version0File | ContainerReader
-        if self.version == 0:
-            self._stored = Version0File(again, at_hand.stock_coder)
-            geometry = self._stored.header.geometry
-            self.sampling_rate, self.channels = geometry.sampling_rate, geometry.channels
-            self.levels, self.num_samples = self._stored.header.levels, self._stored.header.num_samples
-            self.coder = "lm" if self._stored.header.language_model else "raw"
-            self.model_name = OFFICIAL[self._stored.header.model]
-        else:
-            self._stored = ContainerReader(again)
-            header = self._stored.header
-            self.sampling_rate, self.channels, self.levels = header.sampling_rate, header.channels, header.levels
-            # 0 where nothing says so yet
-            self.num_samples = self._stored.num_samples
-            self.coder, self.model_name = header.coder, header.model
-            self._coder = coder_of(header, at_hand.tables, at_hand.lm_coder if header.coder == "lm" else None)
-
-    def check_model(self, model: EncodecModel) -> None:
-        """Raises CompressedFileError for another model than made the file. Version 0 tells models apart by their rates only."""
-        if isinstance(self._stored, Version0File):
-            try:
-                name = version0_name(model)
-            except ValueError as error:
-                raise CompressedFileError(str(error)) from error
-            if name != self._stored.header.model:
-                raise CompressedFileError(f"it was made by {self._stored.header.model}, this model is like {name}; give that model.")
-            return
-        header, found = self._stored.header, weights_sha256(model)
-        if found != header.weights_sha256:
-            named = header.model or "a local model"
-            raise CompressedFileError(
-                f"it was made by {named} with weights {header.weights_sha256[:16]}, this model has weights {found[:16]}; "
-                "give the model that made it."
-            )
-        config = model.config
-        told = (header.sampling_rate, header.channels, header.hop_length, header.codebook_size, header.chunk_length, header.chunk_stride)
-        own = (config.sampling_rate, config.audio_channels, hop_length(config), config.codebook_size, config.chunk_length)
-        if told != (*own, config.chunk_stride) or header.normalize != bool(config.normalize) or header.levels > len(model.quantizer.layers):
-            raise CompressedFileError("its header contradicts the model of these weights.")
-
-    def segments(self, at_once: int = SEGMENTS_AT_ONCE) -> Iterator[Segment | Lost]:
-        """Yields the codes, and what is lost.  at_once: segments that are decoded together."""
-        if isinstance(self._stored, Version0File):
-            yield from self._stored
-            return
-        waiting: list[StoredSegment] = []
-        for found in self._stored.segments():
-            if isinstance(found, StoredSegment):
-                waiting.append(found)
-            if waiting and (isinstance(found, Lost) or len(waiting) >= at_once):
-                yield from decode_segments(self._stored.header, self._coder, waiting)
-                waiting = []
-            if isinstance(found, Lost):
-                yield found
-        yield from decode_segments(self._stored.header, self._coder, waiting)
-        self.num_samples = self._stored.num_samples
-
-    def decoded(self, model: EncodecModel, lost: list[Lost], at_once: int = SEGMENTS_AT_ONCE) -> Iterator[np.ndarray]:
-        """Yields the audio, float32 [C, T_i], end to end.
-
-        lost: gets what damage cost; it is silence in the audio.
-        Raises as `check_model` does.
-        """
-        self.check_model(model)
-
-        def noted() -> Iterator[Segment | Lost]:
-            for each in self.segments(at_once):
-                if isinstance(each, Lost):
-                    lost.append(each)
-                yield each
-
-        yield from decoded_blocks(model, noted())
-
-
-def lost_text(lost: Lost, sampling_rate: int) -> str:
-    """Returns what damage cost, as people read it."""
-    start = lost.start / sampling_rate
-    if not lost.samples:
-        return f"at {start:.2f} s: {lost.reason}"
-    return f"{start:.2f} s to {start + lost.samples / sampling_rate:.2f} s are lost: {lost.reason}"
-
-
-class _Again(io.RawIOBase):
-    """A file whose first bytes were read already, and come again."""
-
-    def __init__(self, first: bytes, file: IO[bytes]):
-        self._first, self._file = first, file
-        if file.seekable():
-            file.seek(-len(first), os.SEEK_CUR)
-            self._first = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return self._file.seekable()
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def read(self, size: int = -1) -> bytes:
-        if self._first:
-            part, self._first = self._first[:size], self._first[size:]
-            return part
-        return self._file.read(size)
-
-    def read1(self, size: int) -> bytes:
-        """Returns what has come, `size` bytes at most."""
-        if self._first:
-            return self.read(size)
-        read1: Any = getattr(self._file, "read1", self._file.read)
-        return read1(size)
-
-
-def _peeked(file: IO[bytes]) -> bytes:
-    first = b""
-    while len(first) < PREFIX.size and (part := file.read(PREFIX.size - len(first))):
-        first += part
-    return first
 
 
 def _samples(audio: np.ndarray | Tensor, model: EncodecModel, rate: int) -> np.ndarray:

@@ -198,6 +198,11 @@ class Version0File:
                 raise CompressedFileError(f"the file {relation}: {self.header.payload_bytes} bytes of codes announced, {there} there.")
             file.seek(self._begin)
 
+    @property
+    def can_seek(self) -> bool:
+        """Whether segments can be read out of order."""
+        return self._begin is not None
+
     def __len__(self) -> int:
         return self.header.segments
 

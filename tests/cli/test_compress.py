@@ -168,6 +168,31 @@ def test_a_language_model_codes_and_is_needed_to_decode(capsys, tmp_path, model,
     assert code == cli.CLIPS_FAILED and "silence" in err
 
 
+def test_a_part_is_decompressed_by_itself(capsys, tmp_path, model, model_folder, song):
+    (tmp_path / "in").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "in" / f"{name}.ecdc").write_bytes(compress(song, model, BANDWIDTH, segment=0.25))
+    options = ("--subtype", "FLOAT", "--model", model_folder, "--start", 1.5, "--duration", 0.5)
+    expected, _ = decompress(tmp_path / "in" / "a.ecdc", model, start=1.5, duration=0.5)
+    for line in ("1.0 s, wrote 2 WAV files", "decompressed before: 2 files"):
+        code, out, _ = run(capsys, "decompress", tmp_path / "in", "-o", tmp_path / "out", *options)
+        assert code == cli.OK and line in out
+    assert expected.shape == (1, RATE // 2) and np.array_equal(sound(tmp_path / "out" / "b.wav"), expected)
+    code, _, err = run(capsys, "decompress", tmp_path / "in", "-o", tmp_path / "out", *options[:-1], 0.25)
+    assert code == cli.WRONG_ARGUMENT and "was not made of" in err
+    code, _, err = run(capsys, "decompress", tmp_path / "in" / "a.ecdc", "-o", tmp_path / "c.wav", *options[:4], "--start", 9)
+    assert code == cli.CLIPS_FAILED and "the clip ends before 9 s" in err and not (tmp_path / "c.wav").exists()
+
+
+def test_a_file_of_another_model_fails_by_itself(capsys, tmp_path, model, model_folder, song):
+    (tmp_path / "in").mkdir()
+    other = small_model(num_filters=6)
+    for name, made_by in (("a", model), ("b", other)):
+        (tmp_path / "in" / f"{name}.ecdc").write_bytes(compress(song, made_by, BANDWIDTH))
+    code, out, err = run(capsys, "decompress", tmp_path / "in", "-o", tmp_path / "out", "--model", model_folder)
+    assert code == cli.CLIPS_FAILED and "wrote 1 WAV file" in out and "b.ecdc: it was made by a local model with weights" in err
+
+
 def test_chunks_and_their_volumes_come_back(capsys, tmp_path):
     model = small_model(**CHUNKED)
     model.save_pretrained(tmp_path / "model")
@@ -210,6 +235,8 @@ def test_wrong_arguments_are_named_before_weights_are_loaded(capsys, tmp_path, m
         (("decompress", tmp_path / "none.ecdc"), "none.ecdc"),
         (("decompress", "-"), "a name that ends in .wav is needed"),
         (("decompress", song, "--subtype", "MP3"), "--subtype is MP3"),
+        (("decompress", song, "--start", -1), "start is -1"),
+        (("decompress", song, "--duration", 0), "duration is 0"),
     ):
         code, _, err = run(capsys, *arguments)
         assert code == cli.WRONG_ARGUMENT and message in err, (arguments, err)

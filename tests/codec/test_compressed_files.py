@@ -11,7 +11,8 @@ import soundfile
 import torch
 
 import encodec_fast
-from encodec_fast.codec.files import OpenedFile, Settings, compress, compress_stream, decompress
+from encodec_fast.codec.files import Settings, compress, compress_stream, decompress
+from encodec_fast.codec.opened import OpenedFile
 from encodec_fast.compression.choice import AtHand
 from encodec_fast.compression.coders import NO_FINGERPRINT
 from encodec_fast.compression.container import Lost

@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 import pytest
 
-from encodec_fast.codec.files import OpenedFile
+from encodec_fast.codec.opened import OpenedFile
 from encodec_fast.compression.crc32c import crc32c
 from encodec_fast.compression.header import PREFIX
 from encodec_fast.compression.segments import CompressedFileError
