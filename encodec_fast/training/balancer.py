@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from encodec_fast.training.distributed import sum_over_ranks, world_size
+from encodec_fast.training.distributed import mean_over_parts, world_size
 
 # Keeps a loss whose gradient was zero so far from dividing by zero; also encodec's.
 _EPSILON = 1e-12
@@ -20,7 +20,8 @@ class Balancer:
         g_i = d l_i / d output
         g~_i = norm * (weight_i / sum of the weights) * g_i / <|g_i|>
 
-    |g_i| is the mean of the clips' norms, over all ranks. <|g_i|> is its moving average over batches, with the start corrected.
+    |g_i| is the mean of the clips' norms, over all ranks and parts, l_i the loss of the whole batch. <|g_i|> is its moving average over
+    batches, with the start corrected.
     The model itself is differentiated once, with the sum of all g~_i.
 
     weights: of each loss by name, not negative.  norm: R of the paper.  decay: of the moving average, 0 <= decay < 1.
@@ -45,20 +46,32 @@ class Balancer:
         Raises ValueError for a loss without a weight and for one that does not depend on the output. Also for a gradient that is not
         finite: on all ranks alike, and before the averages are touched.
         """
-        grads = {name: self._partial(name, loss, output) for name, loss in losses.items()}
-        norms = torch.stack([grad.flatten(1).norm(dim=1).mean() for grad in grads.values()])
+        (balanced,), shares = self.combine([self.partials(losses, output)])
+        return balanced, shares
+
+    def partials(self, losses: Mapping[str, Tensor], output: Tensor) -> dict[str, Tensor]:
+        """Returns g_i of each loss, for `combine`. Raises ValueError for a loss without a weight or independent of the output."""
+        return {name: self._partial(name, loss, output) for name, loss in losses.items()}
+
+    def combine(self, parts: Sequence[Mapping[str, Tensor]]) -> tuple[list[Tensor], dict[str, float]]:
+        """Returns the balanced gradient of each part of a batch, and the shares of the whole one as `gradient` does.
+
+        parts: `partials` of equally many clips, of losses that are means over the part. All ranks have equally many parts.
+        Raises ValueError for a gradient that is not finite: on all ranks alike, and before the averages are touched.
+        """
+        norms = [torch.stack([grad.flatten(1).norm(dim=1).mean() for grad in part.values()]) for part in parts]
         # one wait for the device in a step
-        found = dict(zip(grads, (sum_over_ranks(norms) / world_size()).tolist()))
+        found = dict(zip(parts[0], mean_over_parts(norms).tolist()))
         for name, value in found.items():
             if not value < float("inf"):
                 raise ValueError(f"The gradient of the loss {name!r} is not finite. Look for NaN in the audio, or lower the learning rate.")
-        total_weight = sum(self.weights[name] for name in grads)
-        balanced = torch.zeros_like(output)
-        for name, grad in grads.items():
-            average = self._average(name, found[name])
-            balanced.add_(grad, alpha=self.norm * self.weights[name] / max(total_weight, _EPSILON) / (average + _EPSILON))
+        # the mean over the batch has a gradient that is smaller by the number of parts
+        count = len(parts) * world_size()
+        total_weight = max(sum(self.weights[name] for name in found), _EPSILON)
+        averages = {name: self._average(name, value / count) + _EPSILON for name, value in found.items()}
+        factors = {name: self.norm / count * self.weights[name] / total_weight / average for name, average in averages.items()}
         total = sum(found.values())
-        return balanced, {name: value / total if total else 0.0 for name, value in found.items()}
+        return [_weighted(part, factors) for part in parts], {name: value / total if total else 0.0 for name, value in found.items()}
 
     def backward(self, losses: Mapping[str, Tensor], output: Tensor, beside: Tensor | None = None) -> dict[str, float]:
         """Adds the balanced gradient to the model's parameters, in one pass through the model; returns the shares of `gradient`.
@@ -96,3 +109,10 @@ class Balancer:
         self._sums[name] = self.decay * self._sums[name] + value
         self._counts[name] = self.decay * self._counts[name] + 1
         return self._sums[name] / self._counts[name]
+
+
+def _weighted(grads: Mapping[str, Tensor], factors: Mapping[str, float]) -> Tensor:
+    whole = torch.zeros_like(next(iter(grads.values())))
+    for name, grad in grads.items():
+        whole.add_(grad, alpha=factors[name])
+    return whole

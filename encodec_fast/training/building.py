@@ -90,7 +90,8 @@ def build_step(config: TrainingConfig, model: Any) -> TrainingStep:
             torch.manual_seed(config.seed)
             discriminator = MultiScaleSTFTDiscriminator.for_rate(rate, config.discriminator_filters).to(model.device)
     weights = {**StepOptions.of_rate(rate).weights, **config.weights}
-    same = {name: getattr(config, name) for name in ("seed", "learning_rate", "mel_exponents", "frozen", "precision", "compile")}
+    named = ("seed", "learning_rate", "mel_exponents", "frozen", "precision", "compile", "gradient_accumulation_steps")
+    same = {name: getattr(config, name) for name in named}
     return TrainingStep(model, discriminator, StepOptions.of_rate(rate, weights=weights, **same))
 
 

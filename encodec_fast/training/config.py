@@ -56,6 +56,9 @@ class TrainingConfig:
     seed: int = _key(0, "Of new weights, crops, bandwidths and replaced entries.", _FROM_ZERO)
     steps: int = _key(600_000, "Updates in all; the paper's 300 epochs of 2000.", _ABOVE_ZERO)
     batch_size: int = _key(64, "Crops in a batch.", _ABOVE_ZERO)
+    gradient_accumulation_steps: int = _key(
+        1, "Parts in which a rank takes its share of a batch, one after the other, to save memory.", _ABOVE_ZERO
+    )
     crop_seconds: float = _key(1.0, "Length of a crop. Shorter clips end in silence.", _ABOVE_ZERO)
     mix_share: float = _key(0.5, "Share of crops that are a sum of several clips.", _SHARE)
     mix_files: int = _key(2, "Clips in such a sum: 2 to so many.", ("2 or more", lambda value: value >= 2))
@@ -102,7 +105,7 @@ class TrainingConfig:
         return rate if self.schedule == "constant" else rate * (1 + math.cos(math.pi * step / self.steps)) / 2
 
     def changeable(self) -> frozenset[str]:
-        """Returns the keys that a run may go on with at another value: no number of a step depends on them."""
+        """Returns the keys that a run may go on with at another value: no number of a step depends on them, but for rounding."""
         return _CHANGEABLE - {"steps"} if self.schedule == "cosine" else _CHANGEABLE
 
     def as_dict(self) -> dict[str, Any]:
@@ -115,7 +118,7 @@ class TrainingConfig:
         return _toml(self.as_dict())
 
 
-_CHANGEABLE = frozenset({"steps", "workers", "checkpoint_steps", "checkpoint_minutes", "report_clips"})
+_CHANGEABLE = frozenset({"steps", "workers", "gradient_accumulation_steps", "checkpoint_steps", "checkpoint_minutes", "report_clips"})
 
 
 def default_toml() -> str:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from encodec_fast.training.distributed import sum_over_ranks, world_size
+from encodec_fast.training.distributed import mean_over_parts
 
 
 def time_loss(x: Tensor, y: Tensor) -> Tensor:
@@ -41,15 +41,22 @@ def discriminator_loss(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor
     return torch.stack([F.relu(1 - true).mean() + F.relu(1 + false).mean() for true, false in zip(real, fake)]).mean()
 
 
-def feature_loss(real: Sequence[Sequence[Tensor]], fake: Sequence[Sequence[Tensor]]) -> Tensor:
+def feature_norms(real: Sequence[Sequence[Tensor]]) -> Tensor:
+    """Returns the mean of |D_k^l(x)| for each of the features, [K L]."""
+    return torch.stack([x.detach().abs().mean() for own in real for x in own])
+
+
+def feature_loss(real: Sequence[Sequence[Tensor]], fake: Sequence[Sequence[Tensor]], norms: Tensor | None = None) -> Tensor:
     """Returns the relative distance of the discriminators' features, by which no layer counts more for being louder.
 
         l_feat = 1/(K L) sum_k sum_l |D_k^l(x) - D_k^l(y)|_1 / |D_k^l(x)|_1
 
-    Those of x are targets: no gradient goes to them. Their norms are of all ranks, so that the ranks' mean is the loss of all clips.
+    norms: `feature_norms` of the whole batch, where x is a part of it. None: x of all ranks is the batch.
+    Those of x are targets: no gradient goes to them. With norms of all parts, the parts' mean is the loss of all clips.
     """
+    if norms is None:
+        norms = mean_over_parts([feature_norms(real)])
     pairs = [(x.detach(), y) for own, other in zip(real, fake) for x, y in zip(own, other)]
-    norms = sum_over_ranks(torch.stack([x.abs().mean() for x, _ in pairs])) / world_size()
     # features of zeros on digital silence would divide by zero
     return (torch.stack([(x - y).abs().mean() for x, y in pairs]) / norms.clamp(min=1e-8)).mean()
 

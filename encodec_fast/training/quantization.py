@@ -6,7 +6,7 @@ transformers has the search only: no gradient passes its quantizer, and nothing 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from encodec_fast.serving import modules
-from encodec_fast.training.distributed import from_first_rank, least_over_ranks, place_of_rows, rows_of_all_ranks, sum_over_ranks
+from encodec_fast.training.distributed import (
+    PairwiseSum,
+    from_first_rank,
+    least_over_ranks,
+    place_of_rows,
+    rows_of_all_ranks,
+    sum_over_ranks,
+)
 from encodec_fast.training.losses import commitment_loss
 
 # of encodec: added to each cluster's size before it divides
@@ -39,6 +46,18 @@ class QuantizedBatch:
     commitment: Tensor
     perplexity: Tensor
     replaced: Tensor
+
+
+@dataclass(frozen=True)
+class FoundEntries:
+    """What the search found for a part of a batch, of R = B F vectors; without gradients.
+
+    codes: [K, R].  entries: [R, D], their sums.  residuals: [K + 1, R, D], the input of each level and what the last leaves.
+    """
+
+    codes: Tensor
+    entries: Tensor
+    residuals: Tensor
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -96,6 +115,7 @@ class QuantizerTrainer:
         # on the CPU, so that every device draws the same
         self._generator = torch.Generator().manual_seed(seed)
         self._fresh = [not (book.embed.any() or book.cluster_size.any()) for book in self._books()]
+        self._started_now = [False] * len(self._fresh)
         self._without_statistics = [not fresh and not _has_statistics(book) for fresh, book in zip(self._fresh, self._books())]
 
     def __call__(self, embeddings: Tensor, num_quantizers: int, update: bool = True) -> QuantizedBatch:
@@ -107,29 +127,52 @@ class QuantizerTrainer:
         Codes are those of `model.quantizer.encode` before the move. Raises ValueError for embeddings that are not finite, on all ranks
         alike and before anything is written; also for another shape and for levels that the model lacks.
         """
-        self._check(embeddings, num_quantizers)
-        with torch.no_grad():
-            # of the codebooks' dtype, which autocast leaves alone
-            exact = embeddings.detach().to(self._books()[0].embed.dtype)
-            vectors = exact.transpose(1, 2).reshape(-1, exact.shape[1])  # [R, D]
-            started = [not fresh for fresh in self._fresh[:num_quantizers]]
-            if update and not all(started):
-                self._start(vectors, num_quantizers)
-            codes = self._search(exact, num_quantizers).flatten(1)  # [K, R]
-            entries, residuals = self._look_up(vectors, codes)  # [R, D]; [K + 1, R, D], the input of each level and what the last leaves
-            counts = self._count(codes)
-            replaced = torch.zeros_like(codes[:, 0])
-            if update:
-                counts = self._move(codes, residuals[:-1], counts, torch.tensor(started, device=codes.device), replaced)
+        if update:
+            self.start([embeddings], num_quantizers)
+        found = self.look_up(embeddings, num_quantizers)
+        perplexity, replaced = self.move([found], update)
+        quantized, commitment = self.straight_through(embeddings, found)
         batch, _, frames = embeddings.shape
-        quantized = entries.view(batch, frames, -1).transpose(1, 2).to(embeddings.dtype)
-        return QuantizedBatch(
-            quantized=_StraightThrough.apply(embeddings, quantized),
-            codes=codes.view(num_quantizers, batch, frames).transpose(0, 1),
-            commitment=commitment_loss(_with_gradient(residuals[1:], embeddings)),
-            perplexity=_perplexity(counts),
-            replaced=replaced,
-        )
+        return QuantizedBatch(quantized, found.codes.view(-1, batch, frames).transpose(0, 1), commitment, perplexity, replaced)
+
+    def lacks_start(self, num_quantizers: int) -> bool:
+        """Tells whether codebooks of the first levels are zeros, for `start` to fit."""
+        return any(self._fresh[:num_quantizers])
+
+    @torch.no_grad()
+    def start(self, parts: Sequence[Tensor], num_quantizers: int) -> None:
+        """Fits codebooks of zeros by k-means to a batch, whose parts are embeddings [B, D, F]; where there are none, it does nothing."""
+        if not self.lacks_start(num_quantizers):
+            return
+        for embeddings in parts:
+            self._check(embeddings, num_quantizers)
+        self._start(torch.cat([self._vectors(embeddings) for embeddings in parts]), num_quantizers)
+
+    @torch.no_grad()
+    def look_up(self, embeddings: Tensor, num_quantizers: int) -> FoundEntries:
+        """Returns the nearest entries of the first levels; raises ValueError as a call does."""
+        self._check(embeddings, num_quantizers)
+        codes = self._search(embeddings.to(self._books()[0].embed.dtype), num_quantizers).flatten(1)
+        return self._residuals(self._vectors(embeddings), codes)
+
+    def straight_through(self, embeddings: Tensor, found: FoundEntries) -> tuple[Tensor, Tensor]:
+        """Returns the quantized embeddings [B, D, F] and the commitment loss, both with the gradient of the embeddings."""
+        batch, _, frames = embeddings.shape
+        quantized = found.entries.view(batch, frames, -1).transpose(1, 2).to(embeddings.dtype)
+        commitment = commitment_loss(_with_gradient(found.residuals[1:], embeddings))
+        return _StraightThrough.apply(embeddings, quantized), commitment
+
+    @torch.no_grad()
+    def move(self, parts: Sequence[FoundEntries], update: bool = True) -> tuple[Tensor, Tensor]:
+        """Moves the codebooks after a batch, and returns `perplexity` and `replaced` of it; both as of `QuantizedBatch`.
+
+        parts: of the batch. All ranks have equally many.  update: False leaves the codebooks alone.
+        """
+        counts, sums = self._sums(parts)
+        replaced = torch.zeros(len(counts), dtype=torch.int64, device=counts.device)
+        if update:
+            self._move(parts, counts, sums, replaced)
+        return _perplexity(counts), replaced
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what the model's buffers do not hold: the state of the generator."""
@@ -167,20 +210,31 @@ class QuantizerTrainer:
 
         return modules.run_search(self.quantizer, embeddings, levels, reference)
 
-    def _look_up(self, vectors: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+    def _vectors(self, embeddings: Tensor) -> Tensor:
+        """Returns the vectors [R, D] of embeddings [B, D, F], of the codebooks' dtype, which autocast leaves alone."""
+        return embeddings.to(self._books()[0].embed.dtype).transpose(1, 2).reshape(-1, embeddings.shape[1])
+
+    def _residuals(self, vectors: Tensor, codes: Tensor) -> FoundEntries:
         """Returns the sum of the entries, added up as `quantizer.decode` does, and each level's residual."""
         total, residuals = torch.zeros_like(vectors), [vectors]
         for book, own in zip(self._books(), codes):
             entries = F.embedding(own, book.embed)
             total = total + entries
             residuals.append(residuals[-1] - entries)
-        return total, torch.stack(residuals)
+        return FoundEntries(codes, total, torch.stack(residuals))
 
-    def _count(self, codes: Tensor) -> Tensor:
-        """Returns how many vectors each entry has, in the dtype of the codebooks, [K, N]."""
-        levels, embed = codes.shape[0], self._books()[0].embed
-        flat = codes + embed.shape[0] * torch.arange(levels, device=codes.device)[:, None]
-        return torch.bincount(flat.flatten(), minlength=levels * embed.shape[0]).view(levels, -1).to(embed.dtype)
+    def _sums(self, parts: Sequence[FoundEntries]) -> tuple[Tensor, Tensor]:
+        """Returns how many vectors of all parts and ranks each entry has, [K, N], and their sums, [K, N, D]."""
+        levels, entries, whole = len(parts[0].codes), self._books()[0].embed.shape[0], PairwiseSum()
+        for part in parts:
+            inputs = part.residuals[:-1].flatten(0, 1)
+            flat = (part.codes + entries * torch.arange(levels, device=part.codes.device)[:, None]).flatten()
+            counts = torch.bincount(flat, minlength=levels * entries).to(inputs.dtype)
+            sums = torch.zeros(levels * entries, inputs.shape[1], dtype=inputs.dtype, device=inputs.device).index_add_(0, flat, inputs)
+            # one message for all levels
+            whole.add([torch.cat([counts[:, None], sums], dim=1)])
+        reduced = sum_over_ranks(whole.total()[0]).view(levels, entries, -1)
+        return reduced[..., 0], reduced[..., 1:]
 
     def _start(self, vectors: Tensor, levels: int) -> None:
         """Fits codebooks of zeros to the vectors [R, D] of all ranks, level by level."""
@@ -196,21 +250,12 @@ class QuantizerTrainer:
                 # encodec stores the entries themselves, which the first move then divides by their counts
                 book.embed_avg.copy_(entries * _smoothed(counts)[:, None])
                 book.inited.fill_(1)
-                self._fresh[level] = False
+                self._fresh[level], self._started_now[level] = False, True
             residual = residual - book.embed[nearest(residual, book.embed)]
 
-    def _move(self, codes: Tensor, inputs: Tensor, counts: Tensor, started: Tensor, replaced: Tensor) -> Tensor:
-        """Moves the codebooks after the vectors that each level saw, [K, R, D]; returns the counts of all ranks, [K, N].
-
-        started: [K], whether a level may replace entries.  replaced: [K], is set to how many it did.
-        """
+    def _move(self, parts: Sequence[FoundEntries], counts: Tensor, sums: Tensor, replaced: Tensor) -> None:
+        """Moves the codebooks after the sums of all ranks' vectors; sets `replaced`, [K], to how many entries each level replaced."""
         levels, entries = counts.shape
-        sums = torch.zeros(levels * entries, inputs.shape[2], dtype=inputs.dtype, device=inputs.device)
-        flat = codes + entries * torch.arange(levels, device=codes.device)[:, None]
-        sums.index_add_(0, flat.flatten(), inputs.flatten(0, 1))
-        # one message for all levels
-        reduced = sum_over_ranks(torch.cat([counts.view(-1, 1), sums], dim=1)).view(levels, entries, -1)
-        counts, sums = reduced[..., 0], reduced[..., 1:]
         mean = counts[0].sum() / entries
 
         books = self._books()[:levels]
@@ -224,15 +269,17 @@ class QuantizerTrainer:
         averages = torch.stack([book.embed_avg for book in books]).lerp_(sums, 1 - self.decay)
         embeds = averages / _smoothed(sizes)[..., None]
         # after a start by k-means an entry without vectors waits for the next batch: this one's have all got theirs
+        waiting = torch.tensor(self._started_now[:levels], device=counts.device)
+        self._started_now[:levels] = [False] * levels
         limit = (self.dead_share * mean).clamp(max=self.dead_below)
-        dead = (sizes < limit) & started[:, None]
+        dead = (sizes < limit) & ~waiting[:, None]
         if dead.any():
+            inputs = torch.cat([part.residuals[:-1] for part in parts], dim=1)
             replaced.copy_(self._replace(dead, limit, inputs, sizes, averages, embeds))
         for book, size, average, embed in zip(books, sizes, averages, embeds):
             book.cluster_size.copy_(size)
             book.embed_avg.copy_(average)
             book.embed.copy_(embed)
-        return counts
 
     def _replace(self, dead: Tensor, limit: Tensor, inputs: Tensor, sizes: Tensor, averages: Tensor, embeds: Tensor) -> Tensor:
         """Puts vectors of all ranks' batches in the place of dead entries [K, N]; returns how many per level, [K]."""

@@ -83,7 +83,8 @@ def train(config: TrainingConfig, folder: str | os.PathLike[str], progress: Call
     validation the last.
     progress: called with the steps done and all.
 
-    On a CPU a run that was killed and went on has the bits of one that was not. Both must have the same number of threads and of ranks.
+    On a CPU a run that was killed and went on has the bits of one that was not. Both must have the same number of threads, of ranks and
+    of parts. See `TrainingStep` for ranks that are parts of another run.
     Started by torchrun, each rank takes its share of each batch, and the first one alone writes.
     SIGINT, SIGTERM and SIGHUP in the main thread let the step end, write a checkpoint and raise KeyboardInterrupt.
 
@@ -95,8 +96,9 @@ def train(config: TrainingConfig, folder: str | os.PathLike[str], progress: Call
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         stack.enter_context(process_group())
-        if config.batch_size % world_size():
-            raise ValueError(f"batch_size is {config.batch_size} for {world_size()} ranks; a multiple of their number is needed.")
+        if config.batch_size % (world_size() * config.gradient_accumulation_steps):
+            parts = f"{config.gradient_accumulation_steps} gradient_accumulation_steps of {world_size()} ranks"
+            raise ValueError(f"batch_size is {config.batch_size} for {parts}; a multiple of their product is needed.")
         if rank() == 0:
             try:
                 stack.enter_context(locked(folder / _LOCK))

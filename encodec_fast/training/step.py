@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from encodec_fast.serving.clips import levels_of
 from encodec_fast.serving.functions import normalize
 from encodec_fast.training.balancer import Balancer
-from encodec_fast.training.distributed import average_gradients, average_over_ranks, world_size
+from encodec_fast.training.distributed import MeanGradients, mean_over_parts, world_size
 from encodec_fast.training.forward import run_layers
-from encodec_fast.training.losses import MelLoss, discriminator_loss, feature_loss, generator_loss, time_loss
+from encodec_fast.training.losses import MelLoss, discriminator_loss, feature_loss, feature_norms, generator_loss, time_loss
 from encodec_fast.training.precision import in_float32, matrix_products, networks_in
-from encodec_fast.training.quantization import QuantizedBatch, QuantizerTrainer
+from encodec_fast.training.quantization import FoundEntries, QuantizerTrainer
 
 # Of a model, which a step may leave as they are
 PARTS = ("encoder", "quantizer", "decoder")
@@ -35,6 +35,7 @@ class StepOptions:
     frozen: parts that stay as they are, of PARTS. A frozen encoder runs without gradients, as the model serves it.
     precision: of the networks' products, `float32`, `tf32` or `bf16`. Weights, codebooks and losses are float32 in each.
     compile: the discriminator's layers by torch.compile, of a `MultiScaleSTFTDiscriminator`.
+    gradient_accumulation_steps: parts that a batch is cut into. They run one after the other, so that memory is that of one part.
     """
 
     weights: Mapping[str, float]
@@ -47,6 +48,7 @@ class StepOptions:
     frozen: tuple[str, ...] = ()
     precision: str = "float32"
     compile: bool = False
+    gradient_accumulation_steps: int = 1
 
     @classmethod
     def of_rate(cls, sampling_rate: int, **changes: Any) -> StepOptions:
@@ -77,13 +79,15 @@ class TrainingStep:
 
     The model's own parameters and buffers change, so that `model.save_pretrained` and `model.state_dict` have all that it learned.
     With `torch.distributed` every rank makes its own and gives it its share of the batch, of equal sizes. Losses, gradients and
-    codebooks are those of the whole batch, and equal to one rank's up to rounding.
+    codebooks are those of the whole batch, and equal to one rank's up to rounding. On CPUs, one rank with as many parts has the same bits.
+    A rank's parts must be a power of two for that.
     One discriminator serves all bandwidths; the paper has one for each.
 
     model: `EncodecModel`, ours or transformers'.  discriminator: such as `MultiScaleSTFTDiscriminator`; None trains without.
     options: None for the paper's.
 
-    Raises ValueError for weights of losses that are not there, and for frozen parts that leave nothing to learn.
+    Raises ValueError for weights of losses that are not there and for frozen parts that leave nothing to learn. Also for less than one
+    part.
     """
 
     def __init__(self, model: Any, discriminator: Any = None, options: StepOptions | None = None) -> None:
@@ -92,10 +96,13 @@ class TrainingStep:
         known = {"time", "mel", "generator", "features"}
         if not set(options.weights) <= known:
             raise ValueError(f"weights are of {sorted(options.weights)}; allowed are {', '.join(sorted(known))}.")
+        if options.gradient_accumulation_steps < 1:
+            raise ValueError(f"gradient_accumulation_steps is {options.gradient_accumulation_steps}; 1 or more is allowed.")
         self._freeze(options.frozen)
         names = known if discriminator is not None else {"time", "mel"}
-        # its gradient is a sum over clips, of which averaging over ranks would leave a share
-        self.balancer = Balancer({name: weight for name, weight in options.weights.items() if name in names}, norm=world_size())
+        # its gradient is a sum over clips, of which averaging over ranks and parts would leave a share
+        parts = world_size() * options.gradient_accumulation_steps
+        self.balancer = Balancer({name: weight for name, weight in options.weights.items() if name in names}, norm=parts)
         self.quantizer = QuantizerTrainer(model.quantizer, seed=options.seed)
         self.mel = MelLoss(model.config.sampling_rate, options.mel_exponents, dtype=model.dtype).to(model.device)
         self.optimizer = self._adam(model)
@@ -109,8 +116,12 @@ class TrainingStep:
         """Runs one update.
 
         audio: [B, C, T] on the model's device and in its dtype, full scale +-1.0.
-        Raises ValueError for audio that is not finite or shorter than the widest window, before anything has changed.
+        Raises ValueError for audio that is not finite or shorter than the widest window, before anything has changed. Also where B is no
+        multiple of the parts.
         """
+        parts = self.options.gradient_accumulation_steps
+        if not len(audio) or len(audio) % parts:
+            raise ValueError(f"audio has {len(audio)} clips; a multiple of gradient_accumulation_steps, {parts}, is needed.")
         with matrix_products(self.options.precision):
             return self._update(audio)
 
@@ -118,26 +129,36 @@ class TrainingStep:
         bandwidths = self.model.config.target_bandwidths
         bandwidth = bandwidths[int(torch.randint(len(bandwidths), (), generator=self._generator))]
         judged = bool(torch.rand((), generator=self._generator) < self.options.discriminator_share)
-        output, quantized = self._forward(audio, bandwidth, update=True)
+        parts = audio.chunk(self.options.gradient_accumulation_steps)
+        found, passes = self._first_passes(parts, levels_of(self.model.quantizer, bandwidth))
+        outputs = [output.detach() for output, _ in passes]
         losses = {}
         if self.discriminator is not None and judged:
-            losses["discriminator"] = self._update_discriminator(audio, output.detach())
-        balanced = self._losses(audio, output)
-        self.optimizer.zero_grad()
-        # a frozen encoder commits to nothing
-        beside = self.options.commitment * quantized.commitment if quantized.commitment.requires_grad else None
-        shares = self.balancer.backward(balanced, output, beside=beside)
-        average_gradients(self.model.parameters())
+            losses["discriminator"] = self._update_discriminator(parts, outputs)
+        balanced, gradients, shares = self._balanced_gradients(parts, outputs)
+        means = MeanGradients(self.model.parameters())
+        commitments = []
+        for number, (part, gradient) in enumerate(zip(parts, gradients, strict=True)):
+            alone = len(parts) == 1
+            output, commitment = passes[0] if alone else self._decode(*self._encode(part), found[number], part.shape[-1])
+            # a frozen encoder commits to nothing
+            beside = [self.options.commitment * commitment] if commitment.requires_grad else []
+            torch.autograd.backward([output, *beside], [gradient, *map(torch.ones_like, beside)])
+            means.add()
+            commitments.append(commitment.detach())
+        means.finish()
         self.optimizer.step()
-        losses |= {**balanced, "commitment": quantized.commitment}
-        found = average_over_ranks({name: loss.detach() for name, loss in losses.items()})
-        return StepReport(bandwidth, found, shares, quantized.perplexity, quantized.replaced)
+        perplexity, replaced = self.quantizer.move(found, "quantizer" not in self.options.frozen)
+        losses |= {**balanced, "commitment": mean_over_parts(commitments)}
+        return StepReport(bandwidth, losses, shares, perplexity, replaced)
 
     @torch.no_grad()
     def evaluate(self, audio: Tensor, bandwidth: float) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the model's audio, [B, C, T], and the losses at a bandwidth (kbps), and changes nothing."""
-        output, quantized = self._forward(audio, bandwidth, update=False)
-        return output, {**self._losses(audio, output), "commitment": quantized.commitment}
+        embeddings, scale = self._encode(audio)
+        found = self.quantizer.look_up(embeddings, levels_of(self.model.quantizer, bandwidth))
+        output, commitment = self._decode(embeddings, scale, found, audio.shape[-1])
+        return output, {**self._losses(audio, output), "commitment": commitment}
 
     def state_dict(self) -> dict[str, Any]:
         """Returns all that a step goes on from, beside the model's own state."""
@@ -177,22 +198,39 @@ class TrainingStep:
         for part in parts:
             getattr(self.model, part).requires_grad_(False)
 
-    def _forward(self, audio: Tensor, bandwidth: float, update: bool) -> tuple[Tensor, QuantizedBatch]:
-        """Returns the model's audio, as long as what it was given, and the quantized batch."""
-        scale = None
-        clean = audio
-        if self.model.config.normalize:
-            clean, scale = normalize(audio)
+    def _first_passes(self, parts: Sequence[Tensor], levels: int) -> tuple[list[FoundEntries], list[tuple[Tensor, Tensor]]]:
+        """Returns the entries found for each part, and of each the model's audio and the commitment loss.
+
+        Of a single part they have their graphs. Those of several would all be in memory, so that each part runs once more later.
+        """
+        keep, encoded = len(parts) == 1, []
+        for part in parts:
+            embeddings, scale = self._encode(part)
+            # torch may take other kernels where nothing needs a gradient
+            encoded.append((embeddings if keep else embeddings.detach().requires_grad_(embeddings.requires_grad), scale))
+        if "quantizer" not in self.options.frozen:
+            self.quantizer.start([embeddings for embeddings, _ in encoded], levels)
+        found, passes = [], []
+        for part, (embeddings, scale) in zip(parts, encoded):
+            found.append(self.quantizer.look_up(embeddings, levels))
+            output, commitment = self._decode(embeddings, scale, found[-1], part.shape[-1])
+            passes.append((output, commitment) if keep else (output.detach(), commitment.detach()))
+        return found, passes
+
+    def _encode(self, audio: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Returns the embeddings of audio and, where the model normalises, its scale."""
+        clean, scale = normalize(audio) if self.model.config.normalize else (audio, None)
         if "encoder" in self.options.frozen:
             with torch.no_grad():
-                embeddings = self.model.encoder(clean)
-        else:
-            # not the modules' own forward, whose backward pass would run them a second time
-            embeddings = self._run(self.model.encoder, clean)
-        update = update and "quantizer" not in self.options.frozen
-        quantized = self.quantizer(embeddings, levels_of(self.model.quantizer, bandwidth), update)
-        output = self._run(self.model.decoder, quantized.quantized)[..., : audio.shape[-1]]
-        return output if scale is None else output * scale.view(-1, 1, 1), quantized
+                return self.model.encoder(clean), scale
+        # not the modules' own forward, whose backward pass would run them a second time
+        return self._run(self.model.encoder, clean), scale
+
+    def _decode(self, embeddings: Tensor, scale: Tensor | None, found: FoundEntries, length: int) -> tuple[Tensor, Tensor]:
+        """Returns the model's audio of so many samples, and the commitment loss."""
+        quantized, commitment = self.quantizer.straight_through(embeddings, found)
+        output = self._run(self.model.decoder, quantized)[..., :length]
+        return output if scale is None else output * scale.view(-1, 1, 1), commitment
 
     def _run(self, network: nn.Module, x: Tensor) -> Tensor:
         """Runs the encoder or the decoder in the step's precision; codes and losses are made of float32."""
@@ -207,20 +245,44 @@ class TrainingStep:
             logits, features = self.discriminator(audio)
         return in_float32(logits), in_float32(features)
 
-    def _update_discriminator(self, real: Tensor, fake: Tensor) -> Tensor:
+    def _update_discriminator(self, real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
+        """Runs an update with the parts' recordings and the model's audio; returns the loss of the whole batch."""
         assert self.discriminator is not None and self.discriminator_optimizer is not None
-        loss = discriminator_loss(self._judge(real)[0], self._judge(fake)[0])
-        self.discriminator_optimizer.zero_grad()
-        loss.backward()
-        average_gradients(self.discriminator.parameters())
+        means, losses = MeanGradients(self.discriminator.parameters()), []
+        for x, y in zip(real, fake):
+            loss = discriminator_loss(self._judge(x)[0], self._judge(y)[0])
+            loss.backward()
+            means.add()
+            losses.append(loss.detach())
+        means.finish()
         self.discriminator_optimizer.step()
-        return loss
+        return mean_over_parts(losses)
 
-    def _losses(self, audio: Tensor, output: Tensor) -> dict[str, Tensor]:
+    def _balanced_gradients(
+        self, parts: Sequence[Tensor], outputs: Sequence[Tensor]
+    ) -> tuple[dict[str, Tensor], list[Tensor], dict[str, float]]:
+        """Returns the losses of the whole batch, the balanced gradient at the model's audio of each part, and the shares."""
+        norms = None
+        if self.discriminator is not None and len(parts) > 1:
+            with torch.no_grad():
+                norms = mean_over_parts([feature_norms(self._judge(part)[1]) for part in parts])
+        found = [self._partials(part, output, norms) for part, output in zip(parts, outputs)]
+        gradients, shares = self.balancer.combine([partials for _, partials in found])
+        means = mean_over_parts([torch.stack(list(losses.values())) for losses, _ in found])
+        return dict(zip(found[0][0], means)), gradients, shares
+
+    def _partials(self, audio: Tensor, output: Tensor, norms: Tensor | None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Returns the losses of a part and their gradients at its audio, neither with a graph: the next part needs the memory."""
+        leaf = output.requires_grad_()
+        losses = self._losses(audio, leaf, norms)
+        return {name: loss.detach() for name, loss in losses.items()}, self.balancer.partials(losses, leaf)
+
+    def _losses(self, audio: Tensor, output: Tensor, norms: Tensor | None = None) -> dict[str, Tensor]:
+        """Returns the balanced losses of a part; norms: as of `feature_loss`."""
         losses = {"time": time_loss(audio, output), "mel": self.mel(audio, output)}
         if self.discriminator is not None:
             with torch.no_grad():
                 _, real = self._judge(audio)
             logits, fake = self._judge(output)
-            losses |= {"generator": generator_loss(logits), "features": feature_loss(real, fake)}
+            losses |= {"generator": generator_loss(logits), "features": feature_loss(real, fake, norms)}
         return {name: loss for name, loss in losses.items() if name in self.balancer.weights}
