@@ -71,12 +71,27 @@ def test_every_parameter_gets_a_gradient(model, kind):
     assert not [name for name, grad in found if grad is None or not (grad.any() or (name.startswith("discriminators.") and "bias" in name))]
 
 
-def by_formulas(stock, levels):
-    """The audio of transformers' modules around one straight-through of so many levels, and the commitment loss."""
-    z = stock.encoder(audio(0))
-    codes = stock.quantizer.encode(z.detach(), None)[:levels]
+def by_formulas(stock, levels, codes=None):
+    """The audio of transformers' modules around one straight-through of so many levels, the commitment loss, and the codes."""
+    z = stock.encoder(audio(0).to(stock.dtype))
+    codes = stock.quantizer.encode(z.detach(), None)[:levels] if codes is None else codes
     sums = torch.stack([stock.quantizer.decode(codes[: level + 1]) for level in range(levels)])
-    return stock.decoder(z + (sums[-1] - z).detach()), sum((z - each).square().mean() for each in sums)
+    return stock.decoder(z + (sums[-1] - z).detach()), sum((z - each).square().mean() for each in sums), codes
+
+
+def differentiated(stock, judge, levels, codes=None):
+    """Differentiates the objective as its formulas are written; returns the commitment loss and the codes."""
+    x = audio(0).to(stock.dtype)
+    mel = losses.MelLoss(stock.config.sampling_rate, (5, 6), dtype=stock.dtype)
+    y, commitment, codes = by_formulas(stock, levels, codes)
+    (logits, fake), (_, real) = judge(y), judge(x)
+    found = [losses.time_loss(x, y), mel(x, y), losses.generator_loss(logits), losses.feature_loss(real, fake)]
+    whole = torch.zeros_like(y)
+    for loss, weight in zip(found, (0.1, 1.0, 3.0, 3.0)):
+        (gradient,) = torch.autograd.grad(loss, y, retain_graph=True)
+        whole += weight / 7.1 * gradient / gradient.flatten(1).norm(dim=1).mean()
+    torch.autograd.backward([y, 0.5 * commitment], [whole, torch.ones_like(commitment)])
+    return commitment, codes
 
 
 def test_the_discriminators_gradient_is_that_of_its_formula(model):
@@ -85,30 +100,28 @@ def test_the_discriminators_gradient_is_that_of_its_formula(model):
     step = TrainingStep(model, judge, StepOptions.of_rate(24_000, mel_exponents=(5,), discriminator_share=1.0))
     report = step(audio(0))
     before = discriminator()
-    y, _ = by_formulas(stock, len(report.perplexity))
+    y, _, _ = by_formulas(stock, len(report.perplexity))
     losses.discriminator_loss(before(audio(0))[0], before(y.detach())[0]).backward()
     for (name, own), expected in zip(judge.named_parameters(), before.parameters()):
         torch.testing.assert_close(own.grad, expected.grad, rtol=1e-3, atol=1e-4 * expected.grad.abs().max().item(), msg=name)
 
 
-def test_the_gradient_is_that_of_the_formulas_through_transformers_modules(model):
-    stock, judge = transformers.EncodecModel(model.config), discriminator()
-    stock.load_state_dict(model.state_dict())
-    step = TrainingStep(model, judge, StepOptions.of_rate(24_000, mel_exponents=(5, 6), commitment=0.5, discriminator_share=0.0))
+def test_each_gradient_is_that_of_the_formulas_through_transformers_modules(model):
+    stock, exact = (transformers.EncodecModel(model.config) for _ in range(2))
+    for each in (stock, exact):
+        each.load_state_dict(model.state_dict())
+    step = TrainingStep(model, discriminator(), StepOptions.of_rate(24_000, mel_exponents=(5, 6), commitment=0.5, discriminator_share=0.0))
     report = step(audio(0))
-    y, commitment = by_formulas(stock, len(report.perplexity))
-    (logits, fake), (_, real) = judge(y), judge(audio(0))
-    found = [losses.time_loss(audio(0), y), step.mel(audio(0), y), losses.generator_loss(logits), losses.feature_loss(real, fake)]
-    whole = torch.zeros_like(y)
-    for loss, weight in zip(found, (0.1, 1.0, 3.0, 3.0)):
-        (gradient,) = torch.autograd.grad(loss, y, retain_graph=True)
-        whole += weight / 7.1 * gradient / gradient.flatten(1).norm(dim=1).mean()
-    torch.autograd.backward([y, 0.5 * commitment], [whole, torch.tensor(1.0)])
+    commitment, codes = differentiated(stock, discriminator(), len(report.perplexity))
+    differentiated(exact.double(), discriminator().double(), len(report.perplexity), codes)
     assert report.losses["commitment"].item() == pytest.approx(commitment.item(), rel=1e-5)
-    own, expected = (torch.cat([parameter.grad.flatten() for parameter in each.parameters()]) for each in (model, stock))
-    assert (own - expected).norm() < 1e-5 * expected.norm()
-    for (name, own), expected in zip(model.named_parameters(), stock.parameters()):
-        torch.testing.assert_close(own.grad, expected.grad, rtol=1e-4, atol=1e-5 * expected.grad.abs().max().item(), msg=name)
+    own, theirs = (torch.cat([parameter.grad.flatten() for parameter in each.parameters()]) for each in (model, stock))
+    assert (own - theirs).norm() < 2e-6 * theirs.norm()
+    for (name, own), theirs, true in zip(model.named_parameters(), stock.parameters(), exact.parameters()):
+        error = (theirs.grad - true.grad).norm()
+        # where a gradient nearly cancels, transformers' own float32 errs by 1e-4
+        assert (own.grad - theirs.grad).norm() <= max(1e-5 * true.grad.norm(), error), name
+        assert (own.grad - true.grad).norm() <= 1.5 * error + 1e-6 * true.grad.norm(), name
 
 
 def test_bandwidths_and_updates_are_drawn_as_often_as_the_options_say(model):
