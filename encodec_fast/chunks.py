@@ -7,14 +7,12 @@ The driver then runs them together. Offsets, masks and error messages stay trans
 from __future__ import annotations
 
 import copy
-import inspect
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.models.encodec import modeling_encodec as hf
 
-from encodec_fast.backends import torch_export
 from encodec_fast.plan.geometry import encoded_length
 from encodec_fast.serving.clips import decode_clips, levels_of
 from encodec_fast.serving.functions import normalize, overlap_add
@@ -51,23 +49,6 @@ class DecodeWalk:
 
     def _linear_overlap_add(self, chunks: list[tuple[Tensor, Tensor | None]], stride: int) -> Tensor:
         return overlap_add(decode_clips(self._model, chunks), stride)
-
-
-def decode_any_length(model: Any, *args: Any, **kwargs: Any) -> Any:
-    """Decodes as HF's `decode` does, for `torch.export`.
-
-    HF asks whether the padding mask is shorter than the audio, which fixes the answer in the exported graph.
-    """
-    call = inspect.signature(hf.EncodecModel.decode).bind(DecodeWalk(model), *args, **kwargs)
-    mask = call.arguments.pop("padding_mask", None)
-    with torch_export.any_length():
-        output = hf.EncodecModel.decode(*call.args, **call.kwargs)
-        if mask is None:
-            return output
-        # a slice would ask whether it is the whole
-        steps = torch.arange(torch.sym_min(mask.shape[-1], output[0].shape[-1]), device=output[0].device)
-        audio = output[0].index_select(-1, steps)
-    return (audio,) if isinstance(output, tuple) else type(output)(audio)
 
 
 class NormalizedModel:

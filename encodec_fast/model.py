@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.models.encodec import modeling_encodec as hf
 
-from encodec_fast import chunks
+from encodec_fast import chunks, exported
 from encodec_fast.backends import torch_export
 from encodec_fast.backends.base import Precision
 from encodec_fast.plan import Plan
@@ -199,7 +199,7 @@ class EncodecModel(hf.EncodecModel):
         return_dict: False gives a tuple; None: as the config says.
 
         Returns `audio_codes`, int64 [n_chunks, B, K, F], and `audio_scales`, a tensor for each chunk, or None where the model does not
-        normalize. Newer versions of transformers add `last_frame_pad_length`.
+        normalize. Newer versions of transformers add `last_frame_pad_length`. Exported by torch, the scales of chunks are one tensor.
         Raises ValueError for a bandwidth that the model lacks, and for other than one or two channels.
         """
         if not isinstance(input_values, Tensor) or owns_frames(self):
@@ -212,6 +212,10 @@ class EncodecModel(hf.EncodecModel):
                 ((codes, scale),) = encode_clips(self, [input_values], bandwidth, [mask])
                 # as HF stacks: the result is contiguous
                 return _encoder_output(torch.stack([codes]), [scale], 0, return_dict=return_dict)
+        if is_exporting() and not torch.compiler.is_dynamo_compiling() and self.config.chunk_length is not None:
+            found = exported.encode_chunks(self, input_values, padding_mask, bandwidth)
+            if found is not None:
+                return hf.EncodecEncoderOutput(*found) if return_dict else found
         # batches of chunks need a place to put their codes, which a functional transform has not
         if not torch.compiler.is_compiling() and call_reason(input_values) is not None:
             return super().encode(input_values, padding_mask, bandwidth, return_dict)
@@ -253,7 +257,7 @@ class EncodecModel(hf.EncodecModel):
         if not isinstance(codes, Tensor) or codes.dim() < 3 or owns_frames(self):
             return super().decode(*args, **kwargs)
         if is_exporting() and not torch.compiler.is_dynamo_compiling():
-            return chunks.decode_any_length(self, *args, **kwargs)
+            return exported.decode_any_length(self, *args, **kwargs)
         return hf.EncodecModel.decode(chunks.DecodeWalk(self), *args, **kwargs)
 
     @torch.no_grad()

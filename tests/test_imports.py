@@ -32,6 +32,7 @@ _LAYERS = [
     {"backends"},
     {"serving"},
     {"chunks"},
+    {"exported"},
     {"model"},
     {"acceleration", "audio", "explanation", "formats", "streaming", "verify"},
     {"quality"},

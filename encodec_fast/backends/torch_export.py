@@ -27,6 +27,10 @@ TORCH_NEEDED = (2, 13)
 
 # A size, or the symbol of one
 Size = int | torch.SymInt
+# The steps of each clip in a tensor that is as long as the longest, int64 [B, 1, 1]. None where all are as long as that
+Lengths = Tensor | None
+# The length of all clips, or the lengths of each: a Size or a tensor, with the same arithmetic
+AnyLength = Any
 
 
 def too_old() -> str | None:
@@ -51,20 +55,33 @@ def in_order(x: Tensor) -> Tensor:
     return x.clone(memory_format=torch.contiguous_format)
 
 
-def normalize(audio: Tensor) -> tuple[Tensor, Tensor]:
+def normalize(audio: Tensor, lengths: Lengths = None) -> tuple[Tensor, Tensor]:
     """Returns clips [B, C, T] of unit volume, and the scale [B, 1] that was taken off each.
 
     Not `normalize_torch`, whose order of summation depends on the length.
     """
-    scale = audio.mean(1, keepdim=True).square().mean(2, keepdim=True).sqrt() + 1e-8
+    scale = time_mean(audio.mean(1, keepdim=True).square(), lengths).sqrt() + 1e-8
     return audio / scale, scale[..., 0]
 
 
 def run_network(network: Network, x: Tensor) -> Tensor:
     """Returns the output [B, C_out, T_out] of all stages for x [B, C, T]."""
+    return run_clips(network, x, None)[0]
+
+
+def run_clips(network: Network, x: Tensor, lengths: Lengths) -> tuple[Tensor, Lengths]:
+    """Returns the output [B, C_out, T_out] of all stages for x [B, C, T], and the lengths of its clips.
+
+    Each clip gives what it gives by itself. What stands behind its end is any number, in x as in the output.
+    """
     for stage in network.stages:
-        x = _run_stage(stage, x)
-    return x
+        x, lengths = _run_stage(stage, x, lengths)
+    return x, lengths
+
+
+def before_end(x: Tensor, lengths: Lengths) -> Tensor:
+    """Returns x [B, C, T] with zeros behind the end of each clip."""
+    return x if lengths is None else torch.where(torch.arange(x.shape[2], device=x.device) < lengths, x, 0)
 
 
 def search(quantizer: Quantizer, x: Tensor, num_quantizers: int) -> Tensor:
@@ -87,20 +104,22 @@ def look_up(quantizer: Quantizer, codes: Tensor) -> Tensor:
     return in_order(entries.sum(0).transpose(1, 2))
 
 
-def _run_stage(stage: Stage, x: Tensor) -> Tensor:
+def _run_stage(stage: Stage, x: Tensor, lengths: Lengths) -> tuple[Tensor, Lengths]:
     if isinstance(stage, Conv):
-        return _convolved(stage, x)
+        return _convolved(stage, x, lengths)
     if isinstance(stage, ResidualBlock):
-        inner = _convolved(stage.conv2, _convolved(stage.conv1, x))
-        return inner + (x if stage.shortcut is None else _convolved(stage.shortcut, x))
+        inner, _ = _convolved(stage.conv2, *_convolved(stage.conv1, x, lengths))
+        return inner + (x if stage.shortcut is None else _convolved(stage.shortcut, x, lengths)[0]), lengths
     if isinstance(stage, Upsample):
-        return _upsampled(stage, x)
-    return _with_lstm(stage, x)
+        return _upsampled(stage, x, lengths)
+    # a step reads those before it, never what stands behind the end
+    return _with_lstm(stage, x), lengths
 
 
-def _convolved(conv: Conv, x: Tensor) -> Tensor:
-    row = _padded(conv, activated(conv.activation, x))
-    return _normed(conv.norm, F.conv1d(row, conv.weight, conv.bias, conv.stride, 0, conv.dilation))
+def _convolved(conv: Conv, x: Tensor, lengths: Lengths) -> tuple[Tensor, Lengths]:
+    row = _padded(conv, activated(conv.activation, x), lengths)
+    lengths = None if lengths is None else _windows(conv, lengths)
+    return _normed(conv.norm, F.conv1d(row, conv.weight, conv.bias, conv.stride, 0, conv.dilation), lengths), lengths
 
 
 def activated(activation: Activation, x: Tensor) -> Tensor:
@@ -112,47 +131,78 @@ def activated(activation: Activation, x: Tensor) -> Tensor:
     return torch.maximum(x, torch.tanh(negative / 2) * (negative.exp() + 1))
 
 
-def _padded(conv: Conv, x: Tensor) -> Tensor:
+def _windows(conv: Conv, length: AnyLength) -> AnyLength:
+    # not of -T, which the division of ONNX rounds towards zero
+    return (length + conv.stride - 1) // conv.stride
+
+
+def _rows(conv: Conv, length: AnyLength) -> AnyLength:
+    """Returns the steps of the padded row."""
+    return (_windows(conv, length) - 1) * conv.stride + conv.span
+
+
+def _padded(conv: Conv, x: Tensor, lengths: Lengths) -> Tensor:
     """Returns the row [B, C, rows] of whole windows: one gather along time, for any length."""
     if conv.stride == 1 and not conv.pad_left and not conv.pad_right:
         return x
-    length = x.shape[2]
-    # not of -T, which the division of ONNX rounds towards zero
-    windows = (length + conv.stride - 1) // conv.stride
-    rows = (windows - 1) * conv.stride + conv.span
-    steps = torch.arange(rows, device=x.device) - conv.pad_left
+    steps = torch.arange(_rows(conv, x.shape[2]), device=x.device) - conv.pad_left
+    steps, there = _sources(conv, steps, x.shape[2]) if lengths is None else _sources(conv, steps, lengths)
+    row = x.index_select(2, steps) if lengths is None else x.gather(2, steps.expand(-1, x.shape[1], -1))
+    return row if there is None else torch.where(there, row, 0.0)
+
+
+def _sources(conv: Conv, steps: Tensor, length: AnyLength) -> tuple[Tensor, Tensor | None]:
+    """Returns which steps of a clip the padded row shows, and where it shows one at all; None for everywhere.
+
+    steps: [rows], those that it would show of a clip without ends.  Both are [B, 1, rows] where each clip has a length of its own.
+    """
     if conv.pad_mode == "replicate":
-        return x.index_select(2, steps.clamp(0, length - 1))
+        return steps.clamp(min=0).clamp(max=length - 1), None
     if conv.pad_mode == "reflect":
         # transformers extends a clip that is shorter than its padding with zeros first, and cuts them again
-        extended = torch.sym_max(length, torch.sym_max(conv.pad_left, rows - conv.pad_left - length) + 1)
+        right = _rows(conv, length) - conv.pad_left - length
+        extended = _larger(_larger(right, conv.pad_left) + 1, length)
         steps = (extended - 1) - ((extended - 1) - steps.abs()).abs()
     there = (steps >= 0) & (steps < length)
-    return torch.where(there, x.index_select(2, torch.where(there, steps, 0)), 0.0)
+    return torch.where(there, steps, 0), there
 
 
-def _normed(norm: GroupNorm | None, x: Tensor) -> Tensor:
+def _larger(length: AnyLength, other: AnyLength | int) -> AnyLength:
+    return length.clamp(min=other) if isinstance(length, Tensor) else torch.sym_max(length, other)
+
+
+def _normed(norm: GroupNorm | None, x: Tensor, lengths: Lengths) -> Tensor:
     """Returns x normalized over all channels and all time of a clip.
 
     Not `torch.group_norm`: exported to ONNX, onnxruntime adds up its million numbers one by one, and errs by 1e-5.
     """
     if norm is None:
         return x
-    deviation = x - _mean(x)
-    spread = (_mean(deviation * deviation) + norm.eps).sqrt()
+    deviation = x - _mean(x, lengths)
+    spread = (_mean(deviation * deviation, lengths) + norm.eps).sqrt()
     return deviation * (norm.weight[:, None] / spread) + norm.bias[:, None]
 
 
-def _mean(x: Tensor) -> Tensor:
+def _mean(x: Tensor, lengths: Lengths) -> Tensor:
     """Returns the mean over channels and time, [B, 1, 1]: of each channel first, so that the sums are shorter."""
-    return x.mean(2, keepdim=True).mean(1, keepdim=True)
+    return time_mean(x, lengths).mean(1, keepdim=True)
 
 
-def _upsampled(up: Upsample, x: Tensor) -> Tensor:
-    y = _normed(up.norm, F.conv_transpose1d(activated(up.activation, x), up.weight, up.bias, up.stride))
+def time_mean(x: Tensor, lengths: Lengths) -> Tensor:
+    """Returns the mean of x [B, C, T] over the time of each clip, [B, C, 1]."""
+    return x.mean(2, keepdim=True) if lengths is None else before_end(x, lengths).sum(2, keepdim=True) / lengths
+
+
+def _upsampled(up: Upsample, x: Tensor, lengths: Lengths) -> tuple[Tensor, Lengths]:
+    # its windows overlap, so zeros must follow the end
+    y = F.conv_transpose1d(before_end(activated(up.activation, x), lengths), up.weight, up.bias, up.stride)
+    if lengths is not None:
+        lengths = (lengths - 1) * up.stride + up.kernel
+    y = _normed(up.norm, y, lengths)
     if not up.trim_left and not up.trim_right:
-        return y
-    return in_order(y[..., up.trim_left : y.shape[2] - up.trim_right])
+        return y, lengths
+    y = in_order(y[..., up.trim_left : y.shape[2] - up.trim_right])
+    return y, None if lengths is None else lengths - up.trim_left - up.trim_right
 
 
 def _with_lstm(lstm: LSTM, x: Tensor) -> Tensor:

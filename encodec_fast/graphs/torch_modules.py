@@ -33,7 +33,7 @@ def exportable(model: hf.EncodecModel, bandwidth: float | None = None) -> Export
 
     model: any transformers.EncodecModel. Its weights are copied; device and dtype stay.
     bandwidth: kbps, which fixes the K of the encoder's codes; None for the lowest. The decoder takes any K.
-    One with chunks takes a chunk at a time, as the ONNX graphs do.
+    One with chunks takes a chunk at a time, as the ONNX graphs do; `torch.export` of the drop-in class takes the clip.
 
     Give `torch.export.export` dynamic dimensions, `Dim.DYNAMIC` or a `Dim` from 1 on. The modules are for inference.
     Raises ValueError for a bandwidth that the model lacks, and for a model with foreign modules inside.

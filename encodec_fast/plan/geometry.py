@@ -16,7 +16,8 @@ def hop_length(config: Any) -> int:
 def encoded_length(config: Any, length: int) -> int:
     """Returns the frames of `length` samples: each downsampling rounds up."""
     for ratio in reversed(config.upsampling_ratios):
-        length = -(-length // ratio)
+        # not of -length, which a graph of ONNX rounds towards zero
+        length = (length + ratio - 1) // ratio
     return length
 
 

@@ -59,12 +59,19 @@ def _exported(
     module: nn.Module, read: Callable[[nn.Module], Prepared], run: Callable[[Prepared], Tensor], reference: Callable[[], Tensor]
 ) -> Tensor:
     """Returns what `run` makes of what is read of the module, in operations that torch exports; else what the reference makes."""
+    part = exported_part(module, read)
+    if part is None:
+        return reference()
+    with torch_export.any_length():
+        return run(part)
+
+
+def exported_part(module: nn.Module, read: Callable[[nn.Module], Prepared]) -> Prepared | None:
+    """Returns what `read` reads of a module that is being exported; None where the reference is exported instead, which is logged."""
     if torch.compiler.is_dynamo_compiling():
         # strict=True, under which torch follows neither what reads a plan nor the log
-        return reference()
+        return None
     found = route_export(module, read)
     if found.prepared is None:
         log_once(f"{type(module).__name__} is exported as the reference modules are ({found.reason})")
-        return reference()
-    with torch_export.any_length():
-        return run(found.prepared)
+    return found.prepared
