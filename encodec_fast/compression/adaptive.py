@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from encodec_fast.compression.coders import NO_FINGERPRINT, check_end, check_levels
+from encodec_fast.compression.coders import NO_FINGERPRINT, LevelTables, check_end, check_levels, level_tables
 from encodec_fast.compression.range_coder import RangeDecoder, RangeEncoder
 from encodec_fast.compression.tables import Tables
 
@@ -55,12 +55,12 @@ _NOTHING = _Context()
 class _Level:
     """The models of one level of one segment, and their weights."""
 
-    def __init__(self, entries: int, table: np.ndarray | None):
+    def __init__(self, entries: int, tables: LevelTables | None):
         self._entries = entries
         self._places = np.arange(entries + 1, dtype=np.int64)
-        self._table = table
-        # lists: an element of an array takes Python longer
-        self._table_list: list[int] = [0] * (entries + 1) if table is None else table.tolist()
+        self._tables = tables
+        # twice: an element of an array takes Python longer
+        self._table_list, self._table = [0] * (entries + 1), np.zeros(entries + 1, np.int64)
         self._counts = [0] * entries
         # of all smaller codes
         self._sums = np.zeros(entries + 1, np.int64)
@@ -75,6 +75,8 @@ class _Level:
         before, above: the codes of the frame before and of the level above, -1 for none.
         """
         self._before, self._above = before, above
+        if self._tables is not None:
+            self._table_list, self._table = self._tables.starts(before, above)
         self._b = b = self._followed.get(before, _NOTHING)
         self._a = a = self._under.get(above, _NOTHING)
         self._w = w = self._weights.setdefault((min(b.total, 3), min(a.total, 3)), [_WEIGHTS // 5] * 5)
@@ -114,7 +116,7 @@ class _Level:
     def find(self, target: int) -> int:
         """Returns the code that a target lies in, after `mix`."""
         starts = self._of_all * self._places + self._of_level * self._sums
-        if self._table is not None:
+        if self._tables is not None:
             starts += self._of_table * self._table
         if self._b.total or self._a.total:
             steps = np.zeros(self._entries + 1, np.int64)
@@ -157,6 +159,7 @@ class AdaptiveCoder:
         if tables is not None and tables.codebook_size != codebook_size:
             raise ValueError(f"tables have {tables.codebook_size} entries in a codebook, codebook_size is {codebook_size}.")
         self._entries, self._tables = codebook_size, tables
+        self._level_tables = [] if tables is None else level_tables(tables)
         self.fingerprint = NO_FINGERPRINT if tables is None else tables.fingerprint
 
     def encode(self, segments: Sequence[np.ndarray]) -> list[bytes]:
@@ -199,4 +202,4 @@ class AdaptiveCoder:
         if self._tables is None:
             return [_Level(self._entries, None) for _ in range(levels)]
         check_levels(self._tables, levels)
-        return [_Level(self._entries, self._tables.starts[level]) for level in range(levels)]
+        return [_Level(self._entries, tables) for tables in self._level_tables[:levels]]

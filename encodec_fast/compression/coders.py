@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from encodec_fast.compression.bits import bits_per_code, pack_bits, packed_size, unpack_bits
 from encodec_fast.compression.range_coder import RangeDecoder, RangeEncoder
 from encodec_fast.compression.segments import CompressedFileError
-from encodec_fast.compression.tables import Tables
+from encodec_fast.compression.tables import LEVEL_ABOVE, Context, Tables
 
 NO_FINGERPRINT = bytes(32)
 
@@ -78,18 +78,22 @@ class StaticCoder:
 
     def __init__(self, tables: Tables):
         self._tables, self.fingerprint = tables, tables.fingerprint
-        # lists: an element of an array takes Python longer
-        self._starts: list[list[int]] = tables.starts.tolist()
+        self._levels = level_tables(tables)
 
     def encode(self, segments: Sequence[np.ndarray]) -> list[bytes]:
         payloads = []
         for codes in segments:
             check_levels(self._tables, len(codes))
             encoder = RangeEncoder()
-            starts = self._starts[: len(codes)]
+            levels = self._levels[: len(codes)]
+            before = [-1] * len(codes)
             for frame in codes.T.tolist():
-                for code, level in zip(frame, starts):
-                    encoder.encode(level[code], level[code + 1] - level[code], level[-1])
+                above = -1
+                for code, last, level in zip(frame, before, levels):
+                    starts = level.starts(last, above).list
+                    encoder.encode(starts[code], starts[code + 1] - starts[code], starts[-1])
+                    above = code
+                before = frame
             payloads.append(encoder.finish())
         return payloads
 
@@ -98,15 +102,51 @@ class StaticCoder:
         decoded = []
         for data, count in zip(payloads, frames, strict=True):
             decoder = RangeDecoder(data)
-            rows = []
+            rows: list[list[int]] = []
+            before = [-1] * levels
             for _ in range(count):
-                for level in self._starts[:levels]:
-                    code = bisect_right(level, decoder.target(level[-1])) - 1
-                    decoder.take(level[code], level[code + 1] - level[code])
-                    rows.append(code)
+                above, frame = -1, []
+                for last, level in zip(before, self._levels):
+                    starts = level.starts(last, above).list
+                    above = bisect_right(starts, decoder.target(starts[-1])) - 1
+                    decoder.take(starts[above], starts[above + 1] - starts[above])
+                    frame.append(above)
+                rows.append(frame)
+                before = frame
             check_end(decoder)
             decoded.append(np.array(rows, np.int64).reshape(count, levels).T.copy())
         return decoded
+
+
+class _Starts(NamedTuple):
+    """Sums of frequencies, twice: an element of an array takes Python longer."""
+
+    list: list[int]
+    array: np.ndarray
+
+
+class LevelTables:
+    """The tables of a level, by what is known when its code comes."""
+
+    def __init__(self, starts: np.ndarray, context: Context | None):
+        self._alone = _Starts(starts.tolist(), starts)
+        self._above = context is not None and context.kind == LEVEL_ABOVE
+        # for each code of the context; a class has them once
+        self._behind: list[_Starts] = []
+        if context is not None:
+            classes = [_Starts(each.tolist(), each) for each in context.starts]
+            self._behind = [classes[number] for number in context.classes.tolist()]
+
+    def starts(self, before: int, above: int) -> _Starts:
+        """Returns the sums of frequencies.  before, above: codes of the frame before and of the level above, -1 for none."""
+        known = above if self._above else before
+        return self._behind[known] if self._behind and known >= 0 else self._alone
+
+
+def level_tables(tables: Tables) -> list[LevelTables]:
+    """Returns the tables of each level."""
+    contexts = tables.contexts or (None,) * tables.levels
+    return [LevelTables(starts, context) for starts, context in zip(tables.starts, contexts, strict=True)]
 
 
 def check_levels(tables: Tables, levels: int) -> None:
