@@ -13,6 +13,7 @@ import torch
 from encodec_fast.compression.language_model_coder import LanguageModelCoder, LanguageModelUnavailable
 from encodec_fast.kernels.cpu import library as native
 from encodec_fast.language_model.model import LanguageModelConfig
+from support.described_language_model import described_logits
 from support.engine import engine
 from support.language_models import (
     SMALL,
@@ -98,6 +99,17 @@ def test_no_bit_depends_on_the_batch(batch, coder, segments, payloads):
     others = [random_codes(SMALL, 3 + seed, len(codes), seed) for seed in range(batch - 1)]
     frames = [*(each.shape[1] for each in others), codes.shape[1]]
     assert np.array_equal(coder.decode([*coder.encode(others), payload], frames, len(codes))[-1], codes)
+
+
+@pytest.mark.parametrize("threads", [1, 5, 8])
+def test_64_segments_at_once_have_their_bits_on_every_tier(monkeypatch, coder, threads):
+    batch = [random_codes(SMALL, 1 + seed % 23, seed=seed) for seed in range(64)]
+    frames, alone = [codes.shape[1] for codes in batch], [coder.encode([codes])[0] for codes in batch]
+    for tier in native.tiers(engine()):
+        monkeypatch.setenv(native.ISA_VARIABLE, tier)
+        own = LanguageModelCoder(drawn_language_model(), threads)
+        assert own.encode(batch) == alone
+        assert all(np.array_equal(*pair) for pair in zip(own.decode(alone, frames, 3), batch, strict=True))
 
 
 def test_zeros_that_the_end_leaves_out_are_not_given_away(coder):
@@ -194,6 +206,13 @@ def test_a_payload_is_what_the_description_says(coder):
     ending = next(low + -low % 256**zeros for zeros in range(8, -1, -1) if -low % 256**zeros < width)
     assert carries_over_ff
     assert coder.encode([codes]) == [ending.to_bytes(digits, "big").rstrip(b"\0")]
+
+
+def test_logits_are_those_of_the_description_to_the_bit():
+    """At widths of several chains of summation, and over more frames than the window and a block of keys have."""
+    config = replace(SMALL, hidden=600, past_context=19)
+    model, codes = drawn_language_model(config), random_codes(config, 30)
+    assert np.array_equal(logits_of(LanguageModelCoder(model, 1), codes), described_logits(model, codes))
 
 
 def test_a_damaged_payload_gives_codes_or_an_error(coder):
