@@ -20,7 +20,7 @@ from encodec_fast.codec.opened import SEGMENTS_AT_ONCE, OpenedFile, Part, lost_t
 from encodec_fast.compression.choice import NOTHING, AtHand, choose_coder
 from encodec_fast.compression.coders import Coder
 from encodec_fast.compression.container import ContainerWriter, Lost
-from encodec_fast.compression.header import Header
+from encodec_fast.compression.header import MOST_RATE, Header
 from encodec_fast.compression.segments import CompressedFileError, Segment
 from encodec_fast.compression.stock_language_model import StockLanguageModelCoder
 from encodec_fast.compression.tables import Tables
@@ -65,6 +65,8 @@ def compress(
     Raises ValueError for other arguments, AudioError for a file that is no audio.
     Raises NotReproducible where a file of version 0 with "lm" could not be read right after writing.
     """
+    if sampling_rate is not None and not (sampling_rate == int(sampling_rate) and 1 <= sampling_rate <= MOST_RATE):
+        raise ValueError(f"sampling_rate is {sampling_rate}; whole Hz of 1 ... {MOST_RATE} are needed, or None for the model's.")
     loaded = load_model(model) if isinstance(model, str) else model
     with ExitStack() as stack:
         if isinstance(audio, str | os.PathLike):
@@ -72,7 +74,7 @@ def compress(
             blocks: Iterable[np.ndarray] = audio_blocks(file, loaded.config.sampling_rate, loaded.config.audio_channels, BLOCK_SECONDS)
             original_rate = file.info.sampling_rate
         else:
-            original_rate = sampling_rate or loaded.config.sampling_rate
+            original_rate = loaded.config.sampling_rate if sampling_rate is None else int(sampling_rate)
             blocks = [_samples(audio, loaded, original_rate)]
         out = io.BytesIO()
         if version == 0:
@@ -115,7 +117,12 @@ def decompress(
             raise CompressedFileError("it does not say which model made it; give that as model.")
         loaded = load_model(name) if isinstance(name, str) else name
         found: list[Lost] = []
-        blocks = list(opened.decoded(loaded, found, part=part))
+        blocks = []
+        for block in opened.decoded(loaded, found, part=part):
+            blocks.append(block)
+            # not the silence of years that a forged header may announce
+            if lost is None and found:
+                break
     if lost is None and found:
         raise CompressedFileError("; ".join(lost_text(each, opened.sampling_rate) for each in found) + ". Give `lost` to go on without.")
     if lost is not None:

@@ -196,7 +196,8 @@ class OpenedFile:
             raise CompressedFileError(f"the clip ends before {part.start:g} s.")
         missing = 0.0 if part.duration is None else part.duration - count / self.sampling_rate
         if missing > PART_SLACK:
-            raise CompressedFileError(f"the clip ends {missing:.2f} s before the part that is asked for.")
+            shown = f"{missing:.2f}" if missing < 1e6 else f"{missing:g}"
+            raise CompressedFileError(f"the clip ends {shown} s before the part that is asked for.")
 
     def _from(self, sample: int, stop: int | None, at_once: int) -> Iterator[Segment | Lost]:
         """Yields the segments from the one on that a sample lies in; all before `stop`, and maybe some behind it."""

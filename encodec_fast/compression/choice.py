@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from os import PathLike
 from typing import TYPE_CHECKING, cast
 
 from encodec_fast.compression.adaptive import AdaptiveCoder
@@ -29,6 +30,10 @@ class AtHand:
 
     tables: Tables | None = None
     lm: LanguageModel | Coder | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.lm, str | PathLike):
+            raise TypeError(f"lm is {str(self.lm)!r}; a language model is needed, as load_lm({str(self.lm)!r}) gives it.")
 
     @cached_property
     def lm_coder(self) -> Coder | None:

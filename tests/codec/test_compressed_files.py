@@ -16,6 +16,7 @@ from encodec_fast.codec.opened import OpenedFile
 from encodec_fast.compression.choice import AtHand
 from encodec_fast.compression.coders import NO_FINGERPRINT
 from encodec_fast.compression.container import Lost
+from encodec_fast.compression.header import read_header
 from encodec_fast.compression.language_model_coder import LanguageModelCoder
 from encodec_fast.compression.segments import CompressedFileError, Segment
 from encodec_fast.compression.tables import fit_tables
@@ -167,6 +168,17 @@ def test_a_lost_segment_is_silence_and_is_named(case):
     assert behind[0].start == start and np.abs(audio[:, start:] - truth[:, start:]).mean() < np.abs(truth[:, start:]).mean()
 
 
+def test_a_forged_length_is_an_error_and_no_silence_of_years(models):
+    model = models["streams"]
+    data = compress(audio_like(1, 1, 900, 3)[0], model, 4.8)
+    header = read_header(io.BytesIO(data))
+    forged = replace(header, num_samples=1 << 32).to_bytes() + data[len(header.to_bytes()) :]
+    begin = time.process_time()
+    with pytest.raises(CompressedFileError, match="are lost"):
+        decompress(forged, model)
+    assert time.process_time() - begin < 5
+
+
 def test_a_file_of_chunks_loses_the_sound_of_its_segment_alone(models):
     model = models["chunks"]
     clip = audio_like(1, 2, 2400 * 4, 3)[0].numpy()
@@ -291,3 +303,14 @@ def test_a_language_model_is_taken_as_its_coder_is(models):
     data = compress(clip, model, 4.8, lm=lm)
     assert data == compress(clip, model, 4.8, lm=LanguageModelCoder(lm))
     assert np.array_equal(decompress(data, model, lm=lm)[0], batch_audio(model, clip, 4.8))
+
+
+@pytest.mark.parametrize("rate", [0, -5, 22050.5, 1 << 25])
+def test_rates_that_there_are_none_of_are_named(models, rate):
+    with pytest.raises(ValueError, match=f"sampling_rate is {rate}; whole Hz"):
+        compress(np.zeros((1, 100), np.float32), models["streams"], 4.8, sampling_rate=rate)
+
+
+def test_a_path_in_place_of_a_language_model_is_named(models):
+    with pytest.raises(TypeError, match=r"lm is 'lm/'; a language model is needed, as load_lm\('lm/'\) gives it"):
+        compress(np.zeros((1, 100), np.float32), models["streams"], 4.8, lm="lm/")

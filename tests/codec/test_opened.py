@@ -104,6 +104,7 @@ def test_a_pipe_passes_over_what_lies_before(streamed):
         (4.0, None, "the clip ends before 4 s"),
         (9.0, 1.0, "the clip ends before 9 s"),
         (3.5, 1.0, "the clip ends 0.50 s before the part that is asked for"),
+        (0.0, 1e300, r"the clip ends 1e\+300 s before"),
         (1.0, 1e-5, "1e-05 s, is shorter than a sample"),
     ],
 )
