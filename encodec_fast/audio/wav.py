@@ -102,15 +102,41 @@ def _write(file: Any, blocks: Iterable[np.ndarray], channels: int, sampling_rate
 
     if subtype not in WAV_SUBTYPES:
         raise ValueError(f"subtype is {subtype!r}; allowed are {', '.join(WAV_SUBTYPES)}.")
-    count = 0
-    with soundfile.SoundFile(file, "w", sampling_rate, channels, subtype=subtype, format="WAV") as wav:
-        wav.software = _SOFTWARE
-        if made_of:
-            wav.comment = made_of
-        for block in blocks:
-            wav.write(block.T)
-            count += block.shape[1]
+    count, kept = 0, _KeepsError(file)
+    try:
+        with soundfile.SoundFile(kept, "w", sampling_rate, channels, subtype=subtype, format="WAV") as wav:
+            wav.software = _SOFTWARE
+            if made_of:
+                wav.comment = made_of
+            for block in blocks:
+                wav.write(block.T)
+                count += block.shape[1]
+    except (AssertionError, soundfile.LibsndfileError):
+        # what it makes of a write that failed
+        if kept.error is None:
+            raise
+    if kept.error is not None:
+        raise kept.error
     return count
+
+
+class _KeepsError:
+    """A file whose first failed write is kept: libsndfile calls it from C, which no exception passes through."""
+
+    def __init__(self, file: Any):
+        self._file = file
+        self.error: OSError | None = None
+        self.read, self.seek, self.tell = file.read, file.seek, file.tell
+
+    def write(self, data: bytes) -> int:
+        try:
+            return int(self._file.write(data))
+        except OSError as error:
+            self.error = self.error or error
+            return 0
+
+    def flush(self) -> None:
+        """Does nothing: the file is flushed when it is closed."""
 
 
 def is_own_wav(path: Path) -> bool:
