@@ -7,6 +7,7 @@ import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers.models.encodec import modeling_encodec
 
 from encodec_fast.training.forward import run_layers
 from support.configs import configs
@@ -76,6 +77,16 @@ def test_the_recording_itself_needs_no_gradient():
         found.append([parameter.grad.clone() for parameter in model.encoder.parameters()])
     for own, stock in zip(*found):
         torch.testing.assert_close(own, stock, rtol=1e-4, atol=1e-5 * stock.abs().max().item())
+
+
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_no_convolution_pads_as_transformers_does(part, monkeypatch):
+    model, _ = both(small_config())
+    seen, forward = [], modeling_encodec.EncodecConv1d.forward
+    monkeypatch.setattr(modeling_encodec.EncodecConv1d, "forward", lambda self, x: seen.append(self) or forward(self, x))
+    # shortcuts pad nothing, for which transformers copies their input
+    run_layers(getattr(model, part), audio_like(2, 1 if part == "encoder" else 8, 131, 1))
+    assert not seen
 
 
 @pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
