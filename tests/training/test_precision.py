@@ -28,8 +28,8 @@ def test_bf16_is_of_the_networks_alone(model, monkeypatch):
     for layer in (step.discriminator.discriminators[0].convs[1], step.discriminator.discriminators[1].conv_post):
         layer.register_forward_hook(lambda _, __, out: seen.add(out.dtype))
     searched = []
-    quantizer = step.quantizer
-    step.quantizer = lambda embeddings, *rest: searched.append(embeddings) or quantizer(embeddings, *rest)
+    look_up = step.quantizer.look_up
+    step.quantizer.look_up = lambda embeddings, *rest: searched.append(embeddings) or look_up(embeddings, *rest)
     monkeypatch.setattr(step_module, "run_layers", lambda network, x: seen.add(run_layers(network, x).dtype) or run_layers(network, x))
     report = step(audio_like(4, 1, 400, 0))
     assert seen == {torch.bfloat16} and searched[0].dtype == torch.float32
