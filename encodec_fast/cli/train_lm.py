@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,8 +11,13 @@ from encodec_fast.cli.app import OK, DeviceOption, checking_arguments, command
 from encodec_fast.cli.terminal import ProgressBar, say
 from encodec_fast.wording import counted
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 # As the published models have them
 CROP_SECONDS, CONTEXT_SECONDS = 5.0, 3.5
+# Of the learning rate, at most; short runs take a tenth of their steps
+WARMUP_STEPS = 200
 
 
 @command(
@@ -34,6 +39,9 @@ def train_lm(
     layers: Annotated[int, typer.Option(min=1, metavar="N", help="Layers of the Transformer.")] = 5,
     held_out: Annotated[float, typer.Option(metavar="SHARE", help="Share of clips that are measured and not trained on.")] = 0.05,
     validation_steps: Annotated[int, typer.Option(min=1, metavar="N", help="Steps from one measurement to the next.")] = 250,
+    codec: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The codec's model: begin with its codebooks. Needs a dim of theirs or more.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of the weights, the order of clips, levels and positions.")] = 0,
     device: DeviceOption = "auto",
 ) -> int:
@@ -59,15 +67,36 @@ def train_lm(
         )
         rows = CodesDataset(codes, shuffle=True, seed=seed, levels=config.codebooks, crop_frames=max(1, round(CROP_SECONDS * rate)))
         options = LanguageModelOptions(
-            steps, batch_size, learning_rate, held_out=held_out, validation_steps=validation_steps, seed=seed, most_offset=180 * rate
+            steps,
+            batch_size,
+            learning_rate,
+            min(WARMUP_STEPS, steps // 10),
+            held_out=held_out,
+            validation_steps=validation_steps,
+            seed=seed,
+            most_offset=180 * rate,
         )
+        codebooks = None if codec is None else _codebooks(codec, whole.info.weights_sha256, config.codebooks)
         say(f"{counted(config.codebooks, 'level')} of {config.codebook_size} codes, {rate} frames a second, on {target}")
         with ProgressBar(steps, "steps") as bar:
-            summary = train_language_model(rows, out, config, options, target, lambda done, _, bits: bar.update(done, note=_bits(bits)))
+            summary = train_language_model(
+                rows, out, config, options, target, lambda done, _, bits: bar.update(done, note=_bits(bits)), codebooks
+            )
     say(f"{counted(summary.steps, 'step')}, {summary.steps - summary.first} of them now; the model is in {out}")
     gain = 1 - summary.bits / summary.plain_bits
     say(f"held-out clips: {_bits(summary.bits)}, {gain:.0%} fewer than the {summary.plain_bits:.4g} of plain codes")
     return OK
+
+
+def _codebooks(name: str, weights: str, levels: int) -> list[Tensor]:
+    """Returns the codebooks of a codec.  Raises ValueError where it did not make the codes."""
+    from encodec_fast.plan.weights import weights_sha256
+    from encodec_fast.pretrained import load_model
+
+    model = load_model(name)
+    if weights_sha256(model) != weights:
+        raise ValueError(f"--codec is {name}, which did not make these codes; give the model that did.")
+    return [layer.codebook.embed for layer in model.quantizer.layers[:levels]]
 
 
 def _bits(bits: float | None) -> str:

@@ -39,7 +39,13 @@ def test_a_folder_of_codes_becomes_a_model_that_codes(capsys, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"), [(["--heads", 3], "divisor of dim"), (["--held-out", 2], "held_out is 2"), (["--levels", 9], "levels is 9")]
+    ("changes", "message"),
+    [
+        (["--heads", 3], "divisor of dim"),
+        (["--held-out", 2], "held_out is 2"),
+        (["--levels", 9], "levels is 9"),
+        (["--codec", "demo"], "--codec is demo, which did not make these codes"),
+    ],
 )
 def test_a_wrong_argument_is_one_line(capsys, tmp_path, changes, message):
     code, _, err = run(capsys, "train-lm", codes_folder(tmp_path), "--out", tmp_path / "lm", *SMALL, *changes)

@@ -48,6 +48,17 @@ def trained(codes, folder, progress=None, **changes):
     return train_language_model(rows_of(codes), folder, CONFIG, options, progress=progress)
 
 
+def test_a_run_that_began_with_codebooks_goes_on_with_them_alone(codes, tmp_path):
+    books = [torch.randn(16, 8) for _ in range(2)]
+    options = LanguageModelOptions(**{**vars(OPTIONS), "steps": 1, "learning_rate": 1e-9})
+    train_language_model(rows_of(codes), tmp_path, CONFIG, options, codebooks=books)
+    begun = load_lm(tmp_path).emb[1].weight[1:, :8]
+    torch.testing.assert_close(begun, books[1] / books[0].square().mean().sqrt())
+    assert train_language_model(rows_of(codes), tmp_path, CONFIG, options, codebooks=books).first == 1
+    with pytest.raises(ValueError, match="codebooks = '"):
+        train_language_model(rows_of(codes), tmp_path, CONFIG, options, codebooks=books[::-1])
+
+
 def test_codes_that_repeat_are_learned(codes, tmp_path):
     seen = []
     summary = trained(codes, tmp_path, lambda done, steps, bits: seen.append((done, steps, bits)), steps=150)
