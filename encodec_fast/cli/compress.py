@@ -46,7 +46,10 @@ FILE_SEGMENT, LIVE_SEGMENT = 10.0, 1.0
 TablesOption = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Tables of `fit_tables`, for static and adaptive.", rich_help_panel=MODEL)
 ]
-LmOption = Annotated[Path | None, typer.Option("--lm", metavar="PATH", help="A language model, for lm.", rich_help_panel=MODEL)]
+LmOption = Annotated[
+    Path | None,
+    typer.Option("--lm", metavar="PATH", help="A language model, for lm. Default: for demo that of demo.", rich_help_panel=MODEL),
+]
 
 
 @command(
@@ -103,8 +106,9 @@ def compress(
             raise ValueError(f"--segment is {seconds:g}; seconds above 0 are needed.")
         jobs = _jobs(sources, out, overwrite)
         at_hand = read_coders(tables, lm)
-        needs = {"static": ("--tables", tables), "lm": ("--lm", lm)}
-        if coder in needs and needs[coder][1] is None:
+        # the codes of demo have one in this package, which version 0 does not take
+        needs = {"static": ("--tables", tables), "lm": ("--lm", lm or (model == "demo" and not version_0))}
+        if coder in needs and not needs[coder][1]:
             raise ValueError(f"--coder is {coder}, which needs {needs[coder][0]}.")
         if version_0:
             from encodec_fast.codec.files import version0_coder
@@ -283,11 +287,11 @@ def _check_made_alike(path: Path, model: EncodecModel, settings: Settings, versi
     from encodec_fast.compression.header import read_header
     from encodec_fast.compression.segments import CompressedFileError
 
-    wanted, _ = settings.header(model, 1)
+    wanted = [header for header, _ in settings.headers(model, 1)]
     try:
         with path.open("rb") as file:
             found = read_header(file)
     except (OSError, CompressedFileError):
         found = None
-    if version_0 or found is None or replace(found, num_samples=None, original_rate=1) != wanted:
+    if version_0 or found is None or replace(found, num_samples=None, original_rate=1) not in wanted:
         raise WrongArgument(f"{path} exists already, and was not made like this; choose another --out or add --overwrite.")

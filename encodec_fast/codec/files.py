@@ -5,9 +5,9 @@ from __future__ import annotations
 import io
 import itertools
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from encodec_fast.audio import audio_blocks, open_audio, resample
 from encodec_fast.codec.encoding import encoded_segments, segment_samples
 from encodec_fast.codec.opened import SEGMENTS_AT_ONCE, OpenedFile, Part, lost_text, version0_name
-from encodec_fast.compression.choice import NOTHING, AtHand, choose_coder
+from encodec_fast.compression.choice import NOTHING, AtHand, bundled_coder, choose_coder
 from encodec_fast.compression.coders import Coder
 from encodec_fast.compression.container import ContainerWriter, Lost
 from encodec_fast.compression.header import MOST_RATE, Header
@@ -57,9 +57,10 @@ def compress(
     model: an EncodecModel, or what `load_model` takes.
     bandwidth: kbps before coding.
     sampling_rate: of samples, in Hz; None: the model's. Of a file it is in the file.
-    coder: raw, static, adaptive, lm; "auto" is the best that needs nothing but `tables` and `lm`.
+    coder: raw, static, adaptive, lm; "auto" is the best that is at hand, judged by the first segments.
     segment: seconds that are coded by themselves: what a damaged byte costs, and what a seek goes by.
-    tables: of `fit_tables`.  lm: a language model of `load_lm`, or a coder by one.
+    tables: of `fit_tables`.
+    lm: a language model of `load_lm`, or a coder by one; None: for `demo` at up to 6 kbps the bundled one.
     version: 1, or 0 for a file that `encodec` 0.1.1 reads, with no checks, and raw bits unless coder is "lm".
     With "lm", a file of version 0 can be read on this machine, with this thread count and torch; with anything else it may not.
     Raises ValueError for other arguments, AudioError for a file that is no audio.
@@ -149,19 +150,28 @@ class Settings:
         if not 0 < self.segment < 1e6:
             raise ValueError(f"segment is {self.segment:g}; seconds above 0 are needed.")
 
-    def header(self, model: EncodecModel, original_rate: int) -> tuple[Header, Coder]:
-        """Returns the header of a file of unknown length, and its coder.  original_rate: Hz, of the source."""
-        config = model.config
-        lm = self.at_hand.lm_coder if self.coder in ("auto", "lm") else None
-        coder = choose_coder(self.coder, config.codebook_size, self.at_hand.tables, lm)
+    def headers(self, model: EncodecModel, original_rate: int) -> list[tuple[Header, Coder]]:
+        """Returns the headers, of unknown length, that a file may have, each with its coder; the shortest one's is taken.
+
+        There are two where "auto" has the bundled language model, which knows speech: `adaptive` is better at some music and noises.
+        original_rate: Hz, of the source.
+        """
+        config, weights, tables = model.config, weights_sha256(model), self.at_hand.tables
+        levels = levels_of(model.quantizer, known_bandwidth(config, self.bandwidth))
+        given = self.at_hand.lm_coder if self.coder in ("auto", "lm") else None
+        # a language model and tables that are given are meant to be used
+        bundled = given is None and (self.coder == "lm" or (self.coder == "auto" and tables is None))
+        lm = bundled_coder(weights, levels) if bundled else given
+        names = ["lm", "adaptive"] if self.coder == "auto" and bundled and lm is not None else [self.coder]
+        coders = [choose_coder(name, config.codebook_size, tables, lm) for name in names]
         header = Header(
             model=_public_name(model),
-            weights_sha256=weights_sha256(model),
+            weights_sha256=weights,
             sampling_rate=config.sampling_rate,
             channels=config.audio_channels,
             hop_length=hop_length(config),
             codebook_size=config.codebook_size,
-            levels=levels_of(model.quantizer, known_bandwidth(config, self.bandwidth)),
+            levels=levels,
             # as float32 holds it
             bandwidth=float(np.float32(self.bandwidth)),
             chunk_length=config.chunk_length,
@@ -170,10 +180,10 @@ class Settings:
             segment_samples=segment_samples(config, self.segment),
             original_rate=original_rate,
             num_samples=None,
-            coder=coder.name,
-            coder_fingerprint=coder.fingerprint,
+            coder=coders[0].name,
+            coder_fingerprint=coders[0].fingerprint,
         )
-        return header, coder
+        return [(replace(header, coder=coder.name, coder_fingerprint=coder.fingerprint), coder) for coder in coders]
 
 
 def compress_stream(
@@ -184,12 +194,14 @@ def compress_stream(
     blocks: float32 [C, T_i], at the model's rate and channels.
     out: the stream; each segment is written when its audio has come, with `settings.segments_at_once`.
     """
-    header, coder = settings.header(model, original_rate)
-    writer = ContainerWriter(out, header, coder)
-    segments = encoded_segments(model, blocks, settings.bandwidth, header.segment_samples)
-    while batch := list(itertools.islice(segments, settings.segments_at_once)):
+    headers = settings.headers(model, original_rate)
+    segments = encoded_segments(model, blocks, settings.bandwidth, headers[0][0].segment_samples)
+    batch = list(itertools.islice(segments, settings.segments_at_once))
+    writer = ContainerWriter(out, *_shortest(headers, batch))
+    while batch:
         writer.write(batch)
         out.flush()
+        batch = list(itertools.islice(segments, settings.segments_at_once))
     writer.finish()
     out.flush()
     return writer
@@ -211,6 +223,14 @@ def version0_coder(coder: str, at_hand: AtHand) -> StockLanguageModelCoder | Non
     if at_hand.lm is not None:
         raise ValueError("lm came; version 0 is coded by it only where coder is 'lm', for other machines may not read that.")
     return None
+
+
+def _shortest(headers: Sequence[tuple[Header, Coder]], segments: Sequence[Segment]) -> tuple[Header, Coder]:
+    """Returns the header whose coder needs the fewest bytes for a file's first segments; of equal ones the first."""
+    if len(headers) == 1:
+        return headers[0]
+    codes = [segment.codes for segment in segments]
+    return min(headers, key=lambda each: sum(map(len, each[1].encode(codes))))
 
 
 def compress_version0(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from os import PathLike
 from typing import TYPE_CHECKING, cast
 
@@ -15,6 +15,7 @@ from encodec_fast.compression.stock_language_model import StockLanguageModelCode
 from encodec_fast.compression.tables import Tables
 
 if TYPE_CHECKING:
+    from encodec_fast.compression.language_model_coder import LanguageModelCoder
     from encodec_fast.language_model.model import LanguageModel
 
 CODERS = ("auto", "raw", "static", "adaptive", "lm")
@@ -78,7 +79,9 @@ def choose_coder(name: str, codebook_size: int, tables: Tables | None = None, lm
         return StaticCoder(tables)
     if name == "lm" or (name == "auto" and lm is not None):
         if lm is None:
-            raise ValueError("coder is 'lm', which needs a language model; give one, or take 'adaptive'.")
+            raise ValueError(
+                "coder is 'lm', which needs a language model; give one, or take 'adaptive'. The bundled one is for demo at 6 kbps or less."
+            )
         return lm
     return AdaptiveCoder(codebook_size, tables)
 
@@ -90,6 +93,7 @@ def coder_of(header: Header, tables: Tables | None = None, lm: Coder | None = No
     """
     needed = header.coder_fingerprint
     if header.coder == "lm":
+        lm = bundled_coder(header.weights_sha256, header.levels) if lm is None else lm
         if lm is None or lm.fingerprint != needed:
             raise CompressedFileError(_missing("the language model", needed, None if lm is None else lm.fingerprint))
         return lm
@@ -98,6 +102,32 @@ def coder_of(header: Header, tables: Tables | None = None, lm: Coder | None = No
     if tables is None or tables.fingerprint != needed:
         raise CompressedFileError(_missing("the tables", needed, None if tables is None else tables.fingerprint))
     return choose_coder(header.coder, header.codebook_size, tables)
+
+
+def bundled_coder(weights_sha256: str, levels: int) -> Coder | None:
+    """Returns the coder by the bundled language model, which knows the codes of `demo`; None for other codes.
+
+    weights_sha256: of the model that makes the codes, in hex.  levels: of the codes.
+    None, too, for more levels than it has, and where the native engine is not there.
+    """
+    from encodec_fast.compression.language_model_coder import LanguageModelUnavailable
+    from encodec_fast.language_model.built_in import built_in_codec
+
+    if weights_sha256 != built_in_codec():
+        return None
+    try:
+        coder = _built_in_coder()
+    except LanguageModelUnavailable:
+        return None
+    return coder if levels <= coder.config.codebooks else None
+
+
+@cache
+def _built_in_coder() -> LanguageModelCoder:
+    from encodec_fast.compression.language_model_coder import LanguageModelCoder
+    from encodec_fast.language_model.built_in import BUILT_IN, unpacked
+
+    return LanguageModelCoder(unpacked(BUILT_IN))
 
 
 def _missing(what: str, needed: bytes, given: bytes | None) -> str:
