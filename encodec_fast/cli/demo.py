@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,11 +21,22 @@ from encodec_fast.cli.decode import decode_rows
 from encodec_fast.cli.terminal import console, say
 from encodec_fast.cli.tokenize import RunDisplay, naming_ends, tokenize_sources
 from encodec_fast.cli.verify import verify_tasks
+from encodec_fast.wording import counted
 
 if TYPE_CHECKING:
     from encodec_fast.dataset.run import Summary
     from encodec_fast.model import EncodecModel
     from encodec_fast.verify import VerifyReport
+
+
+# Decompresses files; prints the SHA-256 of the audio of each
+READER = """
+import hashlib, sys, torch
+from encodec_fast import decompress
+torch.set_num_threads(int(sys.argv[1]))
+for path in sys.argv[2:]:
+    print(hashlib.sha256(decompress(path)[0].tobytes()).hexdigest())
+"""
 
 
 @command("[bold]Example[/bold]\n\nencodec-fast demo --out encodec-demo\n\nNeeds no download.")
@@ -31,6 +48,7 @@ def demo(
 
     Speech runs through the 24 kHz architecture and music through the 48 kHz stereo one, at 6 kbps. Their weights are a
     small stand-in for the official ones: speech can be understood, and music is muffled and noisy.
+    Both become compressed files, too, which another process reads back on other threads and instructions.
     """
     from encodec_fast.audio import wav_targets
     from encodec_fast.corpus.sources import find_tasks
@@ -41,6 +59,7 @@ def demo(
     bandwidth = 6.0
     columns: dict[str, dict[str, str]] = {}
     written: list[Path] = []
+    compressed: dict[str, CompressedClips] = {}
     passed = True
     for name, kind in (("demo", "speech"), ("demo-48khz", "music")):
         sources = [str(path) for path in bundled_clips() if path.name.startswith(kind)]
@@ -55,11 +74,18 @@ def demo(
             decoded = decode_rows(rows, model, targets)
             report, _ = verify_tasks(find_tasks(sources), model, bandwidth)
             speeds = side_by_side(model, sources, bandwidth)
+            compressed[name] = compress_clips(model, sources, bandwidth, out / name / f"{kind}.ecdc")
         assert report is not None
         good = report.passed and not encoded.failures and not decoded.failures
         passed = passed and good
         columns[name] = demo_column(kind, model, encoded, decoded, report, speeds, good)
         written += [*encoded.files, *decoded.files]
+    other, same = read_elsewhere([each.path for each in compressed.values()], [each.audio_sha256 for each in compressed.values()])
+    for (name, each), equal in zip(compressed.items(), same, strict=True):
+        columns[name] |= each.column(bandwidth)
+        columns[name][f"read back on {other}"] = "the same bits" if equal else "OTHER BITS"
+    passed = passed and all(same)
+    written += [each.path for each in compressed.values()]
     table = Table(title=f"Bundled clips at {bandwidth:g} kbps, on the CPU", title_justify="left", pad_edge=False)
     table.add_column("")
     for name in columns:
@@ -70,6 +96,75 @@ def demo(
     for path in written:
         say(f"wrote {path}")
     return OK if passed else CLIPS_FAILED
+
+
+@dataclass(frozen=True)
+class CompressedClips:
+    """A compressed file of clips end to end.
+
+    seconds: of audio.  encode, decode: seconds that compressing and decompressing took.  audio_sha256: of what it decodes to.
+    """
+
+    path: Path
+    coder: str
+    seconds: float
+    encode: float
+    decode: float
+    audio_sha256: str
+
+    def column(self, bandwidth: float) -> dict[str, str]:
+        """Returns its lines of the demo's table.  bandwidth: kbps before coding."""
+        kbps = self.path.stat().st_size * 8 / 1000 / self.seconds
+        return {
+            "compressed": f"{bandwidth:.2f} to {kbps:.2f} kbps, coder {self.coder}",
+            "compress / decompress": f"{self.encode:.2f} / {self.decode:.2f} s",
+        }
+
+
+def compress_clips(model: EncodecModel, sources: Sequence[str], bandwidth: float, path: Path) -> CompressedClips:
+    """Compresses clips end to end into one file and decompresses it, on the clock."""
+    import numpy as np
+
+    from encodec_fast.audio import read_audio
+    from encodec_fast.codec.files import OpenedFile, compress, decompress
+    from encodec_fast.formats.atomic import write_atomically
+
+    config = model.config
+    audio = np.concatenate([read_audio(source, config.sampling_rate, config.audio_channels)[0] for source in sources], axis=1)
+    start = time.perf_counter()
+    data = compress(audio, model, bandwidth)
+    middle = time.perf_counter()
+    decoded, _ = decompress(data, model)
+    end = time.perf_counter()
+    write_atomically(path, data)
+    coder = OpenedFile(io.BytesIO(data)).coder
+    seconds = audio.shape[1] / config.sampling_rate
+    return CompressedClips(path, coder, seconds, middle - start, end - middle, hashlib.sha256(decoded.tobytes()).hexdigest())
+
+
+def read_elsewhere(paths: Sequence[Path], expected: Sequence[str]) -> tuple[str, list[bool]]:
+    """Decompresses files of the built-in models in a process of its own; returns how that runs, and which have the audio that is expected.
+
+    It has other threads than this one and another tier of instructions, as far as the machine has them.  expected: SHA-256.
+    """
+    import torch
+
+    from encodec_fast.kernels.cpu import library
+
+    threads = 2 if torch.get_num_threads() == 1 else 1
+    how, environment = counted(threads, "thread"), dict(os.environ)
+    try:
+        tiers = library.tiers(library.load())
+    except library.LibraryMissing:
+        tiers = []
+    own = (library.requested_tier() or b"").decode() or next(iter(tiers), None)
+    if others := [tier for tier in tiers if tier != own]:
+        environment[library.ISA_VARIABLE] = others[0]
+        how += f", {others[0]}"
+    arguments = [sys.executable, "-c", READER, str(threads), *map(str, paths)]
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)
+    found = done.stdout.split() if not done.returncode else []
+    return how, [index < len(found) and found[index] == wanted for index, wanted in enumerate(expected)]
 
 
 def side_by_side(model: EncodecModel, sources: Sequence[str], bandwidth: float) -> dict[str, tuple[float, float]]:

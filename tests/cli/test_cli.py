@@ -1,6 +1,7 @@
 """The command line as a person meets it: what it prints, what it writes, its exit codes."""
 
 import base64
+import hashlib
 import io
 import itertools
 import os
@@ -17,16 +18,18 @@ import soundfile
 import torch
 
 import encodec_fast
-from encodec_fast import cli, pretrained
+from encodec_fast import cli, decompress, pretrained
 from encodec_fast.cli.terminal import progress_line
 from encodec_fast.dataset.failures import read_failures
 from encodec_fast.dataset.ledger import Ledger
 from encodec_fast.dataset.run import Summary
 from encodec_fast.dataset.split import parse_shard, shard_of_environment
+from encodec_fast.demo import bundled_clips
 from encodec_fast.formats.folder import load_codes, read_ids, read_info
 from encodec_fast.plan.weights import weights_sha256
 from support.command import run
 from support.corpora import content
+from support.engine import engine
 from support.models import audio_like, config_48khz, pair, small_config
 from support.venvs import ROOT
 
@@ -196,6 +199,13 @@ def test_demo_tokenizes_decodes_verifies_and_prints_one_table(capsys, tmp_path, 
     models = {"demo": pair(speech)[1], "demo-48khz": pair(config_48khz(**SMALL_48KHZ))[1]}
     monkeypatch.setattr(pretrained, "demo_model", models.get)
     monkeypatch.setenv("COLUMNS", "80")
+    # another process would load the real ones
+    elsewhere = []
+    monkeypatch.setattr(
+        sys.modules["encodec_fast.cli.demo"],
+        "read_elsewhere",
+        lambda paths, expected: elsewhere.append((paths, expected)) or ("2 threads", [True, len(elsewhere) < 2]),
+    )
     code, out, err = run(capsys, "demo", "--out", tmp_path / "out", "--threads", "1")
     assert (code, err) == (cli.OK, ""), out
     assert out.count("┏") == 1 and "a small stand-in" in out
@@ -203,13 +213,30 @@ def test_demo_tokenizes_decodes_verifies_and_prints_one_table(capsys, tmp_path, 
     for path in (line.removeprefix("wrote ") for line in out.splitlines() if line.startswith("wrote ")):
         assert os.path.isfile(path)
     assert len(list((tmp_path / "out").rglob("*.wav"))) == 8
-    # a second run replaces what the first one wrote
-    assert run(capsys, "demo", "--out", tmp_path / "out", "--threads", "1")[0] == cli.OK
+    assert "6.00 to " in out and "the same bits" in out
+    ((paths, expected),) = elsewhere
+    assert [path.name for path in paths] == ["speech.ecdc", "music.ecdc"]
+    for path, name, wanted in zip(paths, models, expected):
+        assert hashlib.sha256(decompress(path, models[name])[0].tobytes()).hexdigest() == wanted
+    # a second run replaces what the first one wrote; other bits in another process are a failure
+    code, out, _ = run(capsys, "demo", "--out", tmp_path / "out", "--threads", "1")
+    assert code == cli.CLIPS_FAILED and "OTHER BITS" in out
     # and nothing else
     song = next((tmp_path / "out").rglob("*.wav"))
     song.write_bytes(b"somebody's")
     code, _, err = run(capsys, "demo", "--out", tmp_path / "out", "--threads", "1")
     assert code == cli.WRONG_ARGUMENT and "is not replaced" in err and song.read_bytes() == b"somebody's"
+
+
+def test_another_process_with_other_threads_and_instructions_reads_the_demos_file(tmp_path):
+    engine()
+    from encodec_fast.cli.demo import compress_clips, read_elsewhere
+
+    (clip,) = [str(path) for path in bundled_clips() if path.name == "speech_yes.flac"]
+    made = compress_clips(pretrained.load_model("demo"), [clip], 6.0, tmp_path / "yes.ecdc")
+    assert made.coder == "lm" and "6.00 to " in made.column(6.0)["compressed"]
+    how, same = read_elsewhere([made.path, made.path], [made.audio_sha256, "ab" * 32])
+    assert same == [True, False] and "thread" in how
 
 
 def command(*arguments):
