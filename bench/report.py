@@ -76,6 +76,8 @@ def page(read: dict[str, list[Row]]) -> str:
             if suite == "gpu":
                 shown = [tables.speed_table(by_case(read[suite])), tables.energy_table(read[suite])]
             parts += [f"## {title}", *shown, tables.origin(read[suite])]
+    if read["lm"]:
+        parts += ["## Coding by a language model", CODING, tables.coding_table(read["lm"]), tables.origin(read["lm"])]
     reports = sorted(results.RESULTS.glob("gpu_report*.jsonl"))
     parts += [gpu_part(path) for path in reports]
     if not read["gpu"] and not reports:
@@ -181,6 +183,9 @@ LEVELS = (
 DATASET = (
     "From files to codes on disk, process start and loading of the model included; the loop reads, resamples and encodes file by file."
 )
+CODING = """\
+Random weights of the published sizes, the same for both, at 6 kbps; codes are drawn from the model. What was written is read back before
+it is timed. `encodec` 0.1.1 codes one clip at a time. A whole file is audio to bytes, and bytes to audio."""
 PROJECTED = """Not measured: `python bench/aot.py --write` compiles every launch, follows the addresses of all threads of a block
 through its machine code and counts what each pipe and each memory has to do; the longest bounds the launch. What waits, collides or
 overlaps badly is left out. Floors are of perfectly fused stages at the vendor's figures."""
@@ -192,7 +197,7 @@ INSTRUCTIONS = (
     """Counted by callgrind at small sizes, the same in every run; `tests/bench/test_instructions.py` fails on a rise of more than 3 %."""
 )
 
-SUITES = ("cpu", "browser", "kernels", "memory", "precision", "dataset", "gpu")
+SUITES = ("cpu", "browser", "kernels", "memory", "precision", "dataset", "gpu", "lm")
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
     python bench/run.py --suite cpu --set readme             the table of the README: about a quarter of an hour on two cores
     python bench/run.py --quick                              two minutes, four cases
     python bench/run.py --against hf,openvino,ours-cpu --threads 1 2
+    python bench/run.py --suite lm --threads 1               coding by a language model beside encodec 0.1.1: five minutes
     python bench/run.py --suite bars                         the least factors over transformers and OpenVINO: met or missed
     python bench/run.py --base main                          this tree against another revision: faster, slower or noise
 
@@ -26,7 +27,7 @@ from bench_lib import results
 from bench_lib.cases import SETS
 from bench_lib.check import WrongAnswer
 from bench_lib.harness import ContenderFailed
-from suites import bars, base, codec, dataset, kernels, memory
+from suites import bars, base, codec, dataset, kernels, language_model, memory
 
 CPU_CONTENDERS = "hf,folded,compile,encodec,openvino,ours"
 ROUNDS = {"quick": 3, "readme": 3, "full": 7}
@@ -39,6 +40,7 @@ SUITES: dict[str, Callable[[argparse.Namespace, Console], None]] = {
     "memory": memory.run,
     "dataset": dataset.run,
     "bars": bars.run,
+    "lm": language_model.run,
 }
 
 

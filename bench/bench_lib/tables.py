@@ -257,6 +257,26 @@ def dataset_table(rows: list[Row]) -> str:
     return table(["what", "how", "threads", "seconds", "x real time", "frames that differ between both"], lines, left=2)
 
 
+def coding_table(rows: list[Row]) -> str:
+    """Returns coding by a language model, x real time: a line for each case and direction."""
+    groups: dict[tuple[str, int], dict[str, Row]] = {}
+    for row in rows:
+        case = row["case"]
+        what = f"{case['what']}, {case['model']}, {case['clips']} x {case['seconds']:g} s, {case['call']}"
+        groups.setdefault((what, row["environment"]["threads"]), {})[row["contender"]] = row
+    lines = []
+    for (what, threads), found in groups.items():
+        theirs, ours = found.get("encodec"), found["ours-cpu"]
+        factor = f"{theirs['median'] / ours['median']:.0f}" if theirs else ""
+        spreads = ", ".join(f"{row['spread']:.0%}" for row in (theirs, ours) if row)
+        lines.append([what, str(threads), _real_time(theirs), _real_time(ours), factor, spreads])
+    return table(["what", "threads", "encodec 0.1.1", "ours", "ours / encodec", "spreads"], lines)
+
+
+def _real_time(row: Row | None) -> str:
+    return f"{row['x_real_time']:,.1f}" + "\\*" * bool(row["disturbed"]) if row else ""
+
+
 def energy_table(rows: list[Row]) -> str:
     """Returns the joules that the GPU takes per hour of audio, where NVML counts them."""
     metered = [row for row in rows if "joules_per_hour" in row]

@@ -27,10 +27,7 @@ class Original(Contender):
         return "it is not installed: pip install --no-deps encodec einops (it reads files with torchaudio, which is not needed here)"
 
     def load(self, model: str) -> Any:
-        # a stand-in from an earlier call has no spec to be found
-        if "torchaudio" not in sys.modules and importlib.util.find_spec("torchaudio") is None:
-            # encodec.utils imports it at the top, for reading files only
-            sys.modules["torchaudio"] = types.ModuleType("torchaudio")
+        allow_import()
         from encodec import EncodecModel
 
         stock = stock_model(model)
@@ -61,6 +58,13 @@ class Original(Contender):
         if case.call == "decode":
             return result.cpu()
         return stacked([codes for codes, _ in result]).cpu()
+
+
+def allow_import() -> None:
+    """Lets `encodec` be imported without torchaudio, which it has at the top and needs for reading files only."""
+    # a stand-in from an earlier call has no spec to be found
+    if "torchaudio" not in sys.modules and importlib.util.find_spec("torchaudio") is None:
+        sys.modules["torchaudio"] = types.ModuleType("torchaudio")
 
 
 def copy_weights(stock: transformers.EncodecModel, original: Any) -> None:
