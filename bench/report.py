@@ -164,8 +164,7 @@ Set-up is the first call: loading, converting and compiling included."""
 FOOTNOTE = "\\* the canary marked this measurement as disturbed. An empty cell was not measured."
 RUNTIMES = """\
 The graphs of `encodec-fast export`, end to end: audio to codes, codes to audio. onnxruntime and OpenVINO are those of the table above. The
-browser is measured by `python bench/tools/browser.py`, in turns of its own; its answers are held by `tests/examples/test_browser.py`.
-Its rows are of earlier graphs, with the operator `Elu` in place of an exact one, and so a little too high."""
+browser is measured by `python bench/tools/browser.py`, in turns of its own; its answers are held by `tests/examples/test_browser.py`."""
 STAGES = """\
 Each stage by itself, its floor the longer of its arithmetic and of reading its input and weights and writing its output once. The cpu
 backend runs several stages on one piece of time before it goes on, so whole calls move less than these stages do; a stage
