@@ -36,7 +36,8 @@ def joined(chunks: Tensor, stride: int, most: int, last: Any) -> Tensor:
     Sums as transformers' `_linear_overlap_add` does, the earliest chunk first.
     """
     count, length = chunks.shape[0], chunks.shape[3]
-    total = stride * (count - 1) + last
+    # never negative, but a symbol of the clip's length does not show it
+    total = torch.sym_max(stride * (count - 1) + last, 0)
     # halves hold zeros at the ends of a long triangle
     dtype = torch.promote_types(chunks.dtype, torch.float32)
     time = torch.arange(1, length + 1, device=chunks.device, dtype=dtype) / (length + 1)
