@@ -193,6 +193,13 @@ def test_a_file_of_another_model_fails_by_itself(capsys, tmp_path, model, model_
     assert code == cli.CLIPS_FAILED and "wrote 1 WAV file" in out and "b.ecdc: it was made by a local model with weights" in err
 
 
+def test_a_file_of_another_model_sends_nothing_through_a_pipe(capfdbinary, monkeypatch, tmp_path, model_folder, song):
+    piped(monkeypatch, compress(song, small_model(num_filters=6), BANDWIDTH))
+    assert cli.main(["decompress", "-", "-o", "-", "--model", str(model_folder)]) == cli.CLIPS_FAILED
+    out, err = capfdbinary.readouterr()
+    assert out == b"" and b"it was made by a local model with weights" in err
+
+
 def test_chunks_and_their_volumes_come_back(capsys, tmp_path):
     model = small_model(**CHUNKED)
     model.save_pretrained(tmp_path / "model")
