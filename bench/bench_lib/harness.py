@@ -26,7 +26,7 @@ from torch import Tensor
 
 from bench_lib.cases import Case, stock_bytes, weights_file
 from bench_lib.check import WrongAnswer, check
-from bench_lib.machine import busy_seconds, disturbance, room
+from bench_lib.machine import busy_seconds, disturbance, others_share, room
 from bench_lib.results import Row
 from bench_lib.roofline import Work, whole_work
 
@@ -111,7 +111,7 @@ class Measured:
     @property
     def others_share(self) -> float:
         """Returns the share of all cores that other processes used during the runs, at least 0."""
-        return max(0.0, self.busy - self.cpu_seconds) / max(self.elapsed * (os.cpu_count() or 1), 1e-9)
+        return others_share(self.busy, self.cpu_seconds, self.elapsed)
 
 
 class Harness:

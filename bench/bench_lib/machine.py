@@ -35,6 +35,14 @@ def disturbance(others_share: float, flop_rates: list[float]) -> str | None:
     return None
 
 
+def others_share(busy: float, own: float, elapsed: float) -> float:
+    """Returns the share of all cores that other processes used, at least 0.
+
+    busy: seconds that all cores worked, by `busy_seconds`.  own: CPU seconds of what was measured.  elapsed: seconds that it took.
+    """
+    return max(0.0, busy - own) / max(elapsed * (os.cpu_count() or 1), 1e-9)
+
+
 def busy_seconds() -> float:
     """Returns the seconds that all cores of this machine have worked since it started, those stolen by its host included; 0 off Linux."""
     stat = Path("/proc/stat")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from bench_lib import results
 from bench_lib.cases import STAGE_SETS, Case, audio_of, codes_of, levels_of, stock_model, stock_modules
 from bench_lib.check import WrongAnswer, check_codes, check_values
 from bench_lib.harness import SETTLE_S, SHORTEST_RUN_S, timing
-from bench_lib.machine import busy_seconds, environment
+from bench_lib.machine import busy_seconds, environment, others_share
 from bench_lib.results import Row
 from bench_lib.roofline import MachineRates, Work, chunk_lengths, stage_work
 from bench_lib.worker import CLOCKS
@@ -110,8 +109,7 @@ def measure(case: Case, backends: list[str], rounds: int, threads: int, clock: s
                     time.sleep(SETTLE_S)
                     seconds[name].append(_seconds(stage.calls[name], times[name], CLOCKS[clock]))
                 measured.append(rates.measure())
-            core_seconds = (time.monotonic() - start) * (os.cpu_count() or 1)
-            others = max(0.0, busy_seconds() - busy - (time.process_time() - cpu)) / core_seconds
+            others = others_share(busy_seconds() - busy, time.process_time() - cpu, time.monotonic() - start)
             for name, runs in seconds.items():
                 timed = timing(runs, stage.work, measured, others, clock)
                 arithmetic = stage.work.flops / timed["flops"] > stage.work.bytes / timed["copy"]

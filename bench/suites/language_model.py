@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import io
-import os
 import statistics
 import time
 import types
@@ -26,7 +25,7 @@ from rich.console import Console
 from bench_lib import cases, results
 from bench_lib.check import WrongAnswer
 from bench_lib.contenders.original import Original, allow_import
-from bench_lib.machine import busy_seconds, disturbance, environment
+from bench_lib.machine import busy_seconds, disturbance, environment, others_share
 from bench_lib.results import Row
 from encodec_fast import compress, decompress
 from encodec_fast.compression.coders import Coder, RawCoder
@@ -248,9 +247,8 @@ def measure(case: Case, calls: Calls, rounds: int) -> list[Row]:
         for turn in turns if index % 2 == 0 else turns[::-1]:
             busy, cpu, start = busy_seconds(), time.process_time(), time.perf_counter()
             times.setdefault(turn, []).append(timed(calls[turn[0]][turn[1]]))
-            wall = time.perf_counter() - start
-            share = (busy_seconds() - busy - (time.process_time() - cpu)) / (wall * (os.cpu_count() or 1))
-            others.setdefault(turn, []).append(max(0.0, share))
+            share = others_share(busy_seconds() - busy, time.process_time() - cpu, time.perf_counter() - start)
+            others.setdefault(turn, []).append(share)
     rows = []
     for (name, way), seconds in times.items():
         median = statistics.median(seconds)

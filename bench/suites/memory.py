@@ -7,7 +7,6 @@ is compared with that of transformers on as much of the beginning as transformer
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from bench_lib.cases import MEMORY_LENGTHS, Case, stock_bytes, weights_file
 from bench_lib.check import WrongAnswer, check
 from bench_lib.contenders import chosen
 from bench_lib.harness import HUNGRY, REFERENCE, ContenderFailed, Process
-from bench_lib.machine import disturbance, environment, room
+from bench_lib.machine import disturbance, environment, others_share, room
 from bench_lib.results import Row
 
 BANDWIDTH = 6
@@ -90,7 +89,7 @@ def measure_length(case: Case, name: str, expected: torch.Tensor, checked: float
         process.close()
     checked = min(case.seconds, checked)
     found = check(replace(case, seconds=checked), *beginnings(case, torch.load(path), expected))
-    others = max(0.0, reply["busy_seconds"] - reply["cpu_seconds"]) / (reply["wall_seconds"] * (os.cpu_count() or 1))
+    others = others_share(reply["busy_seconds"], reply["cpu_seconds"], reply["wall_seconds"])
     return {
         "seconds": [reply["seconds"]],
         "median": reply["seconds"],

@@ -37,7 +37,11 @@ if TYPE_CHECKING:
     from encodec_fast.audio import AudioFile
     from encodec_fast.codec.files import Settings
     from encodec_fast.compression.choice import AtHand
+    from encodec_fast.compression.coders import Coder
+    from encodec_fast.compression.header import Header
     from encodec_fast.model import EncodecModel
+
+    Headers = Sequence[tuple[Header, Coder]]
 
 SUFFIX = ".ecdc"
 # Of segments, in seconds: a file's, and those of a pipe, which are its latency
@@ -199,15 +203,17 @@ def _run(jobs: Sequence[Job], model: EncodecModel, settings: Settings, pipe: IO[
 
     totals, failures, before = Totals(), list[ClipFailure](), 0
     single = len(jobs) == 1
+    # the rate is each recording's own
+    headers = [] if version_0 else settings.headers(model, original_rate=1)
     with ExitStack() as stack:
         bar = None if single else stack.enter_context(ProgressBar(len(jobs), "files"))
         for index, job in enumerate(jobs):
             if job.target.exists() and not overwrite:
-                _check_made_alike(job.target, model, settings, version_0)
+                _check_made_alike(job.target, headers)
                 before += 1
             else:
                 try:
-                    _compress_one(job, model, settings, pipe, version_0, totals)
+                    _compress_one(job, model, settings, headers, pipe, totals)
                 except AudioError as error:
                     failures.append(ClipFailure(job.id, job.source, error.reason))
                 except CompressedFileError as error:
@@ -228,8 +234,8 @@ def _run(jobs: Sequence[Job], model: EncodecModel, settings: Settings, pipe: IO[
     return OK
 
 
-def _compress_one(job: Job, model: EncodecModel, settings: Settings, pipe: IO[bytes] | None, version_0: bool, totals: Totals) -> None:
-    """Compresses one recording into its file, whole or not at all, or into the pipe as it comes."""
+def _compress_one(job: Job, model: EncodecModel, settings: Settings, headers: Headers, pipe: IO[bytes] | None, totals: Totals) -> None:
+    """Compresses one recording into its file, whole or not at all, or into the pipe as it comes.  headers: none for version 0."""
     from encodec_fast.codec.files import compress_stream, compress_version0, version0_coder
     from encodec_fast.formats.atomic import open_atomically
 
@@ -237,14 +243,14 @@ def _compress_one(job: Job, model: EncodecModel, settings: Settings, pipe: IO[by
         if pipe is None:
             job.target.parent.mkdir(parents=True, exist_ok=True)
         with open_atomically(job.target) if pipe is None else nullcontext(pipe) as file:
-            if version_0:
+            if headers:
+                writer = compress_stream(blocks, file, model, settings, original_rate, headers)
+                size, samples = writer.size, writer.num_samples
+            else:
                 lm = version0_coder(settings.coder, settings.at_hand)
                 data = compress_version0(blocks, model, settings.bandwidth, lm)
                 size = file.write(data)
                 samples = _warn_of_version0(data)
-            else:
-                writer = compress_stream(blocks, file, model, settings, original_rate)
-                size, samples = writer.size, writer.num_samples
     totals.seconds += samples / model.config.sampling_rate
     totals.bytes += size
     totals.files += 1
@@ -282,16 +288,15 @@ def _opened(job: Job, model: EncodecModel) -> Iterator[tuple[Iterator[np.ndarray
         yield audio_blocks(file, rate, channels, BLOCK_SECONDS), file.info.sampling_rate
 
 
-def _check_made_alike(path: Path, model: EncodecModel, settings: Settings, version_0: bool) -> None:
-    """Raises WrongArgument for a file that an earlier run with these arguments did not write."""
+def _check_made_alike(path: Path, headers: Headers) -> None:
+    """Raises WrongArgument for a file that an earlier run with these arguments did not write.  headers: none for version 0."""
     from encodec_fast.compression.header import read_header
     from encodec_fast.compression.segments import CompressedFileError
 
-    wanted = [header for header, _ in settings.headers(model, 1)]
     try:
         with path.open("rb") as file:
             found = read_header(file)
     except (OSError, CompressedFileError):
         found = None
-    if version_0 or found is None or replace(found, num_samples=None, original_rate=1) not in wanted:
+    if found is None or replace(found, num_samples=None, original_rate=1) not in [header for header, _ in headers]:
         raise WrongArgument(f"{path} exists already, and was not made like this; choose another --out or add --overwrite.")

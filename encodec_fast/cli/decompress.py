@@ -210,8 +210,6 @@ class _Run:
         with ExitStack() as stack:
             opened = self._piped or OpenedFile(stack.enter_context(Path(job.source).open("rb")), self._at_hand)
             rate = opened.sampling_rate
-            # before a pipe gets a header
-            opened.check_model(self._model)
             blocks = opened.decoded(self._model, lost, 1 if self._piped else SEGMENTS_AT_ONCE, self._part)
             count = self._to_pipe(opened, blocks) if self._pipe is not None else self._to_file(job, blocks, opened)
         self._seconds += count / rate

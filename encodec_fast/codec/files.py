@@ -187,14 +187,21 @@ class Settings:
 
 
 def compress_stream(
-    blocks: Iterable[np.ndarray], out: IO[bytes], model: EncodecModel, settings: Settings, original_rate: int
+    blocks: Iterable[np.ndarray],
+    out: IO[bytes],
+    model: EncodecModel,
+    settings: Settings,
+    original_rate: int,
+    headers: Sequence[tuple[Header, Coder]] | None = None,
 ) -> ContainerWriter:
     """Writes the compressed file of audio that comes in blocks; returns the writer, which knows sizes and the header.
 
     blocks: float32 [C, T_i], at the model's rate and channels.
     out: the stream; each segment is written when its audio has come, with `settings.segments_at_once`.
+    headers: of `settings.headers`, made once for many files: that reads all of the model's weights.
     """
-    headers = settings.headers(model, original_rate)
+    headers = settings.headers(model, original_rate) if headers is None else headers
+    headers = [(replace(header, original_rate=original_rate), coder) for header, coder in headers]
     segments = encoded_segments(model, blocks, settings.bandwidth, headers[0][0].segment_samples)
     batch = list(itertools.islice(segments, settings.segments_at_once))
     writer = ContainerWriter(out, *_shortest(headers, batch))

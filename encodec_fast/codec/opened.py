@@ -139,16 +139,18 @@ class OpenedFile:
         self.num_samples = self._stored.num_samples
 
     def decoded(self, model: EncodecModel, lost: list[Lost], at_once: int = SEGMENTS_AT_ONCE, part: Part = WHOLE) -> Iterator[np.ndarray]:
-        """Yields the audio, float32 [C, T_i], end to end.
+        """Returns what yields the audio, float32 [C, T_i], end to end. The model is checked at once, before anything is written.
 
         lost: gets what damage cost; it is silence in the audio.
         part: only this; of a file that can seek, only what it needs is read.
-        Raises as `check_model` does. Raises CompressedFileError where the clip ends before the part does.
+        Raises as `check_model` does. What it returns raises CompressedFileError where the clip ends before the part does.
         """
         self.check_model(model)
         if part == WHOLE:
-            yield from decoded_blocks(model, _noted(self.segments(at_once), lost))
-            return
+            return decoded_blocks(model, _noted(self.segments(at_once), lost))
+        return self._decoded_part(model, lost, at_once, part)
+
+    def _decoded_part(self, model: EncodecModel, lost: list[Lost], at_once: int, part: Part) -> Iterator[np.ndarray]:
         first, stop = self._bounds(part)
         config = model.config
         if not streams(model):
