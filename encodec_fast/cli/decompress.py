@@ -173,8 +173,12 @@ class _Run:
         pipe: IO[bytes] | None,
         piped: OpenedFile | None,
     ):
+        from encodec_fast.plan.weights import weights_sha256
+
         self._model, self._at_hand, self._subtype, self._part, self._pipe, self._piped = model, at_hand, subtype, part, pipe, piped
         self._seconds, self._damaged = 0.0, 0
+        # reading all of the weights takes as long as decoding some seconds
+        self._weights = weights_sha256(model)
 
     def all(self, jobs: Sequence[Job], before: int) -> int:
         """Decompresses each into its file; returns the exit code.  before: files that an earlier run did."""
@@ -210,7 +214,7 @@ class _Run:
         with ExitStack() as stack:
             opened = self._piped or OpenedFile(stack.enter_context(Path(job.source).open("rb")), self._at_hand)
             rate = opened.sampling_rate
-            blocks = opened.decoded(self._model, lost, 1 if self._piped else SEGMENTS_AT_ONCE, self._part)
+            blocks = opened.decoded(self._model, lost, 1 if self._piped else SEGMENTS_AT_ONCE, self._part, self._weights)
             count = self._to_pipe(opened, blocks) if self._pipe is not None else self._to_file(job, blocks, opened)
         self._seconds += count / rate
         for each in lost:

@@ -98,8 +98,11 @@ class OpenedFile:
             self.coder, self.model_name = header.coder, header.model
             self._coder = coder_of(header, at_hand.tables, at_hand.lm_coder if header.coder == "lm" else None)
 
-    def check_model(self, model: EncodecModel) -> None:
-        """Raises CompressedFileError for another model than made the file. Version 0 tells models apart by their rates only."""
+    def check_model(self, model: EncodecModel, weights: str | None = None) -> None:
+        """Raises CompressedFileError for another model than made the file. Version 0 tells models apart by their rates only.
+
+        weights: its `weights_sha256`, for who opens many files; None: it is computed.
+        """
         if isinstance(self._stored, Version0File):
             try:
                 name = version0_name(model)
@@ -108,7 +111,7 @@ class OpenedFile:
             if name != self._stored.header.model:
                 raise CompressedFileError(f"it was made by {self._stored.header.model}, this model is like {name}; give that model.")
             return
-        header, found = self._stored.header, weights_sha256(model)
+        header, found = self._stored.header, weights_sha256(model) if weights is None else weights
         if found != header.weights_sha256:
             named = header.model or "a local model"
             raise CompressedFileError(
@@ -138,14 +141,22 @@ class OpenedFile:
         yield from decode_segments(self._stored.header, self._coder, waiting)
         self.num_samples = self._stored.num_samples
 
-    def decoded(self, model: EncodecModel, lost: list[Lost], at_once: int = SEGMENTS_AT_ONCE, part: Part = WHOLE) -> Iterator[np.ndarray]:
+    def decoded(
+        self,
+        model: EncodecModel,
+        lost: list[Lost],
+        at_once: int = SEGMENTS_AT_ONCE,
+        part: Part = WHOLE,
+        weights: str | None = None,
+    ) -> Iterator[np.ndarray]:
         """Returns what yields the audio, float32 [C, T_i], end to end. The model is checked at once, before anything is written.
 
         lost: gets what damage cost; it is silence in the audio.
         part: only this; of a file that can seek, only what it needs is read.
-        Raises as `check_model` does. What it returns raises CompressedFileError where the clip ends before the part does.
+        weights: as of `check_model`.
+        Raises as that does. What it returns raises CompressedFileError where the clip ends before the part does.
         """
-        self.check_model(model)
+        self.check_model(model, weights)
         if part == WHOLE:
             return decoded_blocks(model, _noted(self.segments(at_once), lost))
         return self._decoded_part(model, lost, at_once, part)
