@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
-import subprocess
-import sys
+import pickle
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,16 +25,6 @@ if TYPE_CHECKING:
     from encodec_fast.dataset.run import Summary
     from encodec_fast.model import EncodecModel
     from encodec_fast.verify import VerifyReport
-
-
-# Decompresses files; prints the SHA-256 of the audio of each
-READER = """
-import hashlib, sys, torch
-from encodec_fast import decompress
-torch.set_num_threads(int(sys.argv[1]))
-for path in sys.argv[2:]:
-    print(hashlib.sha256(decompress(path)[0].tobytes()).hexdigest())
-"""
 
 
 @command("[bold]Example[/bold]\n\nencodec-fast demo --out encodec-demo\n\nNeeds no download.")
@@ -146,13 +134,15 @@ def read_elsewhere(paths: Sequence[Path], expected: Sequence[str]) -> tuple[str,
     """Decompresses files of the built-in models in a process of its own; returns how that runs, and which have the audio that is expected.
 
     It has other threads than this one and another tier of instructions, as far as the machine has them.  expected: SHA-256.
+    Raises RuntimeError where that process fails.
     """
     import torch
 
+    from encodec_fast import processes
     from encodec_fast.kernels.cpu import library
 
     threads = 2 if torch.get_num_threads() == 1 else 1
-    how, environment = counted(threads, "thread"), dict(os.environ)
+    how, environment = counted(threads, "thread"), dict[str, str]()
     try:
         tiers = library.tiers(library.load())
     except library.LibraryMissing:
@@ -161,10 +151,11 @@ def read_elsewhere(paths: Sequence[Path], expected: Sequence[str]) -> tuple[str,
     if others := [tier for tier in tiers if tier != own]:
         environment[library.ISA_VARIABLE] = others[0]
         how += f", {others[0]}"
-    arguments = [sys.executable, "-c", READER, str(threads), *map(str, paths)]
-    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)
-    found = done.stdout.split() if not done.returncode else []
-    return how, [index < len(found) and found[index] == wanted for index, wanted in enumerate(expected)]
+    with processes.start("encodec_fast.codec.worker", environment) as child:
+        answer, _ = child.communicate(pickle.dumps((threads, paths)))
+    if child.returncode:
+        raise RuntimeError(f"the process that reads the compressed files back ended with {processes.how_it_ended(child.returncode)}")
+    return how, [found == wanted for found, wanted in zip(pickle.loads(answer), expected, strict=True)]
 
 
 def side_by_side(model: EncodecModel, sources: Sequence[str], bandwidth: float) -> dict[str, tuple[float, float]]:

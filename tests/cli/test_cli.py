@@ -228,8 +228,11 @@ def test_demo_tokenizes_decodes_verifies_and_prints_one_table(capsys, tmp_path, 
     assert code == cli.WRONG_ARGUMENT and "is not replaced" in err and song.read_bytes() == b"somebody's"
 
 
-def test_another_process_with_other_threads_and_instructions_reads_the_demos_file(tmp_path):
+def test_another_process_with_other_threads_and_instructions_reads_the_demos_file(tmp_path, monkeypatch):
     engine()
+    # as in a checkout, whose packages are not those that are installed
+    (tmp_path / "encodec_fast.py").write_text("raise ImportError('of the current folder')")
+    monkeypatch.chdir(tmp_path)
     from encodec_fast.cli.demo import compress_clips, read_elsewhere
 
     (clip,) = [str(path) for path in bundled_clips() if path.name == "speech_yes.flac"]
@@ -237,6 +240,8 @@ def test_another_process_with_other_threads_and_instructions_reads_the_demos_fil
     assert made.coder == "lm" and "6.00 to " in made.column(6.0)["compressed"]
     how, same = read_elsewhere([made.path, made.path], [made.audio_sha256, "ab" * 32])
     assert same == [True, False] and "thread" in how
+    with pytest.raises(RuntimeError, match="ended with exit code 1"):
+        read_elsewhere([tmp_path / "none.ecdc"], ["ab" * 32])
 
 
 def command(*arguments):
