@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from support.venvs import ROOT, build_distributions, copy_source, create_venv, pip_install, run
+from support.venvs import ROOT, copy_package, create_venv, pip_install, run
 
 # The last versions that transformers 4.37.2 accepts, numpy < 2 among them.
 _OLDEST = ("transformers==4.37.2", "huggingface-hub==0.36.2", "numpy==1.26.4", "tokenizers==0.15.2")
@@ -46,10 +46,7 @@ def oldest(pytestconfig) -> Path:
 @pytest.fixture(scope="module")
 def package(tmp_path_factory) -> Path:
     """A folder that holds the package as its wheel installs it, and nothing else."""
-    folder = tmp_path_factory.mktemp("compat")
-    _, wheel = build_distributions(copy_source(folder / "source"), folder / "dist")
-    pip_install(Path(sys.executable), "--no-index", "--no-deps", "--target", folder / "package", wheel)
-    return folder / "package"
+    return copy_package(tmp_path_factory.mktemp("compat"))
 
 
 @pytest.mark.venv

@@ -1,4 +1,7 @@
-"""Every launch of both real models, compiled for six architectures: what it takes must be what the hardware has."""
+"""The kernels of both real models with every tile, for six architectures: what they take must be what the hardware has.
+
+Of a kernel and a tile that launch is compiled which has the widest window. test_cost.py compiles every launch for one architecture.
+"""
 
 import multiprocessing
 import os
@@ -29,8 +32,6 @@ ARCHS = {
     "sm_89": ("split", "tf32"),
     "sm_120": ("split", "tf32"),
 }
-# Of a kernel and a tile every layer is compiled there; elsewhere, and in half precision, that with the widest window.
-EVERY_LAYER = ("sm_90",)
 # Where special calls are compiled too.
 SPECIAL_CALLS = ("sm_80", "sm_90")
 COMPILE_SECONDS = 30
@@ -107,8 +108,7 @@ def collect():
             search = searches[min(index, len(searches) - 1)]
             for what, call in variants(precision) if arch in SPECIAL_CALLS else PLAIN:
                 launches = model_launches(arch=arch, precision=precision, search=search, **call)
-                launches = launches if arch in EVERY_LAYER and "dtype" not in call else one_of_each(launches)
-                found += [(precision, f"{stage} {what}".strip(), launch) for stage, launch, _ in launches]
+                found += [(precision, f"{stage} {what}".strip(), launch) for stage, launch, _ in one_of_each(launches)]
         found += [(precision, "narrow layer", launch) for precision in precisions for launch in narrow_layers(arch, precision)]
         found += [(precision, "step by step", launch) for precision in precisions for launch in step_by_step(arch, precision)]
         for precision, stage, launch in found:

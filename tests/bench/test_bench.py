@@ -18,8 +18,6 @@ from support.venvs import ROOT
 
 BENCH = ROOT / "bench"
 
-pytestmark = pytest.mark.alone
-
 
 @pytest.fixture(scope="module", autouse=True)
 def bench_on_path():

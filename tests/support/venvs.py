@@ -59,10 +59,16 @@ def create_clean_venv(folder: Path, extra: str = "") -> Path:
         for name in {file.parts[0] for file in distribution.files or ()} - {"..", "__pycache__"}:
             if not (own / name).exists():
                 (own / name).symlink_to(distribution.locate_file(name))
-    without = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(ROOT / "encodec_fast", own / "encodec_fast", ignore=without)
-    shutil.copytree(ROOT / "kernels", own / "encodec_fast" / "kernels", ignore=without)
+    copy_package(own)
     return python
+
+
+def copy_package(folder: Path) -> Path:
+    """`folder`, which then holds this tree as its wheel does, with the engine that is built here."""
+    without = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "encodec_fast", folder / "encodec_fast", ignore=without)
+    shutil.copytree(ROOT / "kernels", folder / "encodec_fast" / "kernels", ignore=without)
+    return folder
 
 
 def _needed(name: str, found: dict[str, metadata.Distribution], extra: str = "") -> dict[str, metadata.Distribution]:
