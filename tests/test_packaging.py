@@ -65,8 +65,9 @@ class Install(NamedTuple):
 def install(request, source, distributions, tmp_path_factory) -> Install:
     folder = tmp_path_factory.mktemp(request.param)
     python = create_venv(folder)
-    what = {"wheel": [distributions[1]], "editable": ["-e", source]}[request.param]
-    pip_install(python, "--no-index", "--no-deps", "--no-build-isolation", "--ignore-installed", *what)
+    # the editable one without an engine, for the wheel has one, and CI's own installation is an editable one with it
+    what, environment = {"wheel": ([distributions[1]], {}), "editable": (["-e", source], {"CXX": "false"})}[request.param]
+    pip_install(python, "--no-index", "--no-deps", "--no-build-isolation", "--ignore-installed", *what, **environment)
     report = json.loads(run([python, "-Ic", _USE], folder))
     return Install(python, source if request.param == "editable" else folder, report)
 

@@ -81,10 +81,11 @@ def _needed(name: str, found: dict[str, metadata.Distribution], extra: str = "")
     return found
 
 
-def pip_install(python: Path, *arguments: str | Path) -> None:
+def pip_install(python: Path, *arguments: str | Path, **environment: str) -> None:
     """Installs into the environment of `python` with the pip of this one, even what this one already has."""
-    pip = [sys.executable, "-m", "pip", "--python", python, "--disable-pip-version-check", "install", "--quiet"]
-    run([*pip, *arguments], python.parents[1])
+    # of thousands of modules a few are imported; `run` lets imports keep what they compile
+    pip = [sys.executable, "-m", "pip", "--python", python, "--disable-pip-version-check", "install", "--quiet", "--no-compile"]
+    run([*pip, *arguments], python.parents[1], environment)
 
 
 def copy_source(folder: Path) -> Path:
