@@ -110,7 +110,8 @@ def test_streams_of_a_batch_begin_when_they_like(tmp_path):
     assert (later != torch.stack(expected)).any(1).sum() <= 1 and len(later.unique()) > 5
 
 
-@settings(max_examples=10)
+# each example writes and opens graphs for a second or more
+@settings(max_examples=settings.default.max_examples // 12)
 @given(configs(streamable=True), st.integers(1, 9), st.integers(0, 40), st.integers(0, 99))
 def test_any_config_that_streams_has_the_codes_and_the_audio_of_our_streams(tmp_path_factory, config, piece, more, seed):
     # the other ratios are refused
