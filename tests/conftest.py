@@ -28,15 +28,17 @@ if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_I
 
 # Files of minutes, the longest first: begun last, they would keep one process waiting for the other.
 SLOW = (
+    "test_cpu_native.py",
     "test_ahead_of_time_lane.py",
     "test_interpreter_lane.py",
     "test_gpu_report_phases.py",
-    "test_cpu_native.py",
-    "test_packaging.py",
-    "test_compat.py",
     "test_cli.py",
-    "test_threads_and_forks.py",
+    "test_compat.py",
+    "test_packaging.py",
+    "test_torch_export.py",
     "test_types.py",
+    "test_bench.py",
+    "test_threads_and_forks.py",
     "test_documentation.py",
     "test_devices.py",
     "test_resume.py",
