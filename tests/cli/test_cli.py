@@ -279,6 +279,7 @@ def test_ctrl_c_and_sigterm_and_hangup_end_the_run_with_130_and_keep_whole_shard
     deadline = time.monotonic() + 120
     while not list(codes.glob("part-*.parquet")) and time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.01)
     process.send_signal(how)
     _, err = process.communicate(timeout=60)
     assert process.returncode == cli.INTERRUPTED, err

@@ -158,6 +158,7 @@ def test_sigterm_ends_a_run_that_a_script_started_in_the_background(tmp_path, mo
     deadline = time.monotonic() + 120
     while not list(codes.glob("part-*.parquet")) and time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == cli.INTERRUPTED, err
