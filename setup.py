@@ -64,6 +64,7 @@ setup(
             "py.typed",
             "assets/*.flac",
             "assets/*.safetensors",
+            "assets/*.ecdt",
             "pages/*.html",
             "dataset/report.html",
             "quality/page.html",

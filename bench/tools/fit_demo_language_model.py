@@ -44,7 +44,7 @@ def main() -> None:
     arguments = parser.parse_args()
     clips, codes, run = (arguments.work / name for name in ("clips", "codes", "run"))
     if not clips.is_dir():
-        write_clips(arguments.data, clips)
+        write_clips(arguments.data, clips, TAKEN)
     subprocess.run(["encodec-fast", "tokenize", clips, "--out", codes, *TOKENIZE.split()], check=True)
     subprocess.run(
         ["encodec-fast", "train-lm", codes, "--out", run, *TRAIN.split()], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
@@ -52,18 +52,18 @@ def main() -> None:
     write_asset(run, arguments.asset)
 
 
-def write_clips(data: Path, folder: Path) -> None:
-    """Writes the clips as FLAC, the same ones each time."""
+def write_clips(data: Path, folder: Path, step: int) -> None:
+    """Writes the clips as FLAC, the same ones each time.  step: between the numbers of those that are written."""
     unfinished = folder.with_name(folder.name + "-unfinished")
     unfinished.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(0)
     for index, clip in enumerate(joined(recordings(data))):
         speed, decibels = random.uniform(*SPEEDS), random.uniform(*DECIBELS)
-        if index % TAKEN == 0:
+        if index % step == 0:
             clip = soxr.resample(clip, RATE, RATE * speed) * 10 ** (decibels / 20)
             soundfile.write(unfinished / f"{index:04}.flac", np.clip(clip, -1, 1), RATE)
     unfinished.rename(folder)
-    log(f"{index // TAKEN + 1} clips")
+    log(f"{index // step + 1} clips")
 
 
 def joined(recordings: Iterator[np.ndarray]) -> Iterator[np.ndarray]:

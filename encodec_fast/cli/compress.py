@@ -110,8 +110,9 @@ def compress(
             raise ValueError(f"--segment is {seconds:g}; seconds above 0 are needed.")
         jobs = _jobs(sources, out, overwrite)
         at_hand = read_coders(tables, lm)
-        # the codes of demo have one in this package, which version 0 does not take
-        needs = {"static": ("--tables", tables), "lm": ("--lm", lm or (model == "demo" and not version_0))}
+        # the codes of demo have both in this package, which version 0 does not take
+        bundled = model == "demo" and not version_0
+        needs = {"static": ("--tables", tables or bundled), "lm": ("--lm", lm or bundled)}
         if coder in needs and not needs[coder][1]:
             raise ValueError(f"--coder is {coder}, which needs {needs[coder][0]}.")
         if version_0:

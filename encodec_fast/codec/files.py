@@ -17,7 +17,7 @@ from torch import Tensor
 from encodec_fast.audio import audio_blocks, open_audio, resample
 from encodec_fast.codec.encoding import encoded_segments, segment_samples
 from encodec_fast.codec.opened import SEGMENTS_AT_ONCE, OpenedFile, Part, lost_text, version0_name
-from encodec_fast.compression.choice import NOTHING, AtHand, bundled_coder, choose_coder
+from encodec_fast.compression.choice import NOTHING, AtHand, bundled_coder, bundled_tables, choose_coder
 from encodec_fast.compression.coders import Coder
 from encodec_fast.compression.container import ContainerWriter, Lost
 from encodec_fast.compression.header import MOST_RATE, Header
@@ -59,7 +59,7 @@ def compress(
     sampling_rate: of samples, in Hz; None: the model's. Of a file it is in the file.
     coder: raw, static, adaptive, lm; "auto" is the best that is at hand, judged by the first segments.
     segment: seconds that are coded by themselves: what a damaged byte costs, and what a seek goes by.
-    tables: of `fit_tables`.
+    tables: of `fit_tables`; None: for `demo` the bundled ones.
     lm: a language model of `load_lm`, or a coder by one; None: for `demo` at up to 6 kbps the bundled one.
     version: 1, or 0 for a file that `encodec` 0.1.1 reads, with no checks, and raw bits unless coder is "lm".
     With "lm", a file of version 0 can be read on this machine, with this thread count and torch; with anything else it may not.
@@ -162,6 +162,7 @@ class Settings:
         # a language model and tables that are given are meant to be used
         bundled = given is None and (self.coder == "lm" or (self.coder == "auto" and tables is None))
         lm = bundled_coder(weights, levels) if bundled else given
+        tables = bundled_tables(weights) if tables is None else tables
         names = ["lm", "adaptive"] if self.coder == "auto" and bundled and lm is not None else [self.coder]
         coders = [choose_coder(name, config.codebook_size, tables, lm) for name in names]
         header = Header(

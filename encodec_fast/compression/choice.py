@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache, cached_property
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from encodec_fast.compression.adaptive import AdaptiveCoder
@@ -12,13 +13,15 @@ from encodec_fast.compression.coders import NO_FINGERPRINT, Coder, RawCoder, Sta
 from encodec_fast.compression.header import Header
 from encodec_fast.compression.segments import CompressedFileError
 from encodec_fast.compression.stock_language_model import StockLanguageModelCoder
-from encodec_fast.compression.tables import Tables
+from encodec_fast.compression.tables import Tables, read_tables
 
 if TYPE_CHECKING:
     from encodec_fast.compression.language_model_coder import LanguageModelCoder
     from encodec_fast.language_model.model import LanguageModel
 
 CODERS = ("auto", "raw", "static", "adaptive", "lm")
+# Fitted to codes of `demo` by bench/tools/fit_demo_tables.py
+BUNDLED_TABLES = Path(__file__).parents[1] / "assets" / "demo_tables.ecdt"
 
 
 @dataclass(frozen=True)
@@ -99,9 +102,24 @@ def coder_of(header: Header, tables: Tables | None = None, lm: Coder | None = No
         return lm
     if needed == NO_FINGERPRINT:
         return choose_coder(header.coder, header.codebook_size)
+    tables = bundled_tables(header.weights_sha256) if tables is None else tables
     if tables is None or tables.fingerprint != needed:
         raise CompressedFileError(_missing("the tables", needed, None if tables is None else tables.fingerprint))
     return choose_coder(header.coder, header.codebook_size, tables)
+
+
+def bundled_tables(weights_sha256: str) -> Tables | None:
+    """Returns the bundled tables, which are of the codes of `demo`; None for other codes.
+
+    weights_sha256: of the model that makes the codes, in hex.
+    """
+    tables = _built_in_tables()
+    return tables if weights_sha256 == tables.weights_sha256 else None
+
+
+@cache
+def _built_in_tables() -> Tables:
+    return read_tables(BUNDLED_TABLES)
 
 
 def bundled_coder(weights_sha256: str, levels: int) -> Coder | None:

@@ -56,7 +56,7 @@ def run(report_module, tmp_path, monkeypatch):
     report = report_module.Report(tmp_path / "report", tmp_path)
     options = argparse.Namespace(arch="sm_90", toy=False, has_gpu=False)
 
-    def run(name, seconds, silence=3.0):
+    def run(name, seconds, silence=5.0):
         report.start()
         report_module.run_phase(report_module.Phase(name, "planted", seconds, silence), report, options, time.monotonic() + 600)
         return report.rows(name)

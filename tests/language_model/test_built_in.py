@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from encodec_fast import compress, decompress
 from encodec_fast.compression import choice
+from encodec_fast.compression.adaptive import AdaptiveCoder
 from encodec_fast.compression.choice import bundled_coder
 from encodec_fast.compression.language_model_coder import LanguageModelCoder, LanguageModelUnavailable
 from encodec_fast.compression.segments import CompressedFileError
@@ -71,7 +72,7 @@ def test_it_knows_the_codes_of_the_built_in_model(model):
 
 def test_its_name_is_in_the_header_and_decompressing_finds_it(model, clip):
     engine()
-    data = compress(clip, model, 6.0)
+    data = compress(clip, model, 6.0, coder="lm")
     assert unpacked(BUILT_IN).fingerprint() in data[:200]
     assert np.array_equal(decompress(data, model)[0], decompress(compress(clip, model, 6.0, coder="raw"), model)[0])
 
@@ -85,10 +86,18 @@ def test_another_language_model_is_not_taken_for_it(model, clip):
         decompress(data, model)
 
 
-def test_it_beats_the_adaptive_coder_on_bundled_speech(model, clip):
+def test_it_beats_an_adaptive_coder_that_begins_with_nothing(model, clip):
     engine()
-    by_default, adaptive = (len(compress(clip, model, 6.0, coder=name)) for name in ("auto", "adaptive"))
-    assert by_default < 0.97 * adaptive
+    codes = model.encode(torch.from_numpy(clip)[None], bandwidth=6.0).audio_codes[0, 0].numpy()
+    ours, nothing = (len(coder.encode([codes])[0]) for coder in (bundled_coder(weights_sha256(model), 8), AdaptiveCoder(1024)))
+    assert ours < 0.97 * nothing
+
+
+@pytest.mark.parametrize("bandwidth", [1.5, 6.0])
+def test_the_shorter_of_it_and_the_adaptive_coder_is_taken(model, clip, bandwidth):
+    engine()
+    auto, *both = (compress(clip, model, bandwidth, coder=name) for name in ("auto", "lm", "adaptive"))
+    assert auto in both and len(auto) == min(map(len, both)) < max(map(len, both))
 
 
 def test_what_it_knows_less_of_goes_to_the_adaptive_coder(model):
