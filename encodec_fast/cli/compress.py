@@ -204,8 +204,7 @@ def _run(jobs: Sequence[Job], model: EncodecModel, settings: Settings, pipe: IO[
 
     totals, failures, before = Totals(), list[ClipFailure](), 0
     single = len(jobs) == 1
-    # the rate is each recording's own
-    headers = [] if version_0 else settings.headers(model, original_rate=1)
+    headers = [] if version_0 else settings.headers(model)
     with ExitStack() as stack:
         bar = None if single else stack.enter_context(ProgressBar(len(jobs), "files"))
         for index, job in enumerate(jobs):
@@ -299,5 +298,7 @@ def _check_made_alike(path: Path, headers: Headers) -> None:
             found = read_header(file)
     except (OSError, CompressedFileError):
         found = None
-    if found is None or replace(found, num_samples=None, original_rate=1) not in [header for header, _ in headers]:
+    # length and rate are each recording's own
+    alike = found is not None and any(replace(found, num_samples=None, original_rate=each.original_rate) == each for each, _ in headers)
+    if not alike:
         raise WrongArgument(f"{path} exists already, and was not made like this; choose another --out or add --overwrite.")

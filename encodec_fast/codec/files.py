@@ -150,11 +150,11 @@ class Settings:
         if not 0 < self.segment < 1e6:
             raise ValueError(f"segment is {self.segment:g}; seconds above 0 are needed.")
 
-    def headers(self, model: EncodecModel, original_rate: int) -> list[tuple[Header, Coder]]:
-        """Returns the headers, of unknown length, that a file may have, each with its coder; the shortest one's is taken.
+    def headers(self, model: EncodecModel) -> list[tuple[Header, Coder]]:
+        """Returns the headers that a file may have, each with its coder; the shortest one's is taken.
 
         There are two where "auto" has the bundled language model, which knows speech: `adaptive` is better at some music and noises.
-        original_rate: Hz, of the source.
+        They are of a source of unknown length at the model's rate.
         """
         config, weights, tables = model.config, weights_sha256(model), self.at_hand.tables
         levels = levels_of(model.quantizer, known_bandwidth(config, self.bandwidth))
@@ -179,7 +179,7 @@ class Settings:
             chunk_stride=config.chunk_stride,
             normalize=bool(config.normalize),
             segment_samples=segment_samples(config, self.segment),
-            original_rate=original_rate,
+            original_rate=config.sampling_rate,
             num_samples=None,
             coder=coders[0].name,
             coder_fingerprint=coders[0].fingerprint,
@@ -201,7 +201,7 @@ def compress_stream(
     out: the stream; each segment is written when its audio has come, with `settings.segments_at_once`.
     headers: of `settings.headers`, made once for many files: that reads all of the model's weights.
     """
-    headers = settings.headers(model, original_rate) if headers is None else headers
+    headers = settings.headers(model) if headers is None else headers
     headers = [(replace(header, original_rate=original_rate), coder) for header, coder in headers]
     segments = encoded_segments(model, blocks, settings.bandwidth, headers[0][0].segment_samples)
     batch = list(itertools.islice(segments, settings.segments_at_once))
