@@ -30,7 +30,7 @@ from encodec_fast.plan.weights import weights_sha256
 
 CLIP_SECONDS, TAKEN = 10, 3
 SPEEDS, DECIBELS = (0.8, 1.25), (-16.0, 4.0)
-TOKENIZE = "--model demo --bandwidth 6 --threads 1 --workers 1"
+TOKENIZE = "--model demo --threads 1 --workers 1"
 TRAIN = (
     "--codec demo --dim 128 --layers 2 --steps 300 --batch-size 8 --learning-rate 2e-3 --held-out 0.06 --validation-steps 100 --device cpu"
 )
@@ -42,14 +42,20 @@ def main() -> None:
     parser.add_argument("work", type=Path, help="folder for clips, codes and the run, 300 MB")
     parser.add_argument("asset", type=Path, help="the .safetensors to write")
     arguments = parser.parse_args()
-    clips, codes, run = (arguments.work / name for name in ("clips", "codes", "run"))
-    if not clips.is_dir():
-        write_clips(arguments.data, clips, TAKEN)
-    subprocess.run(["encodec-fast", "tokenize", clips, "--out", codes, *TOKENIZE.split()], check=True)
+    codes, run = tokenized(arguments.data, arguments.work, step=TAKEN, bandwidth=6), arguments.work / "run"
     subprocess.run(
         ["encodec-fast", "train-lm", codes, "--out", run, *TRAIN.split()], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
     write_asset(run, arguments.asset)
+
+
+def tokenized(data: Path, work: Path, step: int, bandwidth: int) -> Path:
+    """Returns a folder with the codes of the clips, at that many kbps.  step: as of `write_clips`."""
+    clips, codes = work / f"clips-{step}", work / f"codes-{bandwidth}"
+    if not clips.is_dir():
+        write_clips(data, clips, step)
+    subprocess.run(["encodec-fast", "tokenize", clips, "--out", codes, "--bandwidth", str(bandwidth), *TOKENIZE.split()], check=True)
+    return codes
 
 
 def write_clips(data: Path, folder: Path, step: int) -> None:

@@ -124,7 +124,6 @@ class FrameCodec(nn.Module):
         deviation = (frames @ basis.T).square().mean(0).sqrt()
         # of the band that is coded, so that bands the recordings lack are not amplified
         deviation = deviation.clamp(min=float(deviation[100:VALUES].mean()) / 2)
-        self.deviation = deviation
         self.analysis = basis * (SPREAD / deviation)[:, None]
         self.synthesis = basis * (deviation / SPREAD)[:, None]
         generator = torch.Generator().manual_seed(1)

@@ -11,18 +11,15 @@ All recordings become clips of about ten seconds, as for the language model. `en
 from __future__ import annotations
 
 import argparse
-import subprocess
 from pathlib import Path
 
-from fit_demo_language_model import write_clips
+from fit_demo_language_model import tokenized
 from fit_demo_model import log
 
 import encodec_fast
 from encodec_fast.compression.tables import fit_tables
 from encodec_fast.demo import demo_model
 from encodec_fast.plan.weights import weights_sha256
-
-TOKENIZE = "--model demo --bandwidth 24 --threads 1"
 
 
 def main() -> None:
@@ -31,10 +28,7 @@ def main() -> None:
     parser.add_argument("work", type=Path, help="folder for clips and codes, 800 MB")
     parser.add_argument("asset", type=Path, help="the file to write")
     arguments = parser.parse_args()
-    clips, codes = (arguments.work / name for name in ("all-clips", "all-codes"))
-    if not clips.is_dir():
-        write_clips(arguments.data, clips, step=1)
-    subprocess.run(["encodec-fast", "tokenize", clips, "--out", codes, *TOKENIZE.split()], check=True)
+    codes = tokenized(arguments.data, arguments.work, step=1, bandwidth=24)
     rows = sorted(encodec_fast.load_codes(codes), key=lambda row: row.id)
     tables = fit_tables((row.frame_codes() for row in rows), 1024, weights_sha256(demo_model()), order=1)
     arguments.asset.write_bytes(tables.to_bytes())
