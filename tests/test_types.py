@@ -4,14 +4,13 @@ import importlib.util
 import itertools
 import json
 import os
-import shutil
 import subprocess
 import sys
 
 import pytest
 
 import encodec_fast
-from support.venvs import ROOT
+from support.venvs import copy_package
 
 SCRIPT = """
 from pathlib import Path
@@ -52,11 +51,7 @@ encodec_fast.CodesDataset("codes", shufle=True)
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     """The package as a wheel lays it out: checkers don't follow the hook of an editable install."""
-    site = tmp_path_factory.mktemp("site")
-    python = shutil.ignore_patterns("*.so", "*.cpp", "*.inl", "*.h", "__pycache__", "assets")
-    shutil.copytree(ROOT / "encodec_fast", site / "encodec_fast", ignore=python)
-    shutil.copytree(ROOT / "kernels", site / "encodec_fast" / "kernels", ignore=python)
-    return site
+    return copy_package(tmp_path_factory.mktemp("site"), "*.so", "*.cpp", "*.inl", "*.h", "assets")
 
 
 def mypy(path, site):

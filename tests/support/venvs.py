@@ -63,9 +63,9 @@ def create_clean_venv(folder: Path, extra: str = "") -> Path:
     return python
 
 
-def copy_package(folder: Path) -> Path:
-    """`folder`, which then holds this tree as its wheel does, with the engine that is built here."""
-    without = shutil.ignore_patterns("__pycache__")
+def copy_package(folder: Path, *left_out: str) -> Path:
+    """`folder`, which then holds this tree as its wheel does, with the engine that is built here.  left_out: patterns of names."""
+    without = shutil.ignore_patterns("__pycache__", *left_out)
     shutil.copytree(ROOT / "encodec_fast", folder / "encodec_fast", ignore=without)
     shutil.copytree(ROOT / "kernels", folder / "encodec_fast" / "kernels", ignore=without)
     return folder
